@@ -1,0 +1,111 @@
+"""Where a decoder keeps its blocks and their MLP down-projections, found by structure and not by a table of names.
+
+Blocks: the longest list of modules of one class whose length is the number of layers in the configuration.
+Down-projection (the second MLP matrix W, a map from the f-dimensional key space to the d-dimensional residual stream):
+the one linear map of a block outside its attention whose output is the residual stream and whose input is not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from lm_eval_edit.errors import UserError
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether a module is a plain linear map: nn.Linear, or GPT-2's Conv1D."""
+    return isinstance(module, (nn.Linear, Conv1D))
+
+
+def is_transposed(module: nn.Module) -> bool:
+    """Whether a linear module stores its weight as (in, out), as Conv1D does; nn.Linear stores (out, in)."""
+    return isinstance(module, Conv1D)
+
+
+def linear_shape(module: nn.Module) -> tuple[int, int]:
+    """(in features, out features) of a linear module."""
+    rows, cols = module.weight.shape
+    return (rows, cols) if is_transposed(module) else (cols, rows)
+
+
+def _in_attention(path: str) -> bool:
+    return any("attn" in part or "attention" in part for part in path.lower().split("."))
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The named parts of one decoder that editors need.
+
+    Attributes:
+        blocks: Module path of each block, first to last.
+        down_projections: Module path of each block's MLP down-projection.
+        hidden_size: d, the width of the residual stream.
+        key_size: f, the width of the MLP's inner space.
+    """
+
+    blocks: tuple[str, ...]
+    down_projections: tuple[str, ...]
+    hidden_size: int
+    key_size: int
+
+    @property
+    def n_layers(self) -> int:
+        return len(self.blocks)
+
+    def weight(self, layer: int) -> str:
+        """Parameter name of layer `layer`'s down-projection weight."""
+        return self.down_projections[layer] + ".weight"
+
+    @classmethod
+    def discover(cls, model: nn.Module) -> Architecture:
+        """Find the parts of a Hugging Face causal language model.
+
+        Raises:
+            UserError: no list of blocks, or no single down-projection in a block (e.g. a mixture of experts).
+        """
+        config = model.config.get_text_config(decoder=True)
+        depth, hidden = config.num_hidden_layers, config.hidden_size
+        lists = [
+            (path, module)
+            for path, module in model.named_modules()
+            if isinstance(module, nn.ModuleList) and len(module) == depth and len({type(m) for m in module}) == 1
+        ]
+        if not lists:
+            raise UserError(
+                f"{type(model).__name__} has no list of {depth} blocks of one class; "
+                f"editors need a decoder of identical transformer blocks"
+            )
+        path, found = max(lists, key=lambda entry: sum(p.numel() for p in entry[1].parameters()))
+        blocks = tuple(f"{path}.{index}" for index in range(depth))
+        projections = tuple(_down_projection(name, block, hidden) for name, block in zip(blocks, found, strict=True))
+        return cls(blocks, projections, hidden, linear_shape(model.get_submodule(projections[0]))[0])
+
+    def check_layers(self, layers: list[int]) -> list[str]:
+        """Problems with a choice of layers, as sentences."""
+        return layer_problems(layers, self.n_layers)
+
+
+def layer_problems(layers: list[int], n_layers: int) -> list[str]:
+    """Problems with a choice of layers for a model of `n_layers`, as sentences."""
+    return [
+        f"layer {layer} is out of range: the model has layers 0 to {n_layers - 1}; give edit_layers within it"
+        for layer in layers
+        if not 0 <= layer < n_layers
+    ]
+
+
+def _down_projection(block_path: str, block: nn.Module, hidden: int) -> str:
+    linears = [(path, m) for path, m in block.named_modules() if is_linear(m) and not _in_attention(path)]
+    narrowing = [path for path, m in linears if linear_shape(m)[1] == hidden and linear_shape(m)[0] != hidden]
+    if not narrowing:  # an MLP as wide as the residual stream: its last map is the down-projection
+        narrowing = [path for path, m in linears if linear_shape(m) == (hidden, hidden)][-1:]
+    if len(narrowing) != 1:
+        seen = ", ".join(narrowing) or "none"
+        raise UserError(
+            f"block {block_path} has no single MLP down-projection (a linear map to width {hidden}); found: {seen}. "
+            f"Mixture-of-experts and state-space blocks cannot be edited"
+        )
+    return f"{block_path}.{narrowing[0]}"

@@ -1,0 +1,238 @@
+"""What an edit changes, as a value: the update ΔW of one parameter, kept in the smallest exact form.
+
+An editor returns `{parameter name: Delta}` and never touches the model. Every delta is in the parameter's *own* layout:
+`W_new = W + delta.dense()`, so GPT-2's Conv1D (f, d) and nn.Linear (d, f) need no special case after the editor.
+
+    LowRankDelta   left (rows, r) @ right (r, cols)   ROME, MEMIT and their kin: rank = number of facts
+    SparseDelta    some rows or columns               KN: a few neurons get a new value vector
+    DenseDelta     the full matrix or vector          fine-tuning
+
+Factors are float32, or float64 for float64 models.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from lm_eval_edit._files import load_tensors, save_tensors
+
+
+class Delta(ABC):
+    """An additive update of one parameter, in that parameter's layout."""
+
+    kind: ClassVar[str]
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the parameter this delta belongs to."""
+
+    @abstractmethod
+    def add_to_(self, weight: Tensor) -> None:
+        """`weight += ΔW` in place, the product formed in `weight`'s dtype (float32 or float64) and on its device."""
+
+    @abstractmethod
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors that make up this delta, by field name; `type(self)(**tensors)` gives it back."""
+
+    def dense(self, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Tensor:
+        """ΔW as a full tensor. Costs a parameter's memory: meant for checks and small models."""
+        out = torch.zeros(self.shape, dtype=dtype, device=device)
+        self.add_to_(out)
+        return out
+
+    def norm(self) -> float:
+        """Frobenius norm ‖ΔW‖."""
+        return float(self.dense(torch.float64).norm())
+
+    @property
+    def rank(self) -> int | None:
+        """An upper bound on the rank that is known without a decomposition; None when nothing is known."""
+        return None
+
+    def to(self, device: torch.device | str) -> Delta:
+        """The same delta on another device."""
+        return type(self)(**{name: tensor.to(device) for name, tensor in self.tensors().items()})
+
+
+@dataclass(frozen=True)
+class LowRankDelta(Delta):
+    """ΔW = left @ right.
+
+    Args:
+        left: (rows, r).
+        right: (r, cols).
+    """
+
+    left: Tensor
+    right: Tensor
+    kind: ClassVar[str] = "low_rank"
+
+    def __post_init__(self) -> None:
+        if self.left.ndim != 2 or self.right.ndim != 2 or self.left.shape[1] != self.right.shape[0]:
+            raise ValueError(
+                f"LowRankDelta wants left (rows, r) and right (r, cols) of one rank r; "
+                f"got {tuple(self.left.shape)} and {tuple(self.right.shape)}"
+            )
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.left.shape[0], self.right.shape[1])
+
+    @property
+    def rank(self) -> int:
+        return self.left.shape[1]
+
+    def add_to_(self, weight: Tensor) -> None:
+        left, right = (t.to(device=weight.device, dtype=weight.dtype) for t in (self.left, self.right))
+        weight.addmm_(left, right)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"left": self.left, "right": self.right}
+
+    def norm(self) -> float:
+        # ‖LR‖² = tr((LᵀL)(RRᵀ)): r x r work instead of rows x cols.
+        left, right = self.left.double(), self.right.double()
+        return float(((left.T @ left) * (right @ right.T)).sum().clamp(min=0).sqrt())
+
+    def compress(self, tolerance: float = 0.0) -> LowRankDelta:
+        """The same ΔW with the smallest rank whose dropped singular values are at most `tolerance` times the largest.
+
+        Two QR decompositions and the SVD of the r x r middle; never forms ΔW.
+        """
+        q_left, r_left = torch.linalg.qr(self.left.double())
+        q_right, r_right = torch.linalg.qr(self.right.double().T)
+        u, s, vh = torch.linalg.svd(r_left @ r_right.T)
+        keep = int((s > max(tolerance, 1e-15) * s[0].clamp(min=torch.finfo(s.dtype).tiny)).sum())
+        left = (q_left @ u[:, :keep]) * s[:keep]
+        right = vh[:keep] @ q_right.T
+        return LowRankDelta(left.to(self.left.dtype), right.to(self.right.dtype))
+
+    def to_lora(self, transposed: bool) -> tuple[Tensor, Tensor]:
+        """(lora_A (r, in), lora_B (out, r)) with lora_B @ lora_A equal to ΔW as a map from in to out (LoRA, alpha = r).
+
+        Args:
+            transposed: True for a Conv1D parameter (in, out), False for nn.Linear (out, in).
+        """
+        return (self.left.T, self.right.T) if transposed else (self.right, self.left)
+
+
+@dataclass(frozen=True)
+class SparseDelta(Delta):
+    """ΔW that is zero but for some slices along one dimension: `W.select(dim, index[i]) += values[i]`.
+
+    Args:
+        index: (n,) int64, the rows (dim 0) or columns (dim 1) that change.
+        values: (n, other dimension), what is added to each.
+        size: (3,) int64: rows, cols and the dimension `dim` of the parameter.
+    """
+
+    index: Tensor
+    values: Tensor
+    size: Tensor
+    kind: ClassVar[str] = "sparse"
+
+    def __post_init__(self) -> None:
+        rows, cols, dim = self.size.tolist()
+        if self.values.shape != (len(self.index), (rows, cols)[1 - dim]):
+            raise ValueError(
+                f"SparseDelta of a ({rows}, {cols}) parameter along dimension {dim} wants values of shape "
+                f"({len(self.index)}, {(rows, cols)[1 - dim]}); got {tuple(self.values.shape)}"
+            )
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.size[:2].tolist())
+
+    @property
+    def rank(self) -> int:
+        return len(self.index)
+
+    def add_to_(self, weight: Tensor) -> None:
+        dim = int(self.size[2])
+        values = self.values.to(device=weight.device, dtype=weight.dtype)
+        weight.index_add_(dim, self.index.to(weight.device), values if dim == 0 else values.T)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"index": self.index, "values": self.values, "size": self.size}
+
+
+@dataclass(frozen=True)
+class DenseDelta(Delta):
+    """ΔW as it is, for updates without structure (fine-tuning) and for vectors.
+
+    Args:
+        value: the parameter's own shape.
+    """
+
+    value: Tensor
+    kind: ClassVar[str] = "dense"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.value.shape)
+
+    def add_to_(self, weight: Tensor) -> None:
+        weight.add_(self.value.to(device=weight.device, dtype=weight.dtype))
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"value": self.value}
+
+    def norm(self) -> float:
+        return float(self.value.double().norm())
+
+
+KINDS: dict[str, type[Delta]] = {cls.kind: cls for cls in (LowRankDelta, SparseDelta, DenseDelta)}
+
+
+def linear_update(weight_is_transposed: bool, inputs: Tensor, outputs: Tensor) -> LowRankDelta:
+    """The delta that adds `outputs @ inputs.T` to a linear map, in the layout of its weight.
+
+    Args:
+        weight_is_transposed: True for Conv1D, whose weight is (in, out); False for nn.Linear, (out, in).
+        inputs: (in, r), the directions in input space.
+        outputs: (out, r), what each direction is sent to.
+    """
+    left, right = (inputs, outputs.T) if weight_is_transposed else (outputs, inputs.T)
+    return LowRankDelta(left.contiguous(), right.contiguous())
+
+
+def save_deltas(path: Path, deltas: Mapping[str, Delta], state: Mapping[str, Tensor] | None = None) -> str:
+    """Write deltas (and an editor's accumulated state) to one safetensors file, atomically.
+
+    Tensors are named `<kind>:<field>:<parameter>` and `state::<name>`.
+
+    Returns:
+        The sha256 of the file's bytes.
+    """
+    flat = {
+        f"{delta.kind}:{field}:{parameter}": tensor
+        for parameter, delta in deltas.items()
+        for field, tensor in delta.tensors().items()
+    }
+    flat |= {f"state::{name}": tensor for name, tensor in (state or {}).items()}
+    return save_tensors(path, flat)
+
+
+def load_deltas(path: Path, sha256: str | None = None) -> tuple[dict[str, Delta], dict[str, Tensor]]:
+    """Read what `save_deltas` wrote: ({parameter: Delta}, {state name: tensor}).
+
+    Raises:
+        UserError: the file is missing, damaged or does not have the given sha256.
+    """
+    fields: dict[tuple[str, str], dict[str, Tensor]] = {}
+    state: dict[str, Tensor] = {}
+    for key, tensor in load_tensors(path, sha256).items():
+        kind, field, name = key.split(":", 2)
+        if kind == "state":
+            state[name] = tensor
+        else:
+            fields.setdefault((kind, name), {})[field] = tensor
+    return {name: KINDS[kind](**tensors) for (kind, name), tensors in fields.items()}, state

@@ -1,0 +1,13 @@
+"""Knowledge-editing methods, one file each; see `base` for what they share."""
+
+from lm_eval_edit.editors.base import (
+    EditContext,
+    Editor,
+    EditResult,
+    TemplatePlan,
+    editor_names,
+    find_editor,
+    option,
+)
+
+__all__ = ["EditContext", "EditResult", "Editor", "TemplatePlan", "editor_names", "find_editor", "option"]

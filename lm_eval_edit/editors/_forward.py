@@ -1,0 +1,196 @@
+"""Run only the part of a decoder that an edit can change: the blocks above the site, the columns from the subject on.
+
+The model's own forward does the work, so masks, rotary positions, soft-capping and the like stay the model's
+business: blocks below the site are bridged (they hand on the cached hidden states), and the columns left of the subject
+enter as a key-value cache. Equal to the full forward up to round-off.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache, PreTrainedModel
+
+from lm_eval_edit.architecture import Architecture
+from lm_eval_edit.editors._rows import AlignedRows
+from lm_eval_edit.errors import UserError
+
+
+@contextlib.contextmanager
+def without_parameter_gradients(model: nn.Module) -> Iterator[None]:
+    """Inside the block no parameter asks for a gradient: a backward pass keeps only what the optimised vector needs."""
+    wanted = [p for p in model.parameters() if p.requires_grad]
+    for parameter in wanted:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in wanted:
+            parameter.requires_grad_(True)
+
+
+def _hidden(output: Any) -> Tensor:
+    return output[0] if isinstance(output, tuple) else output
+
+
+def _like(output: Any, hidden: Tensor) -> Any:
+    return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+
+@dataclass(frozen=True)
+class Capture:
+    """What one forward pass showed at the subject's last token, for every row.
+
+    Attributes:
+        keys: {layer: (R, f)} input of the MLP down-projection.
+        mlp_outputs: {layer: (R, d)} output of the MLP down-projection, bias included.
+        block_outputs: {layer: (R, d)} output of the whole block.
+    """
+
+    keys: dict[int, Tensor]
+    mlp_outputs: dict[int, Tensor]
+    block_outputs: dict[int, Tensor]
+
+
+class PartialForward:
+    """A decoder restricted to `rows` and to what lies above block `start`.
+
+    Args:
+        model: A causal language model in evaluation mode.
+        architecture: Its parts.
+        rows: Aligned rows; `rows.column` is column 0 of what `logits` computes.
+        start: The first block that is run; the output of block `start - 1` is taken from the first, full pass.
+        capture: Layers whose keys and outputs at the subject's last token are kept, in `self.capture`.
+    """
+
+    @torch.no_grad()
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        architecture: Architecture,
+        rows: AlignedRows,
+        start: int,
+        capture: tuple[int, ...] = (),
+    ):
+        if model.training:
+            raise ValueError("editors want a model in evaluation mode: call model.eval() first")
+        accepted = inspect.signature(model.forward).parameters
+        if "position_ids" not in accepted:
+            raise UserError(f"{type(model).__name__} does not accept position_ids; its rows cannot be aligned")
+        self.model, self.rows, self.start = model, rows, start
+        self._select_logits = "logits_to_keep" in accepted
+        self._blocks = [model.get_submodule(path) for path in architecture.blocks]
+        self._block_is_tuple: list[bool] = []
+        column = rows.column
+        keys: dict[int, Tensor] = {}
+        mlp_outputs: dict[int, Tensor] = {}
+        block_outputs: dict[int, Tensor] = {}
+        hidden: dict[int, Tensor] = {}
+
+        def on_projection(layer: int):
+            def hook(module, args, output):
+                keys[layer] = args[0][:, column].detach().clone()
+                mlp_outputs[layer] = output[:, column].detach().clone()
+
+            return hook
+
+        def on_block(layer: int):
+            def hook(module, args, output):
+                self._block_is_tuple.append(isinstance(output, tuple))
+                if layer == start - 1:
+                    hidden[layer] = _hidden(output)[:, column:].detach().clone()
+                if layer in capture:
+                    block_outputs[layer] = _hidden(output)[:, column].detach().clone()
+
+            return hook
+
+        with contextlib.ExitStack() as stack:
+            for layer in capture:
+                projection = model.get_submodule(architecture.down_projections[layer])
+                stack.callback(projection.register_forward_hook(on_projection(layer)).remove)
+            for layer, block in enumerate(self._blocks):
+                stack.callback(block.register_forward_hook(on_block(layer)).remove)
+            cache = DynamicCache()
+            logits_to_keep = {"logits_to_keep": 1} if self._select_logits else {}
+            model(
+                input_ids=rows.input_ids,
+                attention_mask=rows.attention_mask,
+                position_ids=rows.position_ids,
+                past_key_values=cache,
+                use_cache=True,
+                **logits_to_keep,
+            )
+        self._prefix = [(entry.keys[:, :, :column], entry.values[:, :, :column]) for entry in cache.layers]
+        self.entering = hidden.get(start - 1)  # (R, T - column, d): what block `start` is given
+        self.capture = Capture(keys, mlp_outputs, block_outputs)
+
+    @contextlib.contextmanager
+    def _bridged(self, entering: Tensor | None) -> Iterator[None]:
+        """Replace the forward of every block below `start` by handing on the hidden states, the last one `entering`."""
+
+        def bridge(layer: int) -> Callable[..., Any]:
+            def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+                out = entering if layer == self.start - 1 else hidden_states
+                return (out, None) if self._block_is_tuple[layer] else out
+
+            return forward
+
+        replaced = []
+        try:
+            for layer, block in enumerate(self._blocks[: self.start]):
+                replaced.append((block, block.__dict__.get("forward")))
+                block.forward = bridge(layer)
+            yield
+        finally:
+            for block, previous in replaced:
+                if previous is None:
+                    del block.forward
+                else:  # accelerate had put its own forward there
+                    block.forward = previous
+
+    def logits(self, columns: Tensor, entering: Tensor | None = None) -> Tensor:
+        """Logits at some columns.
+
+        Args:
+            columns: (C,) columns counted from the rows' beginning, each at or right of the subject's last token.
+            entering: (R, T - column, d), what block `start` is given instead of the cached hidden states.
+
+        Returns:
+            (R, C, V), in the model's dtype.
+        """
+        column = self.rows.column
+        wanted = columns - column
+        keep = {"logits_to_keep": wanted} if self._select_logits else {}
+        cache = DynamicCache(ddp_cache_data=self._prefix) if column else DynamicCache()
+        with self._bridged(self.entering if entering is None else entering):
+            out = self.model(
+                input_ids=self.rows.input_ids[:, column:],
+                attention_mask=self.rows.attention_mask,
+                position_ids=self.rows.position_ids[:, column:],
+                past_key_values=cache,
+                use_cache=True,
+                **keep,
+            ).logits
+        return out if self._select_logits else out[:, wanted]
+
+
+@contextlib.contextmanager
+def added_to_output(module: nn.Module, column: int, vectors: Tensor) -> Iterator[None]:
+    """Within the block, `vectors` (R, d) are added to `module`'s output at one column of every row."""
+
+    def hook(_module, _args, output):
+        hidden = _hidden(output)
+        shifted = hidden[:, column] + vectors.to(device=hidden.device, dtype=hidden.dtype)
+        return _like(output, torch.cat([hidden[:, :column], shifted[:, None], hidden[:, column + 1 :]], dim=1))
+
+    handle = module.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()

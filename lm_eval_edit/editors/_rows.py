@@ -1,0 +1,127 @@
+"""Tokenised prompts, aligned so that every row's last subject token lies in the same column.
+
+Editing methods read and write a model at one place: the last token of the subject. With all rows aligned there, what
+lies left of it never changes during an edit (its keys and values are computed once), and what lies right is short.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from lm_eval_edit.errors import UserError
+from lm_eval_edit.facts import SLOT, Fact
+
+
+@dataclass(frozen=True)
+class Row:
+    """One prompt.
+
+    Args:
+        ids: Its tokens, the beginning-of-sequence token included if the tokenizer adds one.
+        subject_last: Position of the subject's last token.
+        labels: The target tokens that the last len(labels) positions must predict; empty for a row without target.
+    """
+
+    ids: list[int]
+    subject_last: int
+    labels: tuple[int, ...] = ()
+
+
+def target_ids(tokenizer: PreTrainedTokenizerBase, target: str) -> list[int]:
+    """Tokens of a target text (with its leading space), without special tokens."""
+    ids = tokenizer.encode(target, add_special_tokens=False)
+    if not ids:
+        raise UserError(f"the target {target!r} has no tokens in this model's vocabulary")
+    return ids
+
+
+def prompt_row(
+    tokenizer: PreTrainedTokenizerBase, template: str, subject: str, labels: Sequence[int] = (), context: str = SLOT
+) -> Row:
+    """Tokenise `context(template(subject))`, followed by all but the last of `labels`.
+
+    The subject's last token is found as EasyEdit does: the number of tokens of everything up to the subject's end, less
+    one. The whole text is tokenised at once.
+
+    Args:
+        template: The prompt with `{}` at the subject's place.
+        labels: Target tokens; the row's last len(labels) positions are to predict them.
+        context: A context template, `{}` at the prompt's place.
+    """
+    prompt = context.replace(SLOT, template, 1)
+    before, after = prompt.split(SLOT, 1)
+    tail = tokenizer.decode(list(labels[:-1])) if len(labels) > 1 else ""
+    ids = tokenizer.encode(before + subject + after + tail)
+    subject_last = len(tokenizer.encode(before + subject)) - 1
+    if not 0 <= subject_last < len(ids):
+        raise UserError(f"the subject {subject!r} has no token of its own in {before + subject + after!r}")
+    if len(labels) > len(ids):
+        raise UserError(f"the target of {before + subject + after!r} has more tokens than prompt and target together")
+    return Row(ids, subject_last, tuple(labels))
+
+
+def fact_rows(tokenizer: PreTrainedTokenizerBase, fact: Fact, contexts: Sequence[str]) -> list[Row]:
+    """The rewriting rows of one fact: one for each context template, each with the target to be predicted."""
+    labels = target_ids(tokenizer, fact.target)
+    return [prompt_row(tokenizer, fact.template, fact.subject, labels, context) for context in contexts]
+
+
+def essence_row(tokenizer: PreTrainedTokenizerBase, fact: Fact) -> Row:
+    """The row "{subject} is a", whose next-word distribution the KL term holds still (ROME, eq. 4)."""
+    return prompt_row(tokenizer, "{} is a", fact.subject)
+
+
+@dataclass(frozen=True)
+class AlignedRows:
+    """Rows padded left and right so that all subjects end in column `column`.
+
+    Attributes:
+        input_ids, attention_mask, position_ids: (R, T).
+        column: The column of every row's last subject token.
+        label_rows, label_columns, labels: (N,) where the logits must predict which token, all rows together.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    position_ids: Tensor
+    column: int
+    label_rows: Tensor
+    label_columns: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return self.input_ids.shape[0]
+
+
+def align(rows: Sequence[Row], device: torch.device, max_length: int | None = None) -> AlignedRows:
+    """Pad rows to a common column of the last subject token.
+
+    Raises:
+        UserError: a row is longer than the model's context.
+    """
+    longest = max(len(row.ids) for row in rows)
+    if max_length is not None and longest > max_length:
+        raise UserError(f"an edit prompt has {longest} tokens; this model's context holds {max_length}")
+    column = max(row.subject_last for row in rows)
+    width = column + max(len(row.ids) - row.subject_last for row in rows)
+    input_ids = torch.zeros(len(rows), width, dtype=torch.long)
+    mask = torch.zeros(len(rows), width, dtype=torch.long)
+    positions = torch.zeros(len(rows), width, dtype=torch.long)
+    label_rows, label_columns, labels = [], [], []
+    for r, row in enumerate(rows):
+        start = column - row.subject_last
+        end = start + len(row.ids)
+        input_ids[r, start:end] = torch.tensor(row.ids)
+        mask[r, start:end] = 1
+        positions[r, start:end] = torch.arange(len(row.ids))
+        count = len(row.labels)
+        label_rows += [r] * count
+        label_columns += range(end - count, end)
+        labels += row.labels
+    tensors = [torch.tensor(values, dtype=torch.long) for values in (label_rows, label_columns, labels)]
+    return AlignedRows(*(t.to(device) for t in (input_ids, mask, positions)), column, *(t.to(device) for t in tensors))

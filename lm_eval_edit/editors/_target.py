@@ -1,0 +1,153 @@
+"""Target optimisation: the vector δ that, added at the subject's last token, makes the model say the new object.
+
+ROME (Meng et al. 2022, arXiv 2202.05262) eq. 4 with δ at the MLP output, MEMIT (2210.07229) eq. 16 with δ at the block
+output. As the published implementations do it: at most `v_num_grad_steps` − 1 Adam steps, stopped as soon as the loss
+is below 0.05, δ kept within a ball of `clamp_norm_factor` times the site's initial norm after each step.
+
+Many requests are optimised together. Their losses are summed, so each request's δ gets exactly the gradient it would
+get alone; each stops and is clamped by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from lm_eval_edit.architecture import Architecture
+from lm_eval_edit.editors._forward import PartialForward, added_to_output, without_parameter_gradients
+from lm_eval_edit.editors._rows import align, essence_row, fact_rows
+from lm_eval_edit.facts import Fact
+from lm_eval_edit.weights import wide_dtype
+
+STOP_LOSS = 0.05  # the published implementations' early stop
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What the optimisation found, for n requests.
+
+    Attributes:
+        delta: (n, d) the optimised shift.
+        init: (n, d) the clean output of the site for each request's bare prompt.
+        keys: (n, C, f) input of layer's down-projection at the subject's last token, one per context template.
+        outputs: (n, C, d) output of that down-projection, likewise.
+        losses: (n,) the last loss of each request.
+        steps: (n,) the number of Adam steps each request took.
+    """
+
+    delta: Tensor
+    init: Tensor
+    keys: Tensor
+    outputs: Tensor
+    losses: Tensor
+    steps: Tensor
+
+    @property
+    def value(self) -> Tensor:
+        """(n, d) what the site's output should become: v* in ROME, z in MEMIT."""
+        return self.init + self.delta
+
+
+def optimise_targets(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    architecture: Architecture,
+    facts: Sequence[Fact],
+    *,
+    layer: int,
+    site: Literal["mlp", "block"],
+    contexts: Sequence[str],
+    steps: int,
+    lr: float,
+    weight_decay: float,
+    clamp_norm_factor: float,
+    kl_factor: float,
+) -> Targets:
+    """Optimise δ for every fact.
+
+    Args:
+        layer: The edited layer.
+        site: Where δ is added: the output of the layer's MLP (ROME) or of its whole block (MEMIT).
+        contexts: Context templates; the first is the bare `{}`.
+        steps, lr, weight_decay, clamp_norm_factor, kl_factor: EasyEdit's `v_num_grad_steps`, `v_lr`, `v_weight_decay`,
+            `clamp_norm_factor`, `kl_factor`.
+    """
+    n, rows_each = len(facts), len(contexts) + 1
+    device = model.get_input_embeddings().weight.device
+    rows = align(
+        [row for fact in facts for row in (*fact_rows(tokenizer, fact, contexts), essence_row(tokenizer, fact))],
+        device,
+        getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None),
+    )
+    start = layer if site == "mlp" else layer + 1
+    forward = PartialForward(model, architecture, rows, start, capture=(layer,))
+    seen = forward.capture
+    at_site = (seen.mlp_outputs if site == "mlp" else seen.block_outputs)[layer]
+    wide = wide_dtype(at_site.dtype)
+    at_site = at_site.to(wide).view(n, rows_each, -1)
+    init = at_site[:, 0]  # (n, d): row 0 is the bare prompt
+    radius = clamp_norm_factor * init.norm(dim=1, keepdim=True)
+    decay = weight_decay / init.norm(dim=1) ** 2
+
+    # Only these columns need the language-model head: where targets are predicted, and the subject's own for the KL.
+    columns = torch.unique(torch.cat([rows.label_columns, rows.label_columns.new_tensor([rows.column])]))
+    label_index = torch.searchsorted(columns, rows.label_columns)
+    subject_index = int(torch.searchsorted(columns, rows.label_columns.new_tensor(rows.column)))
+    kl_rows = torch.arange(n, device=device) * rows_each + rows_each - 1
+    label_fact = rows.label_rows // rows_each
+    count = torch.bincount(label_fact, minlength=n)  # target tokens of a fact over all its contexts
+
+    projection = model.get_submodule(architecture.down_projections[layer])
+    delta = torch.zeros_like(init, requires_grad=True)
+    optimiser = torch.optim.Adam([delta], lr=lr)
+    active = torch.ones(n, dtype=torch.bool, device=delta.device)
+    taken = torch.zeros(n, dtype=torch.long, device=delta.device)
+    last_loss = torch.full((n,), float("nan"), dtype=wide, device=delta.device)
+    reference: Tensor | None = None
+
+    def loss_per_fact() -> Tensor:
+        nonlocal reference
+        shift = delta.repeat_interleave(rows_each, dim=0)  # (R, d): the KL row is shifted too
+        if site == "mlp":
+            with added_to_output(projection, 0, shift):
+                logits = forward.logits(columns)
+        else:
+            entering = forward.entering
+            first = entering[:, :1] + shift[:, None].to(device=entering.device, dtype=entering.dtype)
+            logits = forward.logits(columns, torch.cat([first, entering[:, 1:]], dim=1))
+        log_probs = F.log_softmax(logits.to(device=delta.device, dtype=wide_dtype(logits.dtype)), dim=-1)  # (R, C, V)
+        nll = -log_probs[rows.label_rows, label_index, rows.labels]
+        rewrite = torch.zeros(n, dtype=nll.dtype, device=nll.device).index_add_(0, label_fact, nll) / count
+        essence = log_probs[kl_rows, subject_index]  # (n, V)
+        if reference is None:  # the first pass has δ = 0: the unedited distribution
+            reference = essence.detach()
+        drift = F.kl_div(reference, essence, log_target=True, reduction="none").sum(-1)  # KL(current ‖ initial)
+        return rewrite + kl_factor * drift + decay * delta.norm(dim=1)
+
+    with without_parameter_gradients(model), torch.enable_grad():
+        for step in range(steps):
+            loss = loss_per_fact()
+            with torch.no_grad():
+                last_loss = torch.where(active, loss.detach(), last_loss)
+                active = active & ~(loss.detach() < STOP_LOSS)
+            # Reading `active` waits for the device; frozen requests do not move, so looking now and then is enough.
+            if step == steps - 1 or ((delta.device.type == "cpu" or step % 5 == 4) and not bool(active.any())):
+                break
+            (gradient,) = torch.autograd.grad(loss.sum(), delta)
+            with torch.no_grad():
+                before = delta.detach().clone()
+                delta.grad = gradient
+                optimiser.step()
+                norm = delta.norm(dim=1, keepdim=True)
+                delta.mul_(torch.where(norm > radius, radius / norm, torch.ones_like(norm)))
+                delta.copy_(torch.where(active[:, None], delta, before))
+                taken += active
+    keys = seen.keys[layer].to(wide).view(n, rows_each, -1)[:, :-1]
+    outputs = seen.mlp_outputs[layer].to(wide).view(n, rows_each, -1)[:, :-1]
+    return Targets(delta.detach(), init, keys, outputs, last_loss, taken)

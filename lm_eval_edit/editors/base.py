@@ -1,0 +1,168 @@
+"""What an editor is, and how one is found by name.
+
+An editor computes `{parameter name: Delta}` for a batch of facts and leaves the model as it was. Everything else
+(order, application, restoring, storing, resuming, guarding) is done once, outside, for all editors.
+
+Third parties add an editor with the entry point group `lm_eval_edit.editors` (name = "package.module:Class"), or name
+it directly: `editor=package.module:Class`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar
+
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from lm_eval_edit.architecture import Architecture
+from lm_eval_edit.delta import Delta
+from lm_eval_edit.errors import UserError, nearest
+from lm_eval_edit.facts import Fact
+from lm_eval_edit.second_moments import SecondMoments
+
+
+@dataclass(frozen=True)
+class EditContext:
+    """What every editor is given beside the facts.
+
+    Attributes:
+        model: In evaluation mode, carrying all earlier operations of the schedule.
+        tokenizer: Its tokenizer.
+        architecture: Its parts.
+        context_templates: As the editor's `template_plan` asks: flat for the ROME family, nested for the MEMIT family.
+        second_moments: E[k kᵀ] per module, for editors that need them.
+        seed: The schedule's seed, for editors that draw random numbers (from generators of their own).
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    architecture: Architecture
+    context_templates: Sequence[Any]
+    second_moments: SecondMoments
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class EditResult:
+    """What one operation computed.
+
+    Attributes:
+        deltas: The update of each parameter.
+        details: JSON-able figures about the operation (losses, steps), for the ledger.
+        state: What this operation leaves behind for the editor's later ones; stored in the ledger and handed back.
+    """
+
+    deltas: dict[str, Delta]
+    details: dict[str, Any] = field(default_factory=dict)
+    state: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TemplatePlan:
+    """Which context templates an editor wants, as the published implementations sample them.
+
+    Attributes:
+        length_params: (tokens, count) pairs: `count` samples per start word, of `tokens` tokens in all.
+        nested: True for the MEMIT family's [["{}"], [the samples]]; False for a flat list that begins with "{}".
+        braces: What a brace in a sampled text becomes.
+    """
+
+    length_params: tuple[tuple[int, int], ...]
+    nested: bool = False
+    braces: str = ""
+
+
+class Editor(ABC):
+    """A knowledge-editing method.
+
+    Class attributes:
+        name: As in `editor=name`.
+        summary: One line for `lm-eval-edit ls editors`.
+        source: The paper.
+        Options: A frozen dataclass of hyper-parameters under EasyEdit's field names, each made with `option`.
+        batches: Whether one operation may edit several facts.
+        template_plan: The context templates wanted, or None.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    source: ClassVar[str]
+    Options: ClassVar[type]
+    batches: ClassVar[bool] = False
+    template_plan: ClassVar[TemplatePlan | None] = None
+
+    def __init__(self, options: Any):
+        self.options = options
+
+    @abstractmethod
+    def compute(
+        self, context: EditContext, facts: Sequence[Fact], history: Sequence[Mapping[str, Tensor]] = ()
+    ) -> EditResult:
+        """The update that edits `facts` together. The model is the same, bit for bit, before and after.
+
+        Args:
+            context: The model and its surroundings.
+            facts: One operation's facts; one only, unless `batches`.
+            history: `EditResult.state` of the schedule's earlier operations, first to last.
+        """
+
+    def needs_second_moments(self) -> list[int]:
+        """Layers whose E[k kᵀ] these options need; empty for none."""
+        return []
+
+    def layers(self) -> list[int]:
+        """The layers these options edit."""
+        return list(getattr(self.options, "layers", ()))
+
+
+def option(help: str, **kwargs: Any) -> Any:
+    """A dataclass field with a description."""
+    return field(metadata={"help": help}, **kwargs)
+
+
+# ------------------------------------------------------------------------------------------------------- the registry
+
+BUILT_IN: dict[str, str] = {
+    "rome": "lm_eval_edit.editors.rome:Rome",
+}
+
+
+def _entry_points() -> dict[str, str]:
+    return {point.name: point.value for point in importlib.metadata.entry_points(group="lm_eval_edit.editors")}
+
+
+def editor_names() -> list[str]:
+    """Names `editor=` knows, `none` included: the built-in ones, then those of installed packages."""
+    return ["none", *BUILT_IN, *(name for name in _entry_points() if name not in BUILT_IN)]
+
+
+def find_editor(name: str) -> type[Editor]:
+    """The editor class for a name, an entry point or `module:Class`.
+
+    Raises:
+        UserError: nothing of that name, or it is not an Editor.
+    """
+    target = BUILT_IN.get(name) or _entry_points().get(name) or (name if ":" in name else None)
+    if target is None:
+        raise UserError(
+            f"editor={name}: no such editor.{nearest(name, editor_names())} "
+            f"Known are {', '.join(editor_names())}; another package's is given as editor=module:Class"
+        )
+    module, _, attribute = target.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"editor={name}: {target} cannot be imported ({error})") from error
+    if not (isinstance(found, type) and issubclass(found, Editor)):
+        raise UserError(f"editor={name}: {target} is not a subclass of lm_eval_edit.editors.Editor")
+    return found
+
+
+def option_names(editor: type[Editor]) -> list[str]:
+    """Names of an editor's hyper-parameters."""
+    return [f.name for f in fields(editor.Options)]

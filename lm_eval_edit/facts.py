@@ -1,0 +1,380 @@
+"""Facts: what an edit changes, and readers for the field's data files.
+
+A fact is (subject s, relation as a prompt, object o, new object o*). The readers know ZsRE, CounterFact (original and
+flat), KnowEdit and the package's own fields; they are told apart by the fields of each record, so mixed files work.
+
+The package's own JSON(L) fields, one object per fact:
+    subject      the entity, e.g. "Nils Albrecht"
+    prompt       a text with {} where the subject stands, or with the subject in clear
+    target_new   the new object o*
+  and optionally
+    id           a string or number that names the fact (default: its position in the file)
+    target_true  the true object o
+    prediction   what the unedited model answers
+    paraphrases  other prompts of the same meaning ({} or in clear)
+    question     the fact as a question ({} or in clear)
+    locality     [{"prompt": ..., "answer": ...}], prompts whose answers must stay
+    relation     a name of the relation
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lm_eval_edit._files import hash_json, read_records
+from lm_eval_edit.errors import UserError
+
+SLOT = "{}"
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A prompt (in clear) whose answer an edit must leave alone."""
+
+    prompt: str
+    answer: str
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One fact to be edited: after the edit, `prompt` about `subject` should continue with `target_new`.
+
+    Args:
+        subject: The entity the fact is about.
+        prompt: Holds `{}` at the subject's place, or the subject in clear.
+        target_new: The new object o*, with or without a leading space.
+        target_true: The true object o, if known.
+        id: Names the fact in ledgers and reports.
+        prediction: What the unedited model answers, if the data set says so (ZsRE's `pred`).
+        paraphrases: Prompts of the same meaning, for generalization.
+        question: The fact as a question.
+        locality: Prompts whose answers must not change.
+        relation: The relation's name.
+    """
+
+    subject: str
+    prompt: str
+    target_new: str
+    target_true: str | None = None
+    id: str | None = None
+    prediction: str | None = None
+    paraphrases: tuple[str, ...] = ()
+    question: str | None = None
+    locality: tuple[Probe, ...] = ()
+    relation: str | None = None
+
+    def problem(self) -> str | None:
+        """Why this fact cannot be edited, or None."""
+        if not self.subject.strip():
+            return "the subject is empty"
+        if not self.target_new.strip():
+            return "the target is empty"
+        if self.prompt.count(SLOT) > 1:
+            return f"the prompt holds {SLOT} more than once"
+        if SLOT not in self.prompt and self.subject not in self.prompt:
+            return f"the subject {self.subject!r} is not in the prompt {self.prompt!r}"
+        return None
+
+    @property
+    def template(self) -> str:
+        """The prompt with `{}` at the subject's place: its first occurrence as a word, else its first at all."""
+        return with_slot(self.prompt, self.subject)
+
+    @property
+    def text(self) -> str:
+        """The prompt in clear."""
+        return in_clear(self.prompt, self.subject)
+
+    @property
+    def target(self) -> str:
+        """The new object with exactly one leading space, as it continues the prompt."""
+        return " " + self.target_new.lstrip()
+
+    def record(self) -> dict[str, Any]:
+        """This fact in the package's own fields, empty ones left out."""
+        return {name: value for name, value in asdict(self).items() if value not in (None, (), [])}
+
+
+def with_slot(prompt: str, subject: str) -> str:
+    """`prompt` with `{}` in place of the subject (as it is when it already holds `{}`)."""
+    if SLOT in prompt:
+        return prompt
+    word = re.search(rf"(?<!\w){re.escape(subject)}(?!\w)", prompt)
+    start = word.start() if word else prompt.index(subject)
+    return prompt[:start] + SLOT + prompt[start + len(subject) :]
+
+
+def in_clear(prompt: str, subject: str) -> str:
+    """`prompt` with the subject in place of `{}`."""
+    return prompt.replace(SLOT, subject, 1)
+
+
+@dataclass(frozen=True)
+class SkippedFact:
+    """A record that cannot be edited, and why."""
+
+    id: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Facts(Sequence[Fact]):
+    """The usable facts of one source, in file order.
+
+    Args:
+        items: The facts that can be edited.
+        skipped: The records that cannot, with the reason.
+        source: Where they come from: a file's path, a hub id or `demo`.
+    """
+
+    items: tuple[Fact, ...]
+    skipped: tuple[SkippedFact, ...] = ()
+    source: str = "given"
+
+    def __getitem__(self, index):
+        return self.items[index]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    @property
+    def sha256(self) -> str:
+        """A hash of the facts' content, independent of the file format they came in."""
+        return hash_json([fact.record() for fact in self.items])
+
+
+# --------------------------------------------------------------------------------------------------------- the readers
+
+
+def _texts(value: Any) -> list[str]:
+    """A text or a list of texts (possibly nested, as in KnowEdit) as a flat list of non-empty strings."""
+    if value is None:
+        return []
+    if isinstance(value, (list, tuple)):
+        return [text for item in value for text in _texts(item)]
+    return [str(value)] if str(value).strip() else []
+
+
+def _first(value: Any) -> str | None:
+    return next(iter(_texts(value)), None)
+
+
+def _zsre(r: Mapping[str, Any]) -> dict[str, Any]:
+    # EasyEdit and the paper edit towards `alt` (counterfactual); `answers` is the truth, `pred` the model's own answer.
+    return {
+        "subject": r["subject"],
+        "prompt": r["src"],
+        "target_new": r["alt"],
+        "target_true": _first(r.get("answers")),
+        "prediction": _first(r.get("pred")),
+        "paraphrases": _texts(r.get("rephrase")),
+        "locality": [{"prompt": r["loc"], "answer": r["loc_ans"]}] if r.get("loc") and r.get("loc_ans") else [],
+    }
+
+
+def _counterfact(r: Mapping[str, Any]) -> dict[str, Any]:
+    rewrite = r["requested_rewrite"]
+    true = rewrite["target_true"]["str"]
+    return {
+        "subject": rewrite["subject"],
+        "prompt": rewrite["prompt"],
+        "target_new": rewrite["target_new"]["str"],
+        "target_true": true,
+        "paraphrases": _texts(r.get("paraphrase_prompts")),
+        # A neighbourhood prompt asks for the same object of another subject: the true object must stay.
+        "locality": [{"prompt": prompt, "answer": true} for prompt in _texts(r.get("neighborhood_prompts"))],
+        "relation": rewrite.get("relation_id"),
+    }
+
+
+def _flat(r: Mapping[str, Any]) -> dict[str, Any]:
+    # EasyEdit's flattened CounterFact and KnowEdit share these names; KnowEdit nests locality by category.
+    probes = []
+    if r.get("locality_prompt") and _first(r.get("locality_ground_truth")):
+        probes.append({"prompt": r["locality_prompt"], "answer": _first(r["locality_ground_truth"])})
+    nested = r.get("locality") if isinstance(r.get("locality"), Mapping) else {}
+    for probe in (probe for group in nested.values() for probe in group):
+        answer = _first(probe.get("ground_truth"))
+        if probe.get("prompt") and answer:
+            probes.append({"prompt": probe["prompt"], "answer": answer})
+    return {
+        "subject": r["subject"],
+        "prompt": r["prompt"] if "prompt" in r else r["text"],
+        "target_new": _first(r["target_new"]) or "",
+        "target_true": _first(r.get("ground_truth")),
+        "paraphrases": _texts(r.get("rephrase_prompt") or r.get("rephrase")),
+        "locality": probes,
+    }
+
+
+def _own(r: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "subject": r["subject"],
+        "prompt": r["prompt"],
+        "target_new": r["target_new"],
+        "target_true": r.get("target_true"),
+        "prediction": r.get("prediction"),
+        "paraphrases": _texts(r.get("paraphrases")),
+        "question": r.get("question"),
+        "locality": list(r.get("locality") or []),
+        "relation": r.get("relation"),
+    }
+
+
+_FLAT_ONLY = {"ground_truth", "rephrase_prompt", "locality_prompt", "locality_ground_truth", "rephrase", "portability"}
+
+
+def _format(record: Mapping[str, Any]) -> tuple[Callable[[Mapping[str, Any]], dict[str, Any]], str]:
+    if "requested_rewrite" in record:
+        return _counterfact, "CounterFact"
+    if "src" in record or "alt" in record:
+        return _zsre, "ZsRE"
+    if _FLAT_ONLY & record.keys() or isinstance(record.get("locality"), Mapping) or "text" in record:
+        return _flat, "flat (EasyEdit, KnowEdit)"
+    return _own, "lm-eval-edit"
+
+
+def parse_record(record: Any, where: str, default_id: str) -> Fact:
+    """One record of any known format as a Fact.
+
+    Args:
+        record: The parsed JSON object.
+        where: File and line, for errors.
+        default_id: The fact's id when the record has none.
+
+    Raises:
+        UserError: the record is not an object, or lacks a field its format needs.
+    """
+    if not isinstance(record, Mapping):
+        raise UserError(f"{where}: a fact is a JSON object with fields; got {type(record).__name__}")
+    reader, name = _format(record)
+    try:
+        values = reader(record)
+    except KeyError as missing:
+        raise UserError(
+            f"{where}: field {missing} is missing (read as a {name} record with the fields {', '.join(record)}). "
+            f"A fact needs at least subject, prompt and target_new"
+        ) from None
+    except (TypeError, AttributeError):
+        raise UserError(f"{where}: a field of this {name} record has another type than that format's") from None
+    for key in ("subject", "prompt", "target_new"):
+        if not isinstance(values[key], str):
+            raise UserError(f"{where}: {key} should be text; got {values[key]!r}")
+    values["paraphrases"] = tuple(values.get("paraphrases") or ())
+    try:
+        values["locality"] = tuple(Probe(probe["prompt"], probe["answer"]) for probe in values.get("locality") or ())
+    except (KeyError, TypeError):
+        raise UserError(f'{where}: locality should be a list of {{"prompt": ..., "answer": ...}}') from None
+    given = next((record[key] for key in ("id", "case_id") if record.get(key) is not None), default_id)
+    return Fact(id=str(given), **values)
+
+
+def read_facts(records: Iterable[tuple[int, Any]], source: str) -> Facts:
+    """Facts from parsed records: usable ones kept, the others listed with the reason.
+
+    Args:
+        records: (line or position, record) pairs.
+        source: What errors and results call this data.
+
+    Raises:
+        UserError: a record cannot be read, or two share an id.
+    """
+    kept: list[Fact] = []
+    skipped: list[SkippedFact] = []
+    seen: dict[str, int] = {}
+    for position, (number, record) in enumerate(records):
+        fact = parse_record(record, f"{source}, record {number}", default_id=str(position))
+        if fact.id in seen:
+            raise UserError(f"{source}: records {seen[fact.id]} and {number} have the same id {fact.id!r}")
+        seen[fact.id] = number
+        reason = fact.problem()
+        if reason is None:
+            kept.append(fact)
+        else:
+            skipped.append(SkippedFact(fact.id, reason))
+    return Facts(tuple(kept), tuple(skipped), source)
+
+
+# -------------------------------------------------------------------------------------------------------- the sources
+
+
+@dataclass(frozen=True)
+class HubFacts:
+    """Where a named data set lies: on the hub, and under which names a data folder may hold it."""
+
+    repository: str
+    file: str | None  # a JSON file of the repository; None when the set loads by its configuration
+    local: tuple[str, ...] = field(default=())
+
+
+#: The named edit data sets (PROTOCOL: the paper's ZsRE, CounterFact). The hub ids could not be tried without network.
+HUB = {
+    "zsre": HubFacts(
+        "wangzn2001/Model_Editing_Hurt",
+        "training-data/zsre_mend_eval.json",
+        ("edited-data/zsre.json", "zsre.jsonl", "zsre.json", "zsre_mend_eval.json"),
+    ),
+    "counterfact": HubFacts("azhx/counterfact", None, ("counterfact.jsonl", "counterfact.json")),
+}
+
+
+def _from_hub(name: str) -> Iterator[tuple[int, Any]]:
+    import datasets
+
+    hub = HUB[name]
+    try:
+        if hub.file:
+            from huggingface_hub import hf_hub_download
+
+            path = Path(hf_hub_download(hub.repository, hub.file, repo_type="dataset"))
+            yield from read_records(path)
+        else:
+            split = datasets.load_dataset(hub.repository, split="train")
+            yield from enumerate(split, start=1)
+    except UserError:
+        raise
+    except Exception as error:  # the hub's client raises dozens of types; all mean the same to the user
+        raise UserError(
+            f"edit_dataset={name} could not be fetched from the hub ({hub.repository}): {type(error).__name__}. "
+            f"Without network, give the file itself as edit_dataset=/path/to/{hub.local[-1]}, or the folder that holds "
+            f"it as data_dir=..."
+        ) from error
+
+
+def load_facts(source: str | Path, data_dir: str | Path | None = None) -> Facts:
+    """Load the facts of a data set.
+
+    Args:
+        source: `demo`, `zsre`, `counterfact`, or the path of a JSON or JSONL file in any known format.
+        data_dir: A folder looked into before the hub, for the named sets.
+
+    Raises:
+        UserError: unknown name, missing file, broken JSON (file and line), missing field (file and record).
+    """
+    name = str(source)
+    if name == "demo":
+        from lm_eval_edit import demo
+
+        return read_facts(read_records(demo.DATA / "facts.jsonl"), "demo")
+    if name in HUB:
+        if data_dir is not None and str(data_dir) != "demo":
+            looked = [Path(data_dir) / local for local in HUB[name].local]
+            for path in looked:
+                if path.is_file():
+                    return read_facts(read_records(path), str(path))
+            raise UserError(
+                f"data_dir={data_dir} holds no {name} facts; looked for {', '.join(str(p) for p in looked)}. "
+                f"Give the file itself as edit_dataset=FILE"
+            )
+        return read_facts(_from_hub(name), f"hub:{HUB[name].repository}")
+    path = Path(name).expanduser()
+    if not path.is_file():
+        raise UserError(
+            f"edit_dataset={name}: no such file, and not one of the named sets demo, {', '.join(HUB)}. "
+            f"Give one of these names or the path of a JSON or JSONL file of facts"
+        )
+    return read_facts(read_records(path), str(path))

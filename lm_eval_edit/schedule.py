@@ -1,0 +1,60 @@
+"""Which facts are edited, in which order, how many at once.
+
+The paper's four settings are two numbers: n_edits facts in operations of edit_batch_size (single or sequential,
+instance or batch). Order is a seeded permutation whose prefixes nest: the first 20 of 50 are the 20 of 20.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lm_eval_edit.errors import UserError
+from lm_eval_edit.facts import Fact
+
+
+@dataclass(frozen=True)
+class EditSchedule:
+    """A plan of editing operations.
+
+    Args:
+        n_edits: How many facts are edited in all.
+        edit_batch_size: How many facts one operation edits together; the last operation may have fewer.
+        seed: Seeds the permutation of the facts; None keeps their order (the paper's scripts take an index range).
+        offset: How many facts of that order are passed over first.
+    """
+
+    n_edits: int
+    edit_batch_size: int = 1
+    seed: int | None = 0
+    offset: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("n_edits", 0), ("edit_batch_size", 1), ("offset", 0)):
+            if getattr(self, name) < least:
+                raise UserError(f"{name}={getattr(self, name)}: want a whole number of at least {least}")
+
+    def order(self, facts: Sequence[Fact]) -> list[Fact]:
+        """The facts to edit, first to last.
+
+        Raises:
+            UserError: fewer facts than n_edits remain after the offset.
+        """
+        positions = list(range(len(facts)))
+        if self.seed is not None:
+            random.Random(self.seed).shuffle(positions)
+        chosen = positions[self.offset : self.offset + self.n_edits]
+        if len(chosen) < self.n_edits:
+            after = f" after edit_offset={self.offset}" if self.offset else ""
+            raise UserError(
+                f"n_edits={self.n_edits}: only {max(len(facts) - self.offset, 0)} usable facts are there{after} "
+                f"(of {len(facts)}); lower n_edits or give a larger edit_dataset"
+            )
+        return [facts[position] for position in chosen]
+
+    def operations(self, facts: Sequence[Fact]) -> list[list[Fact]]:
+        """The editing operations, each a batch of facts that is edited together."""
+        order = self.order(facts)
+        size = self.edit_batch_size
+        return [order[start : start + size] for start in range(0, len(order), size)]

@@ -1,0 +1,88 @@
+"""Second moments C = E[k kᵀ] of an MLP's keys: how often each direction of key space is used by ordinary text.
+
+Uncentred, over all tokens of a corpus; k is the input of the MLP down-projection, so C is (f, f). ROME whitens its key
+with C⁻¹, MEMIT adds λC to its normal equations, AlphaEdit projects onto C's null space.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lm_eval_edit._files import hash_json, hash_tensor, load_tensors
+from lm_eval_edit.errors import UserError
+
+_SUFFIX = ".second_moment"
+
+
+class SecondMoments:
+    """E[k kᵀ] per module, with the factorisations editors ask for, each made once.
+
+    Args:
+        moments: {module path of a down-projection: (f, f) tensor E[k kᵀ]}.
+        source: Where they come from, for errors and results.
+    """
+
+    def __init__(self, moments: Mapping[str, Tensor] | None = None, source: str = "none"):
+        self._moments = dict(moments or {})
+        self.source = source
+        self._factors: dict[str, Tensor] = {}
+
+    @classmethod
+    def load(cls, given: str | Path | Mapping[str, Tensor] | SecondMoments | None) -> SecondMoments:
+        """From a safetensors file (`<module>.second_moment`), a {module: tensor} dict, or nothing.
+
+        Raises:
+            UserError: the file is missing or holds no second moments.
+        """
+        if given is None or isinstance(given, SecondMoments):
+            return given or cls()
+        if isinstance(given, Mapping):
+            return cls(given, "given")
+        path = Path(given).expanduser()
+        tensors = load_tensors(path)
+        moments = {name.removesuffix(_SUFFIX): t for name, t in tensors.items() if name.endswith(_SUFFIX)}
+        if not moments:
+            raise UserError(
+                f"{path} holds no second moments: none of its tensors is named <module>{_SUFFIX} "
+                f"(found {', '.join(list(tensors)[:4]) or 'nothing'})"
+            )
+        return cls(moments, str(path))
+
+    def __contains__(self, module: str) -> bool:
+        return module in self._moments
+
+    def __getitem__(self, module: str) -> Tensor:
+        """(f, f) E[k kᵀ] of a module.
+
+        Raises:
+            UserError: these moments do not have the module.
+        """
+        if module not in self._moments:
+            have = ", ".join(self._moments) or "none"
+            raise UserError(f"second moments of {module} are needed; {self.source} has: {have}")
+        return self._moments[module]
+
+    def cholesky(self, module: str) -> Tensor:
+        """(f, f) lower Cholesky factor L of C = L Lᵀ, in float64, made once per module.
+
+        Raises:
+            UserError: C is not positive definite (estimated from too few tokens).
+        """
+        if module not in self._factors:
+            moment = self[module].double()
+            factor, failed = torch.linalg.cholesky_ex((moment + moment.T) / 2)
+            if int(failed):
+                raise UserError(
+                    f"the second moment of {module} ({self.source}) is not positive definite: it was estimated from "
+                    f"too few tokens for its {moment.shape[0]} dimensions. Use more tokens, or mom2_adjustment=false"
+                )
+            self._factors[module] = factor
+        return self._factors[module]
+
+    def sha256(self, modules: list[str]) -> str:
+        """A hash of the moments of these modules."""
+        return hash_json({module: hash_tensor(self[module]) for module in modules})
