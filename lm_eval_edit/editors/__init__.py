@@ -4,10 +4,10 @@ from lm_eval_edit.editors.base import (
     EditContext,
     Editor,
     EditResult,
-    TemplatePlan,
     editor_names,
     find_editor,
     option,
 )
+from lm_eval_edit.editors.templates import TemplatePlan
 
 __all__ = ["EditContext", "EditResult", "Editor", "TemplatePlan", "editor_names", "find_editor", "option"]

@@ -13,7 +13,7 @@ import importlib
 import importlib.metadata
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -21,6 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lm_eval_edit.architecture import Architecture
 from lm_eval_edit.delta import Delta
+from lm_eval_edit.editors.templates import TemplatePlan
 from lm_eval_edit.errors import UserError, nearest
 from lm_eval_edit.facts import Fact
 from lm_eval_edit.second_moments import SecondMoments
@@ -34,7 +35,7 @@ class EditContext:
         model: In evaluation mode, carrying all earlier operations of the schedule.
         tokenizer: Its tokenizer.
         architecture: Its parts.
-        context_templates: As the editor's `template_plan` asks: flat for the ROME family, nested for the MEMIT family.
+        context_templates: As `Editor.template_plan` asks: flat for the ROME family, nested for the MEMIT family.
         second_moments: E[k kᵀ] per module, for editors that need them.
         seed: The schedule's seed, for editors that draw random numbers (from generators of their own).
     """
@@ -62,21 +63,6 @@ class EditResult:
     state: dict[str, Tensor] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class TemplatePlan:
-    """Which context templates an editor wants, as the published implementations sample them.
-
-    Attributes:
-        length_params: (tokens, count) pairs: `count` samples per start word, of `tokens` tokens in all.
-        nested: True for the MEMIT family's [["{}"], [the samples]]; False for a flat list that begins with "{}".
-        braces: What a brace in a sampled text becomes.
-    """
-
-    length_params: tuple[tuple[int, int], ...]
-    nested: bool = False
-    braces: str = ""
-
-
 class Editor(ABC):
     """A knowledge-editing method.
 
@@ -86,7 +72,6 @@ class Editor(ABC):
         source: The paper.
         Options: A frozen dataclass of hyper-parameters under EasyEdit's field names, each made with `option`.
         batches: Whether one operation may edit several facts.
-        template_plan: The context templates wanted, or None.
     """
 
     name: ClassVar[str]
@@ -94,7 +79,6 @@ class Editor(ABC):
     source: ClassVar[str]
     Options: ClassVar[type]
     batches: ClassVar[bool] = False
-    template_plan: ClassVar[TemplatePlan | None] = None
 
     def __init__(self, options: Any):
         self.options = options
@@ -111,9 +95,22 @@ class Editor(ABC):
             history: `EditResult.state` of the schedule's earlier operations, first to last.
         """
 
+    def describe(self) -> dict[str, Any]:
+        """The hyper-parameters as JSON-able values."""
+        return asdict(self.options)
+
+    def template_plan(self) -> TemplatePlan | None:
+        """The context templates to sample when none are given; None for a method without templates."""
+        return None
+
     def needs_second_moments(self) -> list[int]:
         """Layers whose E[k kᵀ] these options need; empty for none."""
         return []
+
+    @classmethod
+    def default_layers(cls, n_layers: int) -> tuple[int, ...]:
+        """Layers to edit in a model without a preset, by relative depth: about a third (GPT-2 XL: 17 of 48)."""
+        return (round(n_layers * 0.35),)
 
     def layers(self) -> list[int]:
         """The layers these options edit."""

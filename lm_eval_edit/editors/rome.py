@@ -16,7 +16,8 @@ from torch import Tensor
 from lm_eval_edit.architecture import is_transposed
 from lm_eval_edit.delta import linear_update
 from lm_eval_edit.editors._target import Targets, optimise_targets
-from lm_eval_edit.editors.base import EditContext, Editor, EditResult, TemplatePlan, option
+from lm_eval_edit.editors.base import EditContext, Editor, EditResult, option
+from lm_eval_edit.editors.templates import TemplatePlan
 from lm_eval_edit.facts import Fact
 from lm_eval_edit.weights import temporarily_applied
 
@@ -34,7 +35,7 @@ class RomeOptions:
     mom2_adjustment: bool = option("whiten the key with the inverse second moment C⁻¹", default=False)
     fact_token: str = option("where the fact is read and written; only subject_last", default="subject_last")
     context_template_length_params: tuple[tuple[int, int], ...] = option(
-        "(tokens, samples for each start word) of the sampled context templates", default=((5, 2), (10, 2))
+        "(tokens, samples) of the context templates sampled from the model", default=((5, 10), (10, 10))
     )
     context_templates: tuple[str, ...] = option("templates to use instead of sampling any", default=())
 
@@ -50,7 +51,9 @@ class Rome(Editor):
     summary = "rank-one update of one MLP matrix, one fact at a time"
     source = "Meng et al. 2022, arXiv 2202.05262"
     Options = RomeOptions
-    template_plan = TemplatePlan(((5, 2), (10, 2)))
+
+    def template_plan(self) -> TemplatePlan:
+        return TemplatePlan(self.options.context_template_length_params)
 
     def needs_second_moments(self) -> list[int]:
         return self.layers() if self.options.mom2_adjustment else []

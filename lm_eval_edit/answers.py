@@ -1,0 +1,77 @@
+"""What a model answers to a fact's prompt, teacher-forced: the cheap check that an edit took."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from lm_eval_edit.facts import Fact
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One prompt's answer against a wanted target of m tokens.
+
+    Attributes:
+        predicted: The likeliest token at each target position, the target's earlier tokens given.
+        target: The target's tokens.
+        log_prob: Σ log p of the target's tokens.
+    """
+
+    predicted: tuple[int, ...]
+    target: tuple[int, ...]
+    log_prob: float
+
+    @property
+    def token_acc(self) -> float:
+        """Share of the target's tokens that are the likeliest (EasyEdit's teacher-forced token accuracy)."""
+        return sum(p == t for p, t in zip(self.predicted, self.target, strict=True)) / len(self.target)
+
+    @property
+    def exact(self) -> bool:
+        """Whether every target token is the likeliest: greedy generation then begins with the target."""
+        return self.predicted == self.target
+
+
+@torch.no_grad()
+def answers(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    targets: Sequence[str],
+    batch_size: int = 32,
+) -> list[Answer]:
+    """Answers to prompts against targets, each target continuing its prompt (leading space included).
+
+    Prompt and target are tokenised apart and joined, so no token spans the border.
+    """
+    device = model.get_input_embeddings().weight.device
+    out: list[Answer] = []
+    for start in range(0, len(prompts), batch_size):
+        rows = [
+            (tokenizer.encode(prompt), tokenizer.encode(target, add_special_tokens=False))
+            for prompt, target in zip(
+                prompts[start : start + batch_size], targets[start : start + batch_size], strict=True
+            )
+        ]
+        width = max(len(prompt) + len(target) for prompt, target in rows)
+        ids = torch.zeros(len(rows), width, dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        for r, (prompt, target) in enumerate(rows):
+            ids[r, : len(prompt) + len(target)] = torch.tensor(prompt + target)
+            mask[r, : len(prompt) + len(target)] = 1
+        logits = model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits.cpu()
+        for r, (prompt, target) in enumerate(rows):
+            at = logits[r, len(prompt) - 1 : len(prompt) + len(target) - 1]
+            log_probs = at.double().log_softmax(dim=-1)
+            chosen = log_probs.gather(1, torch.tensor(target)[:, None]).sum()
+            out.append(Answer(tuple(at.argmax(dim=-1).tolist()), tuple(target), float(chosen)))
+    return out
+
+
+def edit_answers(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, facts: Sequence[Fact]) -> list[Answer]:
+    """Answers to the facts' own prompts against their new objects."""
+    return answers(model, tokenizer, [fact.text for fact in facts], [fact.target for fact in facts])

@@ -1,0 +1,269 @@
+"""Run a schedule of edits on a model: compute, apply, guard, record; resume where an earlier run stopped."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from lm_eval_edit._files import hash_json
+from lm_eval_edit.answers import Answer, edit_answers
+from lm_eval_edit.architecture import Architecture
+from lm_eval_edit.editors.base import EditContext, Editor, EditResult, find_editor
+from lm_eval_edit.editors.hyperparameters import resolve
+from lm_eval_edit.editors.templates import sample_templates
+from lm_eval_edit.errors import ConfigurationError, UserError
+from lm_eval_edit.facts import Fact
+from lm_eval_edit.ledger import Ledger, check_schedule, open_ledger, read_header
+from lm_eval_edit.schedule import EditSchedule
+from lm_eval_edit.second_moments import SecondMoments
+from lm_eval_edit.versions import versions
+from lm_eval_edit.weights import EditedWeights, model_fingerprint
+
+logger = logging.getLogger("lm_eval_edit")
+
+
+class EditError(UserError):
+    """An edit that must not be used: the weights did not change, or hold values that are not finite."""
+
+
+def edit_model(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    facts: Sequence[Fact],
+    editor: str = "rome",
+    edit_batch_size: int = 1,
+    options: Mapping[str, Any] | None = None,
+    context_templates: Sequence[Any] | None = None,
+    second_moments: str | Path | Mapping[str, torch.Tensor] | SecondMoments | None = None,
+    *,
+    ledger: str | Path | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> Ledger:
+    """Edit a model in place, in the order of `facts`.
+
+    Args:
+        model: A decoder; it is edited in place, and must be in evaluation mode. A float64 model stays float64.
+        tokenizer: Its tokenizer.
+        facts: What to edit, first to last.
+        editor: A method's name, or `module:Class`.
+        edit_batch_size: How many facts one operation edits together.
+        options: Hyper-parameters under EasyEdit's names; the model's preset fills in the rest.
+        context_templates: Texts with `{}` at the prompt's place, flat (ROME family) or nested (MEMIT family); sampled
+            from the model when not given.
+        second_moments: A safetensors file or {module name: (f, f) tensor E[k kᵀ]}, for methods that need them.
+        ledger: A folder to store the operations in, or to replay and continue.
+        seed: Seeds whatever is sampled.
+        progress: Show a progress bar.
+
+    Returns:
+        The ledger; `ledger.restore()` puts the model back, bit for bit.
+
+    Raises:
+        ConfigurationError: with every problem of the arguments; the model is untouched.
+        EditError: an edit failed its guards; the model is restored.
+    """
+    editor_class = find_editor(editor)
+    problems = [f"fact {fact.id or index}: {why}" for index, fact in enumerate(facts) if (why := fact.problem())]
+    problems += batch_problems(editor_class, edit_batch_size)
+    resolved, found = resolve(editor_class, model.config, options or {})
+    problems += found
+    if resolved is not None:
+        problems += Architecture.discover(model).check_layers(resolved.editor.layers())
+    if problems:
+        raise ConfigurationError(problems)
+    for notice in resolved.notices:
+        logger.warning(notice)
+    schedule = EditSchedule(len(facts), edit_batch_size, seed=None)
+    return run_operations(
+        model,
+        tokenizer,
+        resolved.editor,
+        schedule.operations(facts),
+        edit_batch_size=edit_batch_size,
+        context_templates=context_templates,
+        second_moments=SecondMoments.load(second_moments),
+        directory=Path(ledger) if ledger is not None else None,
+        seed=seed,
+        progress=progress,
+    )
+
+
+def batch_problems(editor_class: type[Editor], edit_batch_size: int) -> list[str]:
+    """The problem of a batch size that a method does not support, as a list of sentences."""
+    if edit_batch_size > 1 and not editor_class.batches:
+        return [
+            f"edit_batch_size={edit_batch_size}: {editor_class.name} edits one fact at a time; use edit_batch_size=1 "
+            f"(n_edits facts are then edited one after another), or a method that edits batches"
+        ]
+    return []
+
+
+def run_operations(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    editor: Editor,
+    operations: Sequence[Sequence[Fact]],
+    *,
+    edit_batch_size: int,
+    context_templates: Sequence[Any] | None = None,
+    second_moments: SecondMoments | None = None,
+    directory: Path | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> Ledger:
+    """Run checked operations; see `edit_model` for the arguments."""
+    second_moments = second_moments or SecondMoments()
+    architecture = Architecture.discover(model)
+    needed = [architecture.down_projections[layer] for layer in editor.needs_second_moments()]
+    missing = [module for module in needed if module not in second_moments]
+    if missing:
+        raise UserError(
+            f"{editor.name} with these options needs the second moments of {', '.join(missing)}, and "
+            f"{second_moments.source} has none of them. Give edit_second_moments=FILE (tensors named "
+            f"<module>.second_moment), or mom2_adjustment: false in edit_config"
+        )
+    templates = _templates(model, tokenizer, editor, context_templates, directory, seed)
+    weights = EditedWeights(model)
+    identity = {
+        "model": {"fingerprint": model_fingerprint(model), "class": type(model).__name__},
+        "editor": editor.name,
+        "options": editor.describe(),
+        "edit_batch_size": edit_batch_size,
+        "seed": seed,
+        "context_templates": hash_json(templates),
+        "second_moments": second_moments.sha256(needed) if needed else None,
+    }
+    extra = {"context_templates": templates, "second_moments_source": second_moments.source, "versions": versions()}
+    ledger = open_ledger(directory, identity, extra, weights)
+    check_schedule(ledger, operations)
+    ledger.operations = ledger.operations[: len(operations)]
+    context = EditContext(model, tokenizer, architecture, templates, second_moments, seed)
+    try:
+        _replay(ledger)
+        _continue(ledger, editor, context, operations, progress)
+        ledger.guards = guard(ledger)
+        all_facts = [fact for operation in ledger.operations for fact in operation.facts]
+        final = edit_answers(model, tokenizer, all_facts)
+        ledger.guards["retained"] = _summary(final)
+    except BaseException:
+        ledger.restore()
+        raise
+    return ledger
+
+
+def _templates(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    editor: Editor,
+    given: Sequence[Any] | None,
+    directory: Path | None,
+    seed: int,
+) -> Sequence[Any]:
+    """The context templates: given, in the options, in the ledger that is continued, or sampled, in this order."""
+    given = given or getattr(editor.options, "context_templates", None)
+    plan = editor.template_plan()
+    if given or plan is None:
+        return list(given or [])
+    header = read_header(directory) if directory is not None else None
+    return header["extra"]["context_templates"] if header else sample_templates(model, tokenizer, plan, seed)
+
+
+def _replay(ledger: Ledger) -> None:
+    """Apply the operations a ledger already holds."""
+    for operation in tqdm(ledger.operations, desc="replaying edits", unit="op", disable=not ledger.operations):
+        ledger.weights.apply(operation.deltas)
+        operation.release()
+    if ledger.operations and ledger.fingerprint() != ledger.operations[-1].record["fingerprint"]:
+        logger.warning(
+            "the replayed weights differ from those recorded in %s in their last bits: "
+            "another processor or library rounds differently",
+            ledger.directory,
+        )
+
+
+def _continue(
+    ledger: Ledger,
+    editor: Editor,
+    context: EditContext,
+    operations: Sequence[Sequence[Fact]],
+    progress: bool,
+) -> None:
+    """Compute, apply and record the operations that are not in the ledger yet."""
+    rest = operations[len(ledger.operations) :]
+    for facts in tqdm(rest, desc=f"editing ({editor.name})", unit="op", disable=not progress or not rest):
+        before = edit_answers(context.model, context.tokenizer, facts)
+        started = time.perf_counter()
+        result = editor.compute(context, facts, [operation.state for operation in ledger.operations])
+        _check_finite(result, facts)
+        ledger.weights.apply(result.deltas)
+        seconds = time.perf_counter() - started
+        after = edit_answers(context.model, context.tokenizer, facts)
+        record = {
+            "seconds": seconds,
+            "delta_norms": {name: delta.norm() for name, delta in result.deltas.items()},
+            "ranks": {name: delta.rank for name, delta in result.deltas.items()},
+            "details": result.details,
+            "before": _summary(before),
+            "after": _summary(after),
+            "answers_changed": sum(a.predicted != b.predicted for a, b in zip(after, before, strict=True)),
+            "fingerprint": ledger.fingerprint(),
+        }
+        ledger.append(facts, result.deltas, result.state, record).release()
+
+
+def _check_finite(result: EditResult, facts: Sequence[Fact]) -> None:
+    for name, delta in result.deltas.items():
+        if not all(bool(torch.isfinite(t).all()) for t in delta.tensors().values()):
+            raise EditError(
+                f"the edit of {', '.join(str(fact.id) for fact in facts[:3])} gave values for {name} that are not "
+                f"finite; the model has been restored. Smaller steps (v_lr) or fewer edits may help"
+            )
+
+
+def _summary(answers: Sequence[Answer]) -> dict[str, float]:
+    n = len(answers)
+    if not n:
+        return {"n": 0}
+    return {
+        "n": n,
+        "token_acc": sum(answer.token_acc for answer in answers) / n,
+        "em": sum(answer.exact for answer in answers) / n,
+    }
+
+
+def guard(ledger: Ledger) -> dict[str, Any]:
+    """Check edited weights (DESIGN: guards). Returns verdicts for the results.
+
+    Raises:
+        EditError: no weight changed, or a weight is not finite.
+    """
+    operations = ledger.operations
+    if not operations:
+        return {"weights_changed": False, "weights_finite": True, "answers_changed": 0, "answers_changed_ok": True}
+    problems = ledger.weights.problems()
+    unchanged = [p for p in problems if p.endswith("did not change")]
+    broken = [p for p in problems if p not in unchanged]
+    if broken:
+        raise EditError(f"after {ledger.n_edits} edits {'; '.join(broken)}. The model has been restored")
+    if not ledger.weights.touched or len(unchanged) == len(ledger.weights.touched):
+        raise EditError(f"{ledger.n_edits} edits changed no weight; the model is the unedited one")
+    changed = sum(operation.record["answers_changed"] for operation in operations)
+    if not changed:
+        logger.warning(
+            "none of the %d edited prompts is answered differently after its edit: the edits did not take",
+            ledger.n_edits,
+        )
+    return {
+        "weights_changed": True,
+        "weights_finite": True,
+        "answers_changed": changed,
+        "answers_changed_ok": changed > 0,
+    }

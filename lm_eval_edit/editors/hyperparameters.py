@@ -1,0 +1,181 @@
+"""An editor's hyper-parameters: preset, then file, then command line; every value checked, every problem told at once.
+
+Names are EasyEdit's, and its hparams files for the same method are read as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import PretrainedConfig
+
+from lm_eval_edit._files import read_text
+from lm_eval_edit.editors.base import Editor, option_names
+from lm_eval_edit.errors import UserError, nearest
+
+#: Fields of EasyEdit's hparams files that say what is found here by structure, or given elsewhere. ROME's and KN's
+#: `v_loss_layer` names the last layer in every published file, which is where the model's own loss is.
+# fmt: off
+EASYEDIT_ONLY = frozenset((
+    "alg", "alg_name", "model_name", "tokenizer_name", "tokenizer_class", "model_class", "device", "device_map",
+    "stats_dir", "mom2_dataset", "mom2_n_samples", "mom2_dtype", "rewrite_module_tmp", "layer_module_tmp",
+    "mlp_module_tmp", "attn_module_tmp", "ln_f_module", "lm_head_module", "fp16", "model_parallel", "max_length",
+    "max_new_tokens", "layer_selection", "objective_optimization", "batch_size", "v_loss_layer", "results_dir",
+))
+# fmt: on
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Published hyper-parameters of one method for one kind of model.
+
+    Attributes:
+        name: The model as the field calls it.
+        match: Configuration attributes and the values they must have.
+        source: Where the figures were published.
+        options: The hyper-parameters.
+    """
+
+    name: str
+    match: dict[str, Any]
+    source: str
+    options: dict[str, Any]
+
+    def fits(self, config: PretrainedConfig) -> bool:
+        """Whether a model of this configuration is the preset's."""
+        return all(getattr(config, name, None) == value for name, value in self.match.items())
+
+
+def presets(editor: str) -> list[Preset]:
+    """The presets of an editor; empty when it has none."""
+    file = resources.files("lm_eval_edit.editors") / "presets" / f"{editor}.yaml"
+    return [Preset(**entry) for entry in yaml.safe_load(file.read_text())] if file.is_file() else []
+
+
+@dataclass(frozen=True)
+class Hyperparameters:
+    """An editor ready to run.
+
+    Attributes:
+        editor: With its options.
+        preset: Name of the preset the options began with; None when the model has none.
+        notices: What the user should know (layers chosen by depth).
+    """
+
+    editor: Editor
+    preset: str | None
+    notices: tuple[str, ...] = ()
+
+
+def read_options_file(path: str | Path) -> dict[str, Any]:
+    """A YAML (or JSON) file of hyper-parameters.
+
+    Raises:
+        UserError: missing file, not YAML (line named), or not a mapping.
+    """
+    path = Path(path).expanduser()
+    try:
+        content = yaml.safe_load(read_text(path))
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        raise UserError(f"{path}{where}: not YAML ({getattr(error, 'problem', error)})") from None
+    if not isinstance(content, Mapping):
+        raise UserError(f"{path}: want a mapping of hyper-parameters (v_lr: 0.5, ...); got {type(content).__name__}")
+    return dict(content)
+
+
+def resolve(
+    editor_class: type[Editor],
+    config: PretrainedConfig,
+    given: Mapping[str, Any],
+    layers: tuple[int, ...] | None = None,
+) -> tuple[Hyperparameters | None, list[str]]:
+    """Merge preset, given options and layers into an editor.
+
+    Args:
+        editor_class: The method.
+        config: The model's configuration; presets are chosen by it.
+        given: Options by EasyEdit's names (from a file, or in Python).
+        layers: The layers to edit; wins over `given`.
+
+    Returns:
+        (the editor, problems as sentences); the editor is None when there are problems.
+    """
+    config = config.get_text_config(decoder=True)
+    problems: list[str] = []
+    notices: list[str] = []
+    preset = next((p for p in presets(editor_class.name) if p.fits(config)), None)
+    merged: dict[str, Any] = dict(preset.options) if preset else {}
+    names = option_names(editor_class)
+    algorithm = str(given.get("alg_name", editor_class.name))
+    if algorithm.lower().replace("-", "_") != editor_class.name:
+        problems.append(
+            f"the hyper-parameters are for {algorithm}, the editor is {editor_class.name}: give its own file"
+        )
+    for name, value in given.items():
+        if name in names:
+            merged[name] = value
+        elif name not in EASYEDIT_ONLY:
+            problems.append(
+                f"{name}: no hyper-parameter of {editor_class.name}.{nearest(name, names)} It has {', '.join(names)}"
+            )
+    if layers is not None:
+        merged["layers"] = layers
+    if "layers" in names and not merged.get("layers"):
+        merged["layers"] = depth = editor_class.default_layers(config.num_hidden_layers)
+        notices.append(
+            f"no published {editor_class.name} layers for this model ({config.model_type}, "
+            f"{config.num_hidden_layers} layers, width {config.hidden_size}): layer(s) "
+            f"{', '.join(map(str, depth))} chosen by relative depth; edit_layers= says otherwise"
+        )
+    values = {}
+    for f in fields(editor_class.Options):
+        if f.name in merged:
+            try:
+                values[f.name] = coerce(merged[f.name], f.default)
+            except ValueError as error:
+                problems.append(f"{f.name}={merged[f.name]!r}: {error}")
+    if problems:
+        return None, problems
+    try:
+        options = editor_class.Options(**values)
+    except ValueError as error:
+        return None, [str(error)]
+    return Hyperparameters(editor_class(options), preset.name if preset else None, tuple(notices)), []
+
+
+def coerce(value: Any, like: Any) -> Any:
+    """`value` as the type of the default `like`. PyYAML reads 5e-1 as text, so numeric text counts as a number.
+
+    Raises:
+        ValueError: with what was wanted.
+    """
+    if isinstance(like, bool):
+        if isinstance(value, str) and value.lower() in ("true", "false"):
+            return value.lower() == "true"
+        if not isinstance(value, bool):
+            raise ValueError("want true or false")
+        return value
+    if isinstance(like, (int, float)):
+        try:
+            number = float(value) if not isinstance(value, bool) else None
+        except (TypeError, ValueError):
+            number = None
+        if number is None or (isinstance(like, int) and number != int(number)):
+            raise ValueError("want a whole number" if isinstance(like, int) else "want a number")
+        return int(number) if isinstance(like, int) else number
+    if isinstance(like, tuple):
+        if not isinstance(value, (list, tuple)):
+            raise ValueError("want a list")
+        return tuple(coerce(item, ()) if isinstance(item, (list, tuple)) else item for item in value)
+    if like is None:
+        return value
+    if not isinstance(value, str):
+        raise ValueError("want text")
+    return value

@@ -1,0 +1,69 @@
+"""Context templates: short texts sampled from the model that stand before an edit's prompt, so that it works anywhere.
+
+Sampled as the published implementations do (top-5 sampling from five start words, EasyEdit's ROME and MEMIT), but with
+a generator of our own: the same model and seed give the same templates, and no one else's random numbers are touched.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from lm_eval_edit.facts import SLOT
+
+START_WORDS = ("The", "Therefore", "Because", "I", "You")
+TOP_K = 5
+
+
+@dataclass(frozen=True)
+class TemplatePlan:
+    """Which context templates an editor wants.
+
+    Attributes:
+        length_params: (tokens, samples) pairs: so many samples, shared equally by the start words, of so many tokens in
+            all, the start word and any beginning-of-sequence token included.
+        nested: True for the MEMIT family's [["{}"], [the samples]]; False for a flat list that begins with "{}".
+        braces: What a brace in a sampled text becomes.
+    """
+
+    length_params: tuple[tuple[int, int], ...]
+    nested: bool = False
+    braces: str = ""
+
+
+def sample_templates(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, plan: TemplatePlan, seed: int
+) -> list[str] | list[list[str]]:
+    """Sample an editor's context templates from the model.
+
+    Returns:
+        A flat list, or for a nested plan a list of lists; the bare template `{}` is always the first.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    samples = []
+    for tokens, count in plan.length_params:
+        for word in START_WORDS:
+            for ids in _sample(model, tokenizer.encode(word), tokens, count // len(START_WORDS), generator):
+                text = unicodedata.normalize("NFKD", tokenizer.decode(ids, skip_special_tokens=True))
+                text = text.replace("\n\n", " ").replace("{", plan.braces).replace("}", plan.braces)
+                samples.append(f"{text}. {SLOT}")
+    return [[SLOT], samples] if plan.nested else [SLOT, *samples]
+
+
+@torch.no_grad()
+def _sample(
+    model: PreTrainedModel, start: list[int], length: int, count: int, generator: torch.Generator
+) -> list[list[int]]:
+    """`count` continuations of `start` up to `length` tokens in all, each token drawn from the TOP_K likeliest."""
+    ids: Tensor = torch.tensor([start] * count, device=model.get_input_embeddings().weight.device)
+    while count and ids.shape[1] < length:
+        logits = model(input_ids=ids).logits[:, -1].double().cpu()
+        top = torch.topk(logits, min(TOP_K, logits.shape[1]), dim=1)
+        # Drawn on the CPU in float64, so that the draw itself does not depend on the device.
+        drawn = torch.multinomial(top.values.softmax(dim=1), 1, generator=generator)
+        ids = torch.cat([ids, top.indices.gather(1, drawn).to(ids.device)], dim=1)
+    return ids.tolist()

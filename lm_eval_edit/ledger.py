@@ -1,0 +1,231 @@
+"""The edit ledger: every operation of a schedule as a file, so that an edited model can be made again, bit for bit.
+
+    ledger.json            what the operations belong to: model, editor, hyper-parameters, templates, second moments
+    ops/00000.safetensors  the operation's deltas, and the state its editor keeps
+    ops/00000.json         its facts, figures and hashes; written last, so an operation is there whole or not at all
+
+A run that was stopped replays what is there and goes on. Replaying *applies* the deltas, in order, to the unedited
+model: the state after n operations is a prefix of the state after more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from lm_eval_edit._files import hash_json, read_json, write_json
+from lm_eval_edit.delta import Delta, load_deltas, save_deltas
+from lm_eval_edit.errors import UserError
+from lm_eval_edit.facts import Fact
+from lm_eval_edit.weights import EditedWeights
+
+FORMAT = 1
+
+
+@dataclass
+class Operation:
+    """One editing operation.
+
+    Attributes:
+        index: Its position in the schedule, from 0.
+        facts: The facts it edited together.
+        deltas: Parameter name to update; read from disk when first asked for.
+        state: What its editor leaves for later operations.
+        record: Everything else about it, as in its JSON file.
+    """
+
+    index: int
+    facts: list[Fact]
+    record: dict[str, Any]
+    _deltas: dict[str, Delta] | None = None
+    _state: dict[str, Tensor] | None = None
+    _file: Path | None = None
+
+    def _load(self) -> None:
+        if self._deltas is None:
+            self._deltas, self._state = load_deltas(self._file, self.record["sha256"])
+
+    @property
+    def deltas(self) -> dict[str, Delta]:
+        self._load()
+        return self._deltas
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        self._load()
+        return self._state
+
+    def release(self) -> None:
+        """Forget the deltas' tensors if they can be read again from disk."""
+        if self._file is not None:
+            self._deltas = self._state = None
+
+
+@dataclass
+class Ledger:
+    """The operations done on one model.
+
+    Attributes:
+        identity: What the operations depend on; a folder with another identity is refused.
+        extra: What is worth keeping and does not decide whether the ledger fits (context templates, versions, source).
+        operations: First to last.
+        directory: Where they are stored; None keeps them in memory.
+        weights: The model they are applied to.
+    """
+
+    identity: dict[str, Any]
+    extra: dict[str, Any]
+    weights: EditedWeights
+    operations: list[Operation] = field(default_factory=list)
+    directory: Path | None = None
+    guards: dict[str, Any] = field(default_factory=dict)
+
+    def restore(self) -> None:
+        """Put the model back to its unedited weights, bit for bit. The operations stay in the ledger."""
+        self.weights.restore()
+
+    def apply(self, n_operations: int | None = None) -> None:
+        """Bring the model to the state after the first n operations (default: all), from the unedited weights."""
+        self.weights.restore()
+        for operation in self.operations[:n_operations]:
+            self.weights.apply(operation.deltas)
+            operation.release()
+
+    @property
+    def n_edits(self) -> int:
+        """How many facts the operations edited."""
+        return sum(len(operation.facts) for operation in self.operations)
+
+    def fingerprint(self) -> str:
+        """A hash of the model's weights as they stand."""
+        return self.weights.fingerprint(self.identity["model"]["fingerprint"])
+
+    def append(
+        self,
+        facts: Sequence[Fact],
+        deltas: Mapping[str, Delta],
+        state: Mapping[str, Tensor],
+        record: Mapping[str, Any],
+    ) -> Operation:
+        """Add an operation, stored on disk before this returns when the ledger has a folder."""
+        index = len(self.operations)
+        full = {"index": index, "facts": [fact.record() for fact in facts], **record}
+        operation = Operation(index, list(facts), full, dict(deltas), dict(state))
+        if self.directory is not None:
+            operation._file = _operation_file(self.directory, index, "safetensors")
+            full["sha256"] = save_deltas(operation._file, deltas, state)
+            write_json(_operation_file(self.directory, index, "json"), full)
+        self.operations.append(operation)
+        return operation
+
+
+def _operation_file(directory: Path, index: int, suffix: str) -> Path:
+    return directory / "ops" / f"{index:05d}.{suffix}"
+
+
+def read_header(directory: Path) -> dict[str, Any] | None:
+    """`ledger.json` of a folder, or None when the folder is absent or empty.
+
+    Raises:
+        UserError: the folder holds other things, or a ledger of another format.
+    """
+    file = directory / "ledger.json"
+    if not file.exists():
+        if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+            raise UserError(
+                f"edit_ledger={directory} is not a ledger (no ledger.json in it) and not empty; give a new folder"
+            )
+        return None
+    header = read_json(file)
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
+        found = header.get("format") if isinstance(header, dict) else None
+        raise UserError(f"{file} has ledger format {found}; this version of lm-eval-edit reads format {FORMAT}")
+    return header
+
+
+def differences(stored: Any, wanted: Any, path: str = "") -> list[str]:
+    """What differs between two JSON-able values, one sentence for each leaf."""
+    if isinstance(stored, Mapping) and isinstance(wanted, Mapping):
+        keys = list(dict.fromkeys([*stored, *wanted]))
+        return [
+            line
+            for key in keys
+            for line in differences(stored.get(key), wanted.get(key), f"{path}.{key}" if path else str(key))
+        ]
+    same = hash_json(stored) == hash_json(wanted)  # tuples and lists are the same on disk
+    return [] if same else [f"{path} is {_short(stored)} in the ledger, {_short(wanted)} now"]
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def mismatch(directory: Path, found: Sequence[str]) -> UserError:
+    """The error for a ledger that belongs to something else."""
+    return UserError(
+        f"edit_ledger={directory} belongs to another run:\n"
+        + "\n".join(f"    {line}" for line in found)
+        + "\n  Give the options it was made with, or another folder; nothing in it was changed"
+    )
+
+
+def open_ledger(
+    directory: Path | None, identity: dict[str, Any], extra: dict[str, Any], weights: EditedWeights
+) -> Ledger:
+    """A ledger to append to: a new one, or what a folder holds.
+
+    Raises:
+        UserError: the folder's ledger has another identity (each difference named), or is damaged.
+    """
+    ledger = Ledger(identity, extra, weights, directory=directory)
+    if directory is None:
+        return ledger
+    header = read_header(directory)
+    if header is None:
+        write_json(directory / "ledger.json", {"format": FORMAT, "identity": identity, "extra": extra})
+        return ledger
+    found = differences(header["identity"], identity)
+    if found:
+        raise mismatch(directory, found)
+    ledger.extra = header["extra"]
+    while (file := _operation_file(directory, len(ledger.operations), "json")).exists():
+        record = read_json(file)
+        facts = [_fact(entry) for entry in record["facts"]]
+        tensors = _operation_file(directory, record["index"], "safetensors")
+        ledger.operations.append(Operation(record["index"], facts, record, _file=tensors))
+    return ledger
+
+
+def _fact(record: Mapping[str, Any]) -> Fact:
+    from lm_eval_edit.facts import parse_record
+
+    return parse_record(record, "ledger", default_id=str(record.get("id")))
+
+
+def check_schedule(ledger: Ledger, operations: Sequence[Sequence[Fact]]) -> None:
+    """Check that the ledger's operations are a prefix of the schedule, or the schedule a prefix of them.
+
+    Raises:
+        UserError: naming the first operation whose facts differ.
+    """
+    for done, planned in zip(ledger.operations, operations, strict=False):
+        stored, wanted = [f.record() for f in done.facts], [f.record() for f in planned]
+        if hash_json(stored) == hash_json(wanted):
+            continue
+        ids = [[fact.get("id") for fact in facts] for facts in (stored, wanted)]
+        if ids[0] == ids[1]:
+            line = f"operation {done.index} edits the same ids with other contents: {differences(stored, wanted)[0]}"
+        else:
+            line = (
+                f"operation {done.index} edits fact {_ids(ids[0])} in the ledger, fact {_ids(ids[1])} in this schedule"
+            )
+        raise mismatch(ledger.directory, [line])
+
+
+def _ids(ids: Sequence[Any]) -> str:
+    return ", ".join(map(str, ids[:5])) + (f", ... ({len(ids)} facts)" if len(ids) > 5 else "")
