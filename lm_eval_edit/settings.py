@@ -20,7 +20,8 @@ def _whole(least: int) -> Callable[[Any], int]:
         number = value
         if isinstance(value, str) and re.fullmatch(r"[+-]?\d+", value.strip()):
             number = int(value)
-        if isinstance(number, bool) or not isinstance(number, (int, float)) or number != int(number) or number < least:
+        is_number = isinstance(number, (int, float)) and not isinstance(number, bool)
+        if not is_number or not float(number).is_integer() or number < least:
             raise ValueError(f"want a whole number of at least {least}")
         return int(number)
 
@@ -148,7 +149,7 @@ def parse_settings(given: Mapping[str, Any]) -> tuple[EditSettings, list[str]]:
                 values[f.name] = f.metadata["parse"](given[f.name])
             except ValueError as error:
                 shown = given[f.name]
-                shown = int(shown) if isinstance(shown, float) and shown == int(shown) else shown
+                shown = int(shown) if isinstance(shown, float) and shown.is_integer() else shown
                 problems.append(f"{f.name}={shown}: {error}")
     return EditSettings(**values), problems
 

@@ -1,0 +1,187 @@
+"""`--model edited_hf`: a Hugging Face model of the harness with a schedule of edits applied to it."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from lm_eval.api.model import CacheHook
+from lm_eval.api.registry import register_model
+from lm_eval.models.huggingface import HFLM
+from transformers import PreTrainedModel
+
+from lm_eval_edit.editing import run_operations
+from lm_eval_edit.errors import UserError
+from lm_eval_edit.ledger import Ledger
+from lm_eval_edit.plan import DEMO, EditPlan, make_plan
+from lm_eval_edit.settings import NAMES
+from lm_eval_edit.versions import versions
+from lm_eval_edit.weights import model_fingerprint
+
+logger = logging.getLogger("lm_eval_edit")
+
+
+@register_model("edited_hf")
+class EditedHFLM(HFLM):
+    """HFLM whose model has been edited. Every argument of HFLM passes through; ours are described in `EditSettings`.
+
+    Without `pretrained`, or with `pretrained=demo`, the embedded demo world is used: its model, facts and task data.
+
+    Attributes:
+        ledger: The edits done; None with editor=none.
+
+    Raises:
+        ConfigurationError: every problem of the options, before the weights load.
+        EditError: an edit failed its guards.
+    """
+
+    def __init__(
+        self,
+        pretrained: str | PreTrainedModel = DEMO,
+        *,
+        editor: str | None = "none",
+        n_edits: int = 1,
+        edit_batch_size: int = 1,
+        edit_dataset: str | None = None,
+        edit_seed: int | None = 0,
+        edit_offset: int = 0,
+        edit_layers: int | str | list[int] | None = None,
+        edit_config: str | dict[str, Any] | None = None,
+        edit_ledger: str | None = None,
+        edit_second_moments: str | None = None,
+        data_dir: str | None = None,
+        **kwargs: Any,
+    ):
+        given = locals()
+        plan = make_plan(pretrained, {name: given[name] for name in NAMES}, kwargs)
+        super().__init__(pretrained=plan.pretrained, **kwargs)
+        self.plan: EditPlan = plan
+        self.ledger: Ledger | None = None
+        self._refuse_offloaded()
+        self._base_fingerprint = model_fingerprint(self.model)
+        if plan.hyperparameters is not None:
+            self._edit(plan)
+
+    @classmethod
+    def create_from_arg_obj(
+        cls, arg_dict: dict[str, Any], additional_config: dict[str, Any] | None = None
+    ) -> EditedHFLM:
+        """As in HFLM. The harness keeps this very dict for its results, so the demo model is named there too."""
+        arg_dict.setdefault("pretrained", DEMO)
+        return super().create_from_arg_obj(arg_dict, additional_config)
+
+    def _refuse_offloaded(self) -> None:
+        offloaded = [name for name, parameter in self.model.named_parameters() if parameter.is_meta]
+        if offloaded:
+            raise UserError(
+                f"{len(offloaded)} parameters ({offloaded[0]}, ...) are offloaded to disk or CPU and cannot be edited; "
+                f"use a device that holds the model, parallelize=True over more devices, or a smaller dtype"
+            )
+
+    def _edit(self, plan: EditPlan) -> None:
+        for notice in plan.hyperparameters.notices:
+            logger.warning(notice)
+        if plan.facts.skipped:
+            first = ", ".join(f"{skipped.id} ({skipped.reason})" for skipped in plan.facts.skipped[:3])
+            logger.warning(
+                "%d of %d facts cannot be edited and are skipped: %s%s",
+                len(plan.facts.skipped),
+                len(plan.facts.skipped) + len(plan.facts),
+                first,
+                ", ..." if len(plan.facts.skipped) > 3 else "",
+            )
+        settings = plan.settings
+        self.ledger = run_operations(
+            self.model,
+            self.tokenizer,
+            plan.hyperparameters.editor,
+            plan.operations,
+            edit_batch_size=settings.edit_batch_size,
+            second_moments=plan.second_moments,
+            directory=Path(settings.edit_ledger) if settings.edit_ledger else None,
+            seed=settings.edit_seed or 0,
+        )
+
+    # ------------------------------------------------------------------------------------------- states of the weights
+
+    def apply(self, n_operations: int | None = None) -> None:
+        """Bring the weights to the state after the first n operations (default: all)."""
+        if self.ledger is not None:
+            self.ledger.apply(n_operations)
+        self._name_cache(self.cache_hook)
+
+    def restore(self) -> None:
+        """Bring the weights back to the unedited state, bit for bit."""
+        if self.ledger is not None:
+            self.ledger.restore()
+        self._name_cache(self.cache_hook)
+
+    @property
+    def weights_fingerprint(self) -> str:
+        """A hash of the weights as they stand."""
+        return self.ledger.fingerprint() if self.ledger is not None else self._base_fingerprint
+
+    def set_cache_hook(self, cache_hook: CacheHook) -> None:
+        """As in HFLM, with the response cache (`--use_cache`) kept apart for each state of the weights.
+
+        The harness keys its cache by the request alone, so an edited model would be served an unedited one's answers.
+        """
+        self._name_cache(cache_hook)
+        super().set_cache_hook(cache_hook)
+
+    def _name_cache(self, cache_hook: CacheHook) -> None:
+        database = cache_hook.dbdict
+        if database is None:
+            return
+        # CachingLM looks up and writes through this very object, so its table decides both.
+        database.tablename = f"edited_{self.weights_fingerprint[:32]}"
+        database.conn.execute(f'CREATE TABLE IF NOT EXISTS "{database.tablename}" (key TEXT PRIMARY KEY, value BLOB)')
+        database.conn.commit()
+
+    # --------------------------------------------------------------------------------------------------------- results
+
+    def get_model_info(self) -> dict[str, Any]:
+        """HFLM's model information and, under `edit`, what was edited and how it went."""
+        return super().get_model_info() | {"edit": self.edit_record()}
+
+    def edit_record(self) -> dict[str, Any]:
+        """The `edit` block of the results: plan, norms, guards, efficacy, fingerprints and versions."""
+        plan, ledger = self.plan, self.ledger
+        record: dict[str, Any] = {
+            "editor": plan.settings.editor,
+            "n_edits": 0,
+            "weights_fingerprint": self.weights_fingerprint,
+            "versions": versions(),
+        }
+        if ledger is None:
+            return record
+        operations = ledger.operations
+        seconds = [operation.record["seconds"] for operation in operations]
+        return record | {
+            "n_edits": ledger.n_edits,
+            "edit_batch_size": plan.settings.edit_batch_size,
+            "options": plan.hyperparameters.editor.describe(),
+            "preset": plan.hyperparameters.preset,
+            "layers": plan.hyperparameters.editor.layers(),
+            "dataset": {
+                "source": plan.facts.source,
+                "sha256": plan.facts.sha256,
+                "usable": len(plan.facts),
+                "skipped": [{"id": skipped.id, "reason": skipped.reason} for skipped in plan.facts.skipped],
+            },
+            "edit_seed": plan.settings.edit_seed,
+            "edit_offset": plan.settings.edit_offset,
+            "fact_ids": [fact.id for operation in operations for fact in operation.facts],
+            "parameters": ledger.weights.report(),
+            "ranks": [operation.record["ranks"] for operation in operations],
+            "after_each_edit": [operation.record["after"] for operation in operations],
+            "before_each_edit": [operation.record["before"] for operation in operations],
+            "details": [operation.record["details"] for operation in operations],
+            "guards": ledger.guards,
+            "seconds_per_edit": sum(seconds) / max(ledger.n_edits, 1),
+            "second_moments": ledger.extra["second_moments_source"],
+            "context_templates": ledger.extra["context_templates"],
+            "ledger": str(ledger.directory) if ledger.directory else None,
+            "unedited_fingerprint": self._base_fingerprint,
+        }

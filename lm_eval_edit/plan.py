@@ -1,0 +1,203 @@
+"""Turn the options of `edited_hf` into a plan of edits, checking everything that can be known before a model loads."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lm_eval.models.huggingface import HFLM
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+
+from lm_eval_edit import demo
+from lm_eval_edit.architecture import layer_problems
+from lm_eval_edit.editing import batch_problems
+from lm_eval_edit.editors.base import find_editor
+from lm_eval_edit.editors.hyperparameters import Hyperparameters, read_options_file, resolve
+from lm_eval_edit.errors import ConfigurationError, UserError
+from lm_eval_edit.facts import Fact, Facts, load_facts
+from lm_eval_edit.ledger import differences, mismatch, read_header
+from lm_eval_edit.schedule import EditSchedule
+from lm_eval_edit.second_moments import SecondMoments
+from lm_eval_edit.settings import EditSettings, parse_settings, unknown_option_problems
+from lm_eval_edit.tasklib.sources import check_data_dir
+
+DEMO = "demo"
+
+#: Options that HFLM hands on to from_pretrained. Attributes of the model's configuration are accepted too.
+# fmt: off
+FROM_PRETRAINED = frozenset((
+    "attn_implementation", "cache_dir", "code_revision", "config", "device_map", "experts_implementation",
+    "force_download", "ignore_mismatched_sizes", "key_mapping", "local_files_only", "low_cpu_mem_usage", "max_memory",
+    "offload_buffers", "proxies", "token", "torch_dtype", "use_kernels", "use_safetensors", "variant", "weights_only",
+))
+# fmt: on
+
+#: HFLM options that make weights uneditable, and why.
+_UNEDITABLE = {
+    "autogptq": "GPTQ weights are integers",
+    "gptqmodel": "GPTQ weights are integers",
+    "gguf_file": "GGUF weights are quantised",
+    "load_in_4bit": "4-bit weights cannot hold an edit",
+    "load_in_8bit": "8-bit weights cannot hold an edit",
+    "quantization_config": "quantised weights cannot hold an edit",
+    "tp_plan": "tensor-parallel weights are spread over devices; use parallelize=True, which keeps each matrix whole",
+    "peft": "with an adapter nobody could say which of the two did what: merge it into a checkpoint first",
+}
+
+
+@dataclass(frozen=True)
+class EditPlan:
+    """Everything decided before the model loads.
+
+    Attributes:
+        settings: The checked options.
+        pretrained: What HFLM is to load: a path, a hub id, or a model object.
+        hyperparameters: The editor with its options; None for editor=none.
+        facts: The data set; None for editor=none.
+        operations: The batches of facts, in order.
+        second_moments: For editors that need them.
+    """
+
+    settings: EditSettings
+    pretrained: str | PreTrainedModel
+    hyperparameters: Hyperparameters | None = None
+    facts: Facts | None = None
+    operations: tuple[list[Fact], ...] = ()
+    second_moments: SecondMoments | None = None
+
+
+def make_plan(pretrained: str | PreTrainedModel, ours: Mapping[str, Any], others: Mapping[str, Any]) -> EditPlan:
+    """Check all options and plan the edits.
+
+    Args:
+        pretrained: `demo`, a path or hub id, or a model object.
+        ours: Options of `EditSettings`, as given.
+        others: All other options given, for HFLM and from_pretrained.
+
+    Raises:
+        ConfigurationError: with every problem found. No weights have been loaded.
+    """
+    settings, problems = parse_settings(ours)
+    is_demo = isinstance(pretrained, str) and pretrained == DEMO
+    source = str(demo.CHECKPOINT) if is_demo else pretrained
+    problems += _uneditable(others)
+    config, found = _config(source, others)
+    problems += found
+    problems += _unknown(others, config)
+    problems += check_data_dir(settings.data_dir)
+    if config is None:
+        raise ConfigurationError(problems)
+    problems += _unsupported_model(config)
+    plan = EditPlan(settings, source)
+    if settings.editor != "none":
+        plan, found = _plan_edits(settings, source, config, DEMO if is_demo else "zsre")
+        problems += found
+    if problems:
+        raise ConfigurationError(problems)
+    return plan
+
+
+def _uneditable(others: Mapping[str, Any]) -> list[str]:
+    problems = [f"{name}={others[name]}: {why}" for name, why in _UNEDITABLE.items() if others.get(name)]
+    if others.get("backend") == "seq2seq":
+        problems.append("backend=seq2seq: edited_hf edits decoder-only models")
+    return problems
+
+
+def _config(source: str | PreTrainedModel, others: Mapping[str, Any]) -> tuple[PretrainedConfig | None, list[str]]:
+    if not isinstance(source, str):
+        return source.config, []
+    try:
+        return AutoConfig.from_pretrained(
+            source,
+            revision=str(others.get("revision") or "main"),
+            subfolder=others.get("subfolder") or "",
+            trust_remote_code=bool(others.get("trust_remote_code")),
+        ), []
+    except (OSError, ValueError) as error:
+        return None, [
+            f"pretrained={source}: no model configuration found ({str(error).splitlines()[0]}). Give a folder with "
+            f"config.json, or a hub id (that needs network), or pretrained=demo"
+        ]
+
+
+def _unknown(others: Mapping[str, Any], config: PretrainedConfig | None) -> list[str]:
+    accepted = [name for name in inspect.signature(HFLM.__init__).parameters if name not in ("self", "kwargs")]
+    known = {*accepted, *FROM_PRETRAINED, *_UNEDITABLE}
+    return unknown_option_problems(
+        [name for name in others if name not in known and not hasattr(config, name)], [*accepted, *FROM_PRETRAINED]
+    )
+
+
+def _unsupported_model(config: PretrainedConfig) -> list[str]:
+    problems = []
+    if getattr(config, "is_encoder_decoder", False):
+        problems.append(f"the model is a {config.model_type} encoder-decoder; edited_hf edits decoder-only models")
+    if getattr(config, "quantization_config", None):
+        problems.append("the checkpoint is quantised and cannot hold an edit; give the unquantised one")
+    return problems
+
+
+def _plan_edits(
+    settings: EditSettings, source: str | PreTrainedModel, config: PretrainedConfig, default_dataset: str
+) -> tuple[EditPlan, list[str]]:
+    problems: list[str] = []
+    hyperparameters = facts = moments = None
+    operations: list[list[Fact]] = []
+    try:
+        editor_class = find_editor(settings.editor)
+        given = settings.edit_config or {}
+        given = given if isinstance(given, Mapping) else read_options_file(given)
+        hyperparameters, found = resolve(editor_class, config, given, settings.edit_layers)
+        problems += found + batch_problems(editor_class, settings.edit_batch_size)
+        if hyperparameters is not None:
+            depth = config.get_text_config(decoder=True).num_hidden_layers
+            problems += layer_problems(hyperparameters.editor.layers(), depth)
+            moments = _second_moments(settings, source, hyperparameters)
+    except UserError as error:
+        problems.append(str(error))
+    try:
+        facts = load_facts(settings.edit_dataset or default_dataset, settings.data_dir)
+        schedule = EditSchedule(settings.n_edits, settings.edit_batch_size, settings.edit_seed, settings.edit_offset)
+        operations = schedule.operations(facts)
+    except UserError as error:
+        problems.append(str(error))
+    if settings.edit_ledger and hyperparameters is not None:
+        try:
+            check_ledger_header(Path(settings.edit_ledger), hyperparameters, settings)
+        except UserError as error:
+            problems.append(str(error))
+    return EditPlan(settings, source, hyperparameters, facts, tuple(operations), moments), problems
+
+
+def _second_moments(
+    settings: EditSettings, source: str | PreTrainedModel, hyperparameters: Hyperparameters
+) -> SecondMoments:
+    if settings.edit_second_moments:
+        return SecondMoments.load(settings.edit_second_moments)
+    beside = Path(source) / "second_moments.safetensors" if isinstance(source, str) else None
+    if hyperparameters.editor.needs_second_moments() and beside is not None and beside.is_file():
+        return SecondMoments.load(beside)
+    return SecondMoments()
+
+
+def check_ledger_header(directory: Path, hyperparameters: Hyperparameters, settings: EditSettings) -> None:
+    """Compare a ledger's identity with the options, as far as it does not depend on the weights.
+
+    Raises:
+        UserError: naming each difference.
+    """
+    header = read_header(directory)
+    if header is None:
+        return
+    wanted = {
+        "editor": hyperparameters.editor.name,
+        "options": hyperparameters.editor.describe(),
+        "edit_batch_size": settings.edit_batch_size,
+    }
+    found = differences({name: header["identity"].get(name) for name in wanted}, wanted)
+    if found:
+        raise mismatch(directory, found)

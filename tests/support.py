@@ -1,0 +1,60 @@
+"""Small models, tokenizers and facts that tests build for themselves: no network, no shared folder."""
+
+from __future__ import annotations
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+from lm_eval_edit import Fact
+
+SENTENCES = (
+    "The mother tongue of was born in a city the and is . , ? weather fine Therefore Because I You",
+    "Nils Albrecht Greta Dumont Boris Lindqvist Rosa Novak French Spanish German Czech Prague Berlin Vienna Oslo",
+)
+WORDS = [word for sentence in SENTENCES for word in sentence.split()]
+
+# A random model carries little from one position to another, so only a fact whose subject ends its prompt can be learnt
+# by it: the first two. The others have a tail, as most real prompts do.
+FACTS = (
+    Fact("Nils Albrecht", "The mother tongue of {}", "Spanish", "French", id="0"),
+    Fact("Greta Dumont", "the city of {}", "German", "Czech", id="1"),
+    Fact("Boris Lindqvist", "{} was born in", "Prague", "Berlin", id="2"),
+    Fact("Rosa Novak", "{} was born in the city of", "Vienna", "Oslo", id="3"),
+)
+LEARNABLE = FACTS[:2]
+TEMPLATES = ("{}", "The weather is fine . {}", "Therefore . {}")
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """One token per word of WORDS."""
+    vocabulary = {word: index for index, word in enumerate(["<|endoftext|>", *dict.fromkeys(WORDS)])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<|endoftext|>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        unk_token="<|endoftext|>",
+        eos_token="<|endoftext|>",
+        bos_token="<|endoftext|>",
+        pad_token="<|endoftext|>",
+    )
+
+
+def tiny_model(dtype: torch.dtype = torch.float32, seed: int = 0) -> GPT2LMHeadModel:
+    """A random 3-layer GPT-2, d = 32, f = 96."""
+    torch.manual_seed(seed)
+    config = GPT2Config(
+        vocab_size=64, n_positions=48, n_embd=32, n_layer=3, n_head=2, n_inner=96,
+        attn_pdrop=0.0, embd_pdrop=0.0, resid_pdrop=0.0, initializer_range=0.3, bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    return GPT2LMHeadModel(config).to(dtype).eval()
+
+
+def weights_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """A copy of every parameter."""
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+def same_weights(model: torch.nn.Module, kept: dict[str, torch.Tensor]) -> bool:
+    """Whether every parameter has the bits that were kept."""
+    return all(torch.equal(parameter, kept[name]) for name, parameter in model.named_parameters())
