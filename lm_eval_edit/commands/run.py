@@ -56,13 +56,14 @@ def all_ours(tasks: Sequence[str], ours: Collection[str]) -> bool:
     Raises:
         UserError: a name with our prefix that is not one of ours; the message gives the nearest one.
     """
-    for task in tasks:
-        if task.startswith(PREFIX) and not task.endswith(".yaml") and not fnmatch.filter(ours, task):
+    with_our_prefix = [task for task in tasks if task.startswith(PREFIX) and not task.endswith(".yaml")]
+    for task in with_our_prefix:
+        if not fnmatch.filter(ours, task):
             raise UserError(
                 f"lm-eval-edit: no task or group is called {task!r}.{nearest(task, ours)} "
                 "`lm-eval-edit ls tasks` lists them all."
             )
-    return bool(tasks) and all(task in ours or (task.startswith(PREFIX) and "/" not in task) for task in tasks)
+    return 0 < len(tasks) == len(with_our_prefix)
 
 
 def _named_tasks(harness_args: argparse.Namespace) -> list[str]:
