@@ -8,14 +8,14 @@ help:
 	@echo "make demo       install into $(VENV), edit the demo model 20 times, evaluate it on the eight tasks"
 	@echo "make test       install, then run every test"
 	@echo "make test-fast  install, then run the tests that need no virtual environment of their own"
-	@echo "make lint       install, then check style and formatting"
+	@echo "make lint       install, then check style"
 	@echo "make venv       install into $(VENV)"
 	@echo "make clean      remove $(VENV) and everything built"
 
 venv: $(VENV)/installed
 
-# torch first and on its own, so that nothing else gets to choose its build: an index that offers a CPU-only build of the
-# pinned version is taken at its word.
+# torch first and on its own, so that nothing else gets to choose its build: where the package index offers a CPU-only
+# build of the pinned version, that one is taken.
 $(VENV)/installed: pyproject.toml hatch_build.py constraints.txt
 	$(PYTHON) -m venv --clear $(VENV)
 	$(VENV)/bin/python -m pip install -c constraints.txt torch
@@ -33,7 +33,6 @@ test-fast: venv
 
 lint: venv
 	$(VENV)/bin/ruff check .
-	$(VENV)/bin/ruff format --check .
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache

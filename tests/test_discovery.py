@@ -349,7 +349,7 @@ def test_run_works_without_startup_files_and_without_the_default_index(checkout,
     done = python("-c", code, *arguments, path=checkout, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert f"indexed {checkout / 'tasks'}\n" in done.stdout
-    assert "|edithurt_toy |" in done.stdout and "dummy ({}), gen_kwargs" in done.stdout
+    assert "|edithurt_toy|" in done.stdout and "dummy ({}), gen_kwargs" in done.stdout
 
 
 def test_stock_command_does_not_know_them(checkout):
