@@ -1,0 +1,41 @@
+# Thin on purpose: every command below can be typed by hand inside an activated virtual environment.
+
+PYTHON ?= python3
+VENV ?= .venv
+PYTEST_ARGS ?=
+
+help:
+	@echo "make demo       install into $(VENV), edit the demo model 20 times, evaluate it on the eight tasks"
+	@echo "make test       install, then run every test"
+	@echo "make test-fast  install, then run the tests that need no virtual environment of their own"
+	@echo "make lint       install, then check style"
+	@echo "make venv       install into $(VENV)"
+	@echo "make clean      remove $(VENV) and everything built"
+
+venv: $(VENV)/installed
+
+# torch first and on its own, so that nothing else gets to choose its build: where the package index offers a CPU-only
+# build of the pinned version, that one is taken.
+$(VENV)/installed: pyproject.toml hatch_build.py constraints.txt
+	$(PYTHON) -m venv --clear $(VENV)
+	$(VENV)/bin/python -m pip install -c constraints.txt torch
+	$(VENV)/bin/python -m pip install -c constraints.txt -e ".[dev]"
+	touch $@
+
+demo: venv
+	$(VENV)/bin/lm_eval --model edited_hf --model_args editor=rome,n_edits=20 --tasks edithurt_suite
+
+test: venv
+	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
+
+test-fast: venv
+	$(VENV)/bin/python -m pytest -m "not slow" $(PYTEST_ARGS)
+
+lint: venv
+	$(VENV)/bin/ruff check .
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache
+	find . -name __pycache__ -not -path "./.git/*" -prune -exec rm -rf {} +
+
+.PHONY: help venv demo test test-fast lint clean

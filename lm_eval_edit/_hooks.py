@@ -1,0 +1,140 @@
+"""What lm-eval-edit adds to the LM Evaluation Harness: one model type, one folder of tasks, and readable errors.
+
+The start-up shim `_lm_eval_edit_autoload` calls `register_model` and `add_tasks` when a program imports the harness;
+the command `lm-eval-edit` calls `connect`, which needs no start-up files. All of them may be called again and again.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from lm_eval_edit.errors import UserError
+
+MODEL_TYPE = "edited_hf"
+MODEL_TARGET = "lm_eval_edit.model:EditedHFLM"  # a string: the harness imports it, and torch with it, on first use
+PROGRAMS = ("lm_eval", "lm-eval", "lm-eval-edit")
+MODULES = ("lm_eval.__main__", "lm_eval_edit.__main__")
+
+_default_tasks_wanted = True
+
+
+def connect() -> None:
+    """Import the two parts of the harness that are extended and extend them now, start-up files or not."""
+    register_model()
+    add_tasks()
+
+
+def register_model() -> None:
+    """Make `--model edited_hf` known, without importing it.
+
+    The built-in models must be there first: the harness fills its registry only while it is empty.
+    """
+    import lm_eval.models  # noqa: F401
+    from lm_eval.api.registry import model_registry
+
+    print_user_errors_plainly()
+    if MODEL_TYPE not in model_registry:  # a harness that reads our entry point has been here already
+        model_registry.register(MODEL_TYPE, target=MODEL_TARGET)
+
+
+def add_tasks() -> None:
+    """Make every `TaskManager` that indexes the harness's own tasks index ours too.
+
+    Ours come after the built-in tasks and before the paths a user gives, so a user can override ours. A manager that
+    was asked for no defaults gets none.
+
+    Raises:
+        RuntimeError: `TaskManager` no longer takes the arguments this relies on.
+        FileNotFoundError: the task folder is missing from this installation.
+    """
+    from lm_eval.tasks.manager import TaskManager
+
+    print_user_errors_plainly()
+    stock = TaskManager.__init__
+    if hasattr(stock, "adds_tasks_of"):
+        return
+    signature = inspect.signature(stock)
+    if not {"include_path", "include_defaults"} <= signature.parameters.keys():
+        raise RuntimeError(f"TaskManager{signature} takes no include_path or no include_defaults")
+    folder = tasks_dir()
+
+    @functools.wraps(stock)
+    def __init__(self, *args, **kwargs):
+        try:
+            call = signature.bind(self, *args, **kwargs)
+        except TypeError:
+            return stock(self, *args, **kwargs)  # a wrong call: the harness words its own error
+        call.apply_defaults()
+        given = call.arguments["include_path"]
+        if not call.arguments["include_defaults"]:
+            return stock(*call.args, **call.kwargs)
+        paths = list(given) if isinstance(given, (list, tuple)) else [given] if given else []
+        if not any(Path(path).resolve() == folder for path in paths):
+            paths.insert(0, folder)
+        call.arguments.update(include_path=paths, include_defaults=_default_tasks_wanted)
+        stock(*call.args, **call.kwargs)
+        self.include_path = given  # what the caller gave, as documented for this attribute
+
+    __init__.adds_tasks_of = "lm_eval_edit"
+    TaskManager.__init__ = __init__
+
+
+@contextmanager
+def only_our_tasks() -> Iterator[None]:
+    """Within this block a `TaskManager` indexes our tasks in place of the harness's 14,000, which takes seconds."""
+    global _default_tasks_wanted
+    before, _default_tasks_wanted = _default_tasks_wanted, False
+    try:
+        yield
+    finally:
+        _default_tasks_wanted = before
+
+
+def tasks_dir() -> Path:
+    """The folder with our task YAML files: inside the package when installed, beside it in a checkout.
+
+    Raises:
+        FileNotFoundError: neither is there.
+    """
+    package = Path(__file__).resolve().parent
+    places = [package / "tasks"]
+    if (package.parent / "pyproject.toml").is_file():  # never take some other `tasks` in site-packages for ours
+        places.append(package.parent / "tasks")
+    for place in places:
+        if place.is_dir():
+            return place
+    raise FileNotFoundError(f"no folder of task files: looked for {' and '.join(map(str, places))}")
+
+
+def print_user_errors_plainly() -> None:
+    """In the command-line programs, print the text of a `UserError` without a traceback; the exit status stays 1.
+
+    A mistyped option is not a defect of the program, and its message says all there is to say. Every other exception,
+    and every program that merely uses the harness as a library, keeps its traceback.
+    """
+    if hasattr(sys.excepthook, "prints_user_errors") or not _is_command_line_program():
+        return
+    previous = sys.excepthook
+
+    def excepthook(kind, error, traceback):
+        if issubclass(kind, UserError):
+            print(error, file=sys.stderr)
+        else:
+            previous(kind, error, traceback)
+
+    excepthook.prints_user_errors = True
+    sys.excepthook = excepthook
+
+
+def _is_command_line_program() -> bool:
+    spec = getattr(sys.modules.get("__main__"), "__spec__", None)
+    if spec is not None:  # python -m ...
+        return spec.name in MODULES
+    program = os.path.basename(sys.argv[0]) if sys.argv else ""
+    return program.removesuffix(".exe").removesuffix("-script.py") in PROGRAMS

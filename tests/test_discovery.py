@@ -1,0 +1,429 @@
+"""How the harness comes to know us: the start-up shim, the two hooks, readable errors, and the command's own `run`."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from lm_eval_edit import _hooks, cli
+from lm_eval_edit.commands import run as run_command
+from lm_eval_edit.commands._tasks import list_tasks
+from lm_eval_edit.errors import ConfigurationError, UserError
+
+STARTUP = ROOT / "lm_eval_edit" / "_startup"
+
+
+def python(*args: object, path: Path | str = "", cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess:
+    """Run a fresh interpreter that finds its modules in `path` before anything installed."""
+    # Not our own shim of the environment the tests run in: a test that needs one loads the one in this checkout.
+    env = {**os.environ, "PYTHONPATH": str(path), "LM_EVAL_EDIT_AUTOLOAD": "0", **env}
+    command = [sys.executable, *map(str, args)]
+    return subprocess.run(command, env=env, cwd=cwd or path or None, capture_output=True, text=True, timeout=300)
+
+
+# ----------------------------------------------------------------------------------------------- the start-up shim
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Path:
+    """A stand-in for the harness and for us, small enough to break on purpose."""
+    files = {
+        "lm_eval/__init__.py": "",
+        "lm_eval/models/__init__.py": "NAMES = ['hf']",
+        "lm_eval/tasks/__init__.py": "from lm_eval.tasks import manager",
+        "lm_eval/tasks/manager.py": "FOLDERS = ['builtin']",
+        "lm_eval_edit/__init__.py": "",
+        "lm_eval_edit/_hooks.py": """
+            def register_model():
+                from lm_eval import models
+                models.NAMES.append('edited_hf')
+
+            def add_tasks():
+                from lm_eval.tasks import manager
+                manager.FOLDERS.append('ours')
+            """,
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(textwrap.dedent(text))
+    shutil.copy(STARTUP / "_lm_eval_edit_autoload.py", tmp_path)
+    return tmp_path
+
+
+PRELUDE = """
+import sys
+import _lm_eval_edit_autoload as shim
+shim.install()
+watching = lambda: sum(isinstance(finder, shim._Watcher) for finder in sys.meta_path)
+"""
+
+
+def shimmed(world: Path, code: str, *options: str, switch: str = "1") -> subprocess.CompletedProcess:
+    return python(*options, "-c", PRELUDE + textwrap.dedent(code), path=world, LM_EVAL_EDIT_AUTOLOAD=switch)
+
+
+SHOW = "import lm_eval.models as m, lm_eval.tasks as t; print(m.NAMES, t.manager.FOLDERS, watching())"
+
+
+def test_shim_extends_both_modules_and_leaves(world):
+    done = shimmed(world, f"shim.install(); print(watching()); {SHOW}")
+    assert (done.stdout.split("\n")[:2], done.stderr) == (["1", "['hf', 'edited_hf'] ['builtin', 'ours'] 0"], "")
+
+
+def test_kill_switch(world):
+    done = shimmed(world, SHOW, switch="0")
+    assert (done.stdout, done.stderr) == ("['hf'] ['builtin'] 0\n", "")
+
+
+def test_shim_waits_for_the_harness_and_imports_nothing(world):
+    code = f"""
+    import os, sys
+    sys.path.insert(0, {str(world)!r})
+    before = set(sys.modules)
+    import _lm_eval_edit_autoload
+    _lm_eval_edit_autoload.install()
+    import json
+    print(sorted(name for name in set(sys.modules) - before if not name.startswith(("json", "_json"))))
+    """
+    # -S: without `site` even the modules that every program has loaded anyway would show up as new.
+    done = python("-I", "-S", "-c", textwrap.dedent(code), LM_EVAL_EDIT_AUTOLOAD="1")
+    loaded = done.stdout.strip()
+    assert "_lm_eval_edit_autoload" in loaded and "'lm_eval_edit" not in loaded and "'lm_eval'" not in loaded
+    source = (STARTUP / "_lm_eval_edit_autoload.py").read_text()
+    assert [line for line in source.splitlines() if line.startswith(("import", "from"))] == ["import os", "import sys"]
+
+
+def test_module_looks_as_if_nobody_had_watched(world):
+    done = shimmed(
+        world,
+        """
+        import importlib, importlib.util, inspect
+        assert importlib.util.find_spec("lm_eval.models").loader.get_filename().endswith("__init__.py")  # a mere look
+        import lm_eval.models as m
+        assert type(m.__loader__).__name__ == type(m.__spec__.loader).__name__ == "SourceFileLoader"
+        assert "NAMES" in inspect.getsource(m)
+        print(m.NAMES, importlib.reload(m).NAMES)
+        """,
+    )
+    assert (done.stdout, done.stderr) == ("['hf', 'edited_hf'] ['hf']\n", "")
+
+
+def test_two_finders_that_ask_each_other(world):
+    done = shimmed(world, f"sys.meta_path.insert(0, shim._Watcher()); {SHOW}")
+    assert (done.stdout, done.stderr) == ("['hf', 'edited_hf', 'edited_hf'] ['builtin', 'ours', 'ours'] 0\n", "")
+
+
+@pytest.mark.parametrize("gone", ["lm_eval_edit", "lm_eval_edit/_hooks.py"])
+def test_missing_package_is_silent(world, gone):
+    path = world / gone
+    path.rename(world / "elsewhere")
+    done = shimmed(world, SHOW)
+    assert (done.stdout, done.stderr) == ("['hf'] ['builtin'] 0\n", "")
+
+
+@pytest.mark.parametrize("defect", ["raise TypeError('no such thing')", "import no_such_module", "del register_model"])
+def test_broken_hook_is_one_warning(world, defect):
+    with (world / "lm_eval_edit/_hooks.py").open("a") as file:
+        file.write(f"\n{defect}\n")
+    done = shimmed(world, SHOW, "-W", "always")
+    assert done.returncode == 0 and done.stdout.startswith("['hf'] ")
+    assert done.stderr.count("RuntimeWarning: lm-eval-edit could not add itself to lm_eval.models (") == 1
+    assert done.stderr.count("Warning") == 1 and "Traceback" not in done.stderr
+
+
+def test_broken_harness_keeps_its_own_error(world):
+    (world / "lm_eval/models/__init__.py").write_text("raise KeyError('upstream')")
+    done = shimmed(world, "import lm_eval.models")
+    assert done.returncode == 1 and done.stderr.rstrip().endswith("KeyError: 'upstream'")
+    assert "lm-eval-edit" not in done.stderr
+
+
+# ------------------------------------------------------------------------------------- the hooks, on the true harness
+
+
+@pytest.fixture(scope="module")
+def tasks_folder() -> Path:
+    folder = ROOT / "tasks"
+    if not any(folder.rglob("*.yaml")):
+        pytest.skip("tasks/ has no YAML file")
+    return folder
+
+
+@pytest.fixture
+def indexed(tasks_folder, monkeypatch) -> list:
+    """Connected to the harness; the list receives the folders of each `TaskManager` made, instead of an index."""
+    _hooks.connect()
+    from lm_eval.tasks._index import TaskIndex
+
+    seen = []
+    monkeypatch.setattr(TaskIndex, "build", lambda self, paths: seen.append(list(map(Path, paths))) or {})
+    return seen
+
+
+def test_model_type_is_registered_but_not_imported():
+    done = python(
+        "-c",
+        "import sys; from lm_eval_edit import _hooks; _hooks.register_model(); _hooks.register_model();"
+        "from lm_eval.api.registry import model_registry as r;"
+        "print('edited_hf' in r, 'hf' in r, 'lm_eval_edit.model' in sys.modules, 'torch' in sys.modules)",
+        path=ROOT,
+    )
+    assert done.stdout.split() == ["True", "True", "False", "False"], done.stderr
+
+
+@pytest.mark.skipif(not (ROOT / "lm_eval_edit/model.py").is_file(), reason="the model is not written yet")
+def test_model_type_is_our_class():
+    _hooks.connect()
+    from lm_eval.api.registry import get_model
+
+    assert f"{get_model('edited_hf').__module__}:{get_model('edited_hf').__name__}" == _hooks.MODEL_TARGET
+
+
+def test_tasks_come_after_the_builtin_ones_and_before_the_users(indexed, tasks_folder, tmp_path):
+    from lm_eval.tasks import TaskManager
+    from lm_eval.tasks import manager as module
+
+    builtin = Path(module.__file__).parent
+    _hooks.add_tasks()  # once more: still once only
+    assert TaskManager().include_path is None
+    assert TaskManager(include_path=tmp_path).include_path == tmp_path
+    TaskManager(None, [str(tmp_path), tasks_folder])
+    TaskManager(include_defaults=False, include_path=str(tmp_path))
+    TaskManager(include_defaults=False)
+    assert indexed == [[builtin, tasks_folder], [builtin, tasks_folder, tmp_path], [builtin, tmp_path, tasks_folder],
+                       [tmp_path], []]  # fmt: skip
+
+
+def test_only_our_tasks(indexed, tasks_folder):
+    from lm_eval.tasks import TaskManager
+
+    with pytest.raises(KeyError), _hooks.only_our_tasks():
+        TaskManager()
+        raise KeyError
+    TaskManager()
+    assert indexed[0] == [tasks_folder] and len(indexed[1]) == 2
+
+
+def test_wrong_call_keeps_the_harness_error(indexed):
+    from lm_eval.tasks import TaskManager
+
+    with pytest.raises(TypeError, match="unexpected keyword argument 'include_pth'"):
+        TaskManager(include_pth="x")
+
+
+def test_changed_task_manager_is_refused(monkeypatch):
+    from lm_eval.tasks.manager import TaskManager
+
+    monkeypatch.setattr(TaskManager, "__init__", lambda self, folders: None)
+    with pytest.raises(RuntimeError, match=r"TaskManager\(self, folders\) takes no include_path"):
+        _hooks.add_tasks()
+
+
+def test_no_task_folder_is_an_error_that_says_where(monkeypatch, tmp_path):
+    (tmp_path / "tasks").mkdir()  # a stranger's: site-packages/tasks
+    monkeypatch.setattr(_hooks, "__file__", str(tmp_path / "lm_eval_edit" / "_hooks.py"))
+    with pytest.raises(FileNotFoundError, match=r"looked for .*lm_eval_edit.tasks$"):
+        _hooks.tasks_dir()
+    (tmp_path / "pyproject.toml").touch()
+    assert _hooks.tasks_dir() == tmp_path / "tasks"
+    (tmp_path / "lm_eval_edit" / "tasks").mkdir(parents=True)
+    assert _hooks.tasks_dir() == tmp_path / "lm_eval_edit" / "tasks"
+
+
+# ------------------------------------------------------------------------------------------------- readable errors
+
+RAISES = """
+import sys
+from lm_eval_edit._hooks import print_user_errors_plainly
+from lm_eval_edit.errors import ConfigurationError
+print_user_errors_plainly(), print_user_errors_plainly()
+raise {}
+"""
+OURS = "ConfigurationError(['n_edits is -1'])"
+PLAIN = "lm-eval-edit: 1 problem in the configuration\n  - n_edits is -1\n"
+
+
+@pytest.mark.parametrize("program", ["lm_eval", "lm-eval", "lm-eval-edit", "lm_eval.exe"])
+def test_commands_print_user_errors_plainly(tmp_path, program):
+    (tmp_path / program).write_text(RAISES.format(OURS))
+    done = python(tmp_path / program, path=ROOT)
+    assert (done.returncode, done.stderr) == (1, PLAIN)
+
+
+@pytest.mark.parametrize(("program", "error"), [("mine.py", OURS), ("lm_eval", "ValueError('a defect')")])
+def test_other_programs_and_other_errors_keep_their_traceback(tmp_path, program, error):
+    (tmp_path / program).write_text(RAISES.format(error))
+    done = python(tmp_path / program, path=ROOT)
+    assert done.returncode == 1 and done.stderr.startswith("Traceback (most recent call last)")
+
+
+def test_python_m_lm_eval_prints_user_errors_plainly(world):
+    (world / "lm_eval/__main__.py").write_text(RAISES.format(OURS))
+    shutil.copytree(ROOT / "lm_eval_edit", world / "lm_eval_edit", dirs_exist_ok=True)
+    done = python("-m", "lm_eval", path=world)
+    assert (done.returncode, done.stderr) == (1, PLAIN)
+
+
+def refuse(**kwargs: object) -> None:
+    """A data loader that finds no data."""
+    raise UserError("no data here")
+
+
+def test_harness_passes_our_errors_on(tmp_path):
+    import lm_eval
+    from lm_eval.api.model import LM
+    from lm_eval.tasks import TaskManager
+
+    class Refusing(LM):
+        def __init__(self, **kwargs: object):
+            raise ConfigurationError(["n_edits is -1"])
+
+        loglikelihood = loglikelihood_rolling = generate_until = None
+
+    from lm_eval.api.registry import model_registry
+
+    if "refusing" not in model_registry:
+        model_registry.register("refusing", target=Refusing)
+    shutil.copy(__file__, tmp_path / "loaders.py")
+    (tmp_path / "task.yaml").write_text(TOY_TASK.format(name="toy", function="loaders.refuse"))
+    (tmp_path / "group.yaml").write_text("{group: toys, task: [toy]}")
+    manager = TaskManager(include_path=tmp_path, include_defaults=False)
+    with pytest.raises(ConfigurationError, match="n_edits is -1"):
+        lm_eval.simple_evaluate(model="refusing", model_args={}, tasks=["toys"], task_manager=manager)
+    with pytest.raises(UserError, match=r"^no data here$"):
+        lm_eval.simple_evaluate(model="dummy", model_args={}, tasks=["toys"], task_manager=manager)
+
+
+# --------------------------------------------------------------------------------------------------- the command
+
+TOY_TASK = """\
+# Add one to a number. A second sentence
+# that nobody needs.
+#
+# Notes.
+task: {name}
+custom_dataset: !function {function}
+test_split: test
+output_type: generate_until
+doc_to_text: "{{{{question}}}}"
+doc_to_target: "{{{{answer}}}}"
+metric_list: [{{metric: exact_match}}]
+"""
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory) -> Path:
+    """Our code beside two tasks of its own, installed nowhere."""
+    root = tmp_path_factory.mktemp("checkout")
+    ignore = shutil.ignore_patterns("demo", "__pycache__")
+    shutil.copytree(ROOT / "lm_eval_edit", root / "lm_eval_edit", ignore=ignore)
+    shutil.copy(ROOT / "pyproject.toml", root)
+    tasks = root / "tasks"
+    tasks.mkdir()
+    (tasks / "toy.yaml").write_text(TOY_TASK.format(name="edithurt_toy", function="data.load"))
+    (tasks / "group.yaml").write_text("{group: edithurt_toys, task: [edithurt_toy]}")
+    (tasks / "shared_settings").write_text("task: not_a_task_file")
+    (tasks / "data.py").write_text(
+        "import datasets\n"
+        "def load(**kwargs):\n"
+        "    return {'test': datasets.Dataset.from_list([{'question': 'q', 'answer': 'a'}] * 3)}\n"
+    )
+    return root
+
+
+def test_run_works_without_startup_files_and_without_the_default_index(checkout, tmp_path):
+    arguments = ["--model", "dummy", "--tasks", "edithurt_toy", "--limit", "2", "--output_path", tmp_path]
+    code = (
+        "import sys, lm_eval.tasks._index as index; from lm_eval_edit.cli import main;"
+        "real = index.TaskIndex.build;"
+        "index.TaskIndex.build = lambda self, paths: print('indexed', *paths) or real(paths);"
+        "sys.exit(main(['run', *sys.argv[1:]]))"
+    )
+    done = python("-c", code, *arguments, path=checkout, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert f"indexed {checkout / 'tasks'}\n" in done.stdout
+    assert "|edithurt_toy|" in done.stdout and "dummy ({}), gen_kwargs" in done.stdout
+
+
+def test_stock_command_does_not_know_them(checkout):
+    """What `run` is for: on PYTHONPATH alone, the harness's own command finds nothing."""
+    code = "from lm_eval.tasks import TaskManager; print(TaskManager.__init__.__module__)"
+    assert python("-c", code, path=checkout).stdout == "lm_eval.tasks.manager\n"
+    plain = "from lm_eval.tasks import TaskManager; print(hasattr(TaskManager.__init__, 'adds_tasks_of'))"
+    assert python("-c", plain, path=checkout).stdout == "False\n"
+    connected = "from lm_eval_edit import _hooks; _hooks.connect();" + plain
+    assert python("-c", connected, path=checkout).stdout == "True\n"
+
+
+@pytest.mark.parametrize(
+    ("tasks", "verdict"),
+    [
+        (["edithurt_suite"], True),
+        (["edithurt_ner", "edithurt_s*"], True),
+        (["edithurt_suite", "hellaswag"], False),
+        (["*"], False),
+        (["tasks/mine.yaml"], False),
+        (["edithurt_mine.yaml"], False),
+        ([], False),
+    ],
+)
+def test_when_the_default_index_is_left_out(tasks, verdict):
+    assert run_command.all_ours(tasks, {"edithurt_suite", "edithurt_ner"}) is verdict
+
+
+def test_misspelt_task_of_ours():
+    with pytest.raises(UserError, match=r"is called 'edithurt_suit'\. Did you mean 'edithurt_suite'\?"):
+        run_command.all_ours(["hellaswag", "edithurt_suit"], ["edithurt_suite"])
+
+
+def test_run_hands_everything_on():
+    arguments = ["--help", "--model_args", "a=1", "b=2", "--", "-x"]
+    assert cli.build_parser().parse_args(["run", *arguments]).arguments == arguments
+
+
+def test_ls_tasks(checkout):
+    entries = [(entry.name, entry.kind, entry.description) for entry in list_tasks(checkout / "tasks")]
+    assert entries == [("edithurt_toys", "group", ""), ("edithurt_toy", "task", "Add one to a number")]
+    done = python("-m", "lm_eval_edit", "ls", "tasks", path=checkout)
+    assert done.stdout == "edithurt_toys  group\nedithurt_toy   task  Add one to a number\n", done.stderr
+
+
+def test_every_task_says_what_it_is(tasks_folder):
+    for entry in list_tasks(tasks_folder):
+        assert entry.name.startswith(run_command.PREFIX)
+        assert 10 <= len(entry.description) <= 100, f"{entry.path.name}: begin with a comment, one short sentence"
+
+
+def test_help_is_quick():
+    """Judged by what is imported: a time would depend on the machine."""
+    done = python("-X", "importtime", "-m", "lm_eval_edit", "--help", path=ROOT)
+    assert done.returncode == 0 and "run" in done.stdout
+    imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines()}
+    assert "argparse" in imported
+    assert not imported & {"torch", "transformers", "datasets", "lm_eval", "numpy"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["rnu"], "Did you mean 'run'?"), (["ls", "taks"], "Did you mean 'tasks'?"), ([], "required: command")],
+)
+def test_unknown_sub_command(arguments, message, capsys):
+    with pytest.raises(SystemExit) as exit:
+        cli.main(arguments)
+    assert exit.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_user_error_in_a_sub_command(monkeypatch, capsys):
+    def run(args):
+        raise ConfigurationError(["n_edits is -1"])
+
+    monkeypatch.setattr(run_command, "run", run)
+    assert cli.main(["run"]) == 1
+    assert capsys.readouterr().err == PLAIN
