@@ -1,0 +1,16 @@
+"""What the YAML files in `tasks/` call: where documents come from, how they are prompted, how outputs are scored.
+
+    catalogue   the eight tasks as one table: hub ids, file names, new tokens, fields that may be shortened
+    layouts     find a task's file in a folder and read it: hub-schema JSON(L), or the paper's own folder
+    documents   one raw record -> the documents of a task, every needed field checked
+    hub         the same records from the Hugging Face hub
+    sources     which of the three to use; the harness's `custom_dataset`
+    shorten     cut passages and dialogues so that no prompt loses its instruction
+    prompts     document -> prompt, document -> target
+    metrics     output -> number, for seven tasks; `ner` for the eighth
+    scoring     document and output -> the metrics of the results table (`process_results`)
+    aggregate   corpus-level metrics and their standard errors
+
+The prompts and metrics are those of Gu et al., "Model Editing Can Hurt General Abilities of Large Language Models"
+(arXiv 2401.04700). `tasks/edithurt_suite/README.md` says where they come from and where they differ.
+"""

@@ -1,0 +1,111 @@
+"""Corpus-level metrics and their standard errors.
+
+The harness knows the standard error of a mean. For the named-entity metrics, ratios of sums over the corpus, this
+module has its own: a bootstrap over sentences. The four documents of a sentence move together, because their outputs
+are not independent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from lm_eval_edit.tasklib.prompts import ENTITY_NAMES
+
+RESAMPLES = 1000
+SEED = 2401_04700
+_CHUNK = 1 << 22  # weights held at a time: 32 MiB
+
+Statistic = Callable[[np.ndarray], np.ndarray]
+
+
+def cluster_bootstrap(clusters: Sequence[int], counts: np.ndarray, statistic: Statistic) -> float:
+    """Standard error of a statistic of summed counts, by resampling clusters with replacement.
+
+    Args:
+        clusters: (n,) cluster of each document.
+        counts: (n, k) what each document adds.
+        statistic: (b, k) sums -> (b,) values, for all resamples at once.
+
+    Returns:
+        Standard deviation over `RESAMPLES` resamples, from a generator of its own with a fixed seed; 0.0 for fewer than
+        two clusters, about which a bootstrap can say nothing.
+    """
+    _, index = np.unique(np.asarray(clusters), return_inverse=True)
+    m = int(index.max()) + 1 if len(index) else 0
+    if m < 2:
+        return 0.0
+    sums = np.zeros((m, counts.shape[1]))  # (m, k)
+    np.add.at(sums, index, counts)
+    rng = np.random.default_rng(SEED)
+    values = []
+    for first in range(0, RESAMPLES, step := max(1, _CHUNK // m)):
+        # m draws with replacement from m clusters, as how often each was drawn: (b, m)
+        weights = rng.multinomial(m, np.full(m, 1 / m), size=min(step, RESAMPLES - first))
+        values.append(statistic(weights @ sums))
+    return float(np.concatenate(values).std(ddof=1))
+
+
+def _f1(sums: np.ndarray) -> np.ndarray:
+    """(b, 3) true positives, predicted, gold -> (b,) F1; 0 where nothing was predicted and nothing is gold."""
+    tp, either = sums[:, 0], sums[:, 1] + sums[:, 2]
+    return np.divide(2 * tp, either, out=np.zeros_like(tp), where=either > 0)
+
+
+def _mean_ratio(sums: np.ndarray) -> np.ndarray:
+    """(b, 2 T) hits of the T types, then asked -> (b,) mean of hits/asked over the types that were asked at all."""
+    hits, asked = np.split(sums, 2, axis=1)  # (b, T) each
+    ratios = np.divide(hits, asked, out=np.zeros_like(hits), where=asked > 0)
+    return ratios.sum(axis=1) / np.maximum((asked > 0).sum(axis=1), 1)
+
+
+def _entity_counts(items: Sequence[Sequence]) -> tuple[list[int], np.ndarray]:
+    """(sentence, tp, predicted, gold) of each document -> clusters, (n, 3) counts."""
+    return [item[0] for item in items], np.array([item[1:] for item in items], dtype=float)
+
+
+def _script_counts(items: Sequence[Sequence]) -> tuple[list[int], np.ndarray]:
+    """(sentence, type, hits, asked) of each document -> clusters, (n, 2 T) counts: hits of each type, then asked."""
+    order = {name: i for i, name in enumerate(ENTITY_NAMES)}
+    counts = np.zeros((len(items), 2 * len(order)))
+    for row, (_, entity_type, hits, asked) in zip(counts, items, strict=True):
+        row[order[entity_type]], row[order[entity_type] + len(order)] = hits, asked
+    return [item[0] for item in items], counts
+
+
+def entity_f1(items: Sequence[Sequence]) -> float:
+    """Micro F1 over all sentences and types. Items: (sentence, true positives, predicted, gold)."""
+    return float(_f1(_entity_counts(items)[1].sum(axis=0, keepdims=True))[0])
+
+
+def entity_f1_stderr(items: Sequence[Sequence]) -> float:
+    """Standard error of `entity_f1`, by a bootstrap over sentences."""
+    return cluster_bootstrap(*_entity_counts(items), _f1)
+
+
+def entity_script(items: Sequence[Sequence]) -> float:
+    """Mean over entity types of hits/asked, as in the paper's script. Items: (sentence, type, hits, asked).
+
+    A type that was never asked is left out of the mean (the script would divide by zero).
+    """
+    return float(_mean_ratio(_script_counts(items)[1].sum(axis=0, keepdims=True))[0])
+
+
+def entity_script_stderr(items: Sequence[Sequence]) -> float:
+    """Standard error of `entity_script`, by a bootstrap over sentences."""
+    return cluster_bootstrap(*_script_counts(items), _mean_ratio)
+
+
+def entity_valid_stderr(items: Sequence[Sequence]) -> float:
+    """Standard error of the share of valid outputs, by a bootstrap over sentences. Items: (sentence, valid)."""
+    return cluster_bootstrap(
+        [item[0] for item in items],
+        np.array([[item[1], 1] for item in items], dtype=float),
+        lambda sums: sums[:, 0] / sums[:, 1],
+    )
+
+
+def count(items: Sequence[int]) -> int:
+    """How many documents are marked."""
+    return int(sum(items))

@@ -1,0 +1,21 @@
+"""What a run's arguments say about its model, as far as the tasks need to know."""
+
+from __future__ import annotations
+
+from typing import Any
+
+DEMO = "demo"
+
+# Arguments under which the harness's model types name their model, `hf` first.
+_MODEL_ARGUMENTS = ("pretrained", "model", "path", "engine")
+
+
+def given(value: Any) -> bool:
+    """Whether an argument was given: one of the harness's parsers leaves `none` as a word."""
+    return value is not None and not (isinstance(value, str) and value.strip().lower() in ("", "none"))
+
+
+def named_model(metadata: dict[str, Any]) -> Any:
+    """The model the run names, other than the demo's: mostly a string, from Python perhaps an object; else None."""
+    values = (metadata.get(key) for key in _MODEL_ARGUMENTS)
+    return next((value for value in values if given(value) and not (isinstance(value, str) and value == DEMO)), None)

@@ -1,0 +1,159 @@
+"""Where a task's documents come from, decided once for all eight tasks, and the harness's `custom_dataset`.
+
+The rule: `data_dir` (a folder, or the word `demo`) always wins. Without it, a run that names no model, or `demo`, gets
+the demo data, with a warning; any other run gets the hub's. Which it was stands in every document (`source`) and in the
+results (`configs.<task>.metadata.provenance`).
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lm_eval_edit.errors import UserError
+from lm_eval_edit.tasklib import documents, hub, layouts, prompts, shorten
+from lm_eval_edit.tasklib.arguments import DEMO, given, named_model
+from lm_eval_edit.tasklib.catalogue import TASKS
+
+logger = logging.getLogger(__name__)
+
+DEMO_FOLDER = Path(__file__).resolve().parents[1] / "demo" / "data"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a task's records are.
+
+    Attributes:
+        name: What results call it: `demo`, `hub`, `folder:jsonl` or `folder:paper`.
+        found: The file; None on the hub.
+    """
+
+    task: str
+    name: str
+    found: layouts.Found | None
+
+
+def folder_of(data_dir: Any) -> Path:
+    """The folder that `data_dir` means."""
+    return DEMO_FOLDER if data_dir == DEMO else Path(str(data_dir)).expanduser()
+
+
+def resolve(task: str, metadata: dict[str, Any]) -> Source:
+    """Decide where a task's records are. Reads nothing, and works before any model is loaded.
+
+    Args:
+        task: A key of `catalogue.TASKS`.
+        metadata: All model arguments and `--metadata`; `data_dir` and the model's name are looked at.
+
+    Raises:
+        UserError: The folder or the wanted file is not there; the message lists every path that was looked for.
+    """
+    data_dir = metadata.get("data_dir")
+    if not given(data_dir):
+        if named_model(metadata) is not None:
+            return Source(task, "hub", None)
+        data_dir = DEMO
+    folder = folder_of(data_dir)
+    if not folder.is_dir():
+        raise UserError(f"data_dir: {folder} is not a folder")
+    found = layouts.locate(task, folder)
+    if found is None:
+        looked = "\n".join(f"  - {candidate.path}" for candidate in layouts.candidates(task, folder))
+        raise UserError(f"data_dir={data_dir} holds no data for {task}; looked for\n{looked}")
+    return Source(task, DEMO if data_dir == DEMO else f"folder:{found.layout}", found)
+
+
+def check_data_dir(data_dir: Any) -> list[str]:
+    """What is wrong with a `data_dir`, one sentence a problem; empty if a task can be read from it.
+
+    Meant to be called before a model loads. A folder that holds only some of the tasks is fine here: `resolve` tells
+    about the others when they are asked for.
+    """
+    if not given(data_dir):
+        return []
+    folder = folder_of(data_dir)
+    if not folder.exists():
+        return [f"data_dir: the folder {folder} does not exist"]
+    if not folder.is_dir():
+        return [f"data_dir: {folder} is not a folder"]
+    if any(layouts.locate(task, folder) for task in TASKS):
+        return []
+    flat = ", ".join(f"{spec.stem}.jsonl" for spec in TASKS.values())
+    paper = ", ".join(f"task-data/{spec.paper}" for spec in TASKS.values())
+    return [f"data_dir: {folder} holds no data of any task; looked for {flat}; and, there and one folder down, {paper}"]
+
+
+@functools.cache
+def _warn_demo() -> None:
+    """Once for each process."""
+    logger.warning(
+        "demo data: not a benchmark result (real data: pretrained=<model> for the hub's, or data_dir=<folder>)"
+    )
+
+
+def load(task: str, metadata: dict[str, Any]) -> tuple[list[documents.Document], dict[str, Any]]:
+    """The task's documents, ready to be prompted, and their provenance.
+
+    Returns:
+        Documents with `source`, `shortened` and `overlong` added, and a dictionary of what is known about them: where
+        they come from, how many there are, how many were shortened.
+
+    Raises:
+        UserError: No data, broken data, or no network.
+    """
+    source = resolve(task, metadata)
+    provenance: dict[str, Any] = {}
+    if source.found is None:
+        records, name = hub.load(task)
+    else:
+        if source.name == DEMO:
+            _warn_demo()
+        records, name = layouts.read(task, source.found), source.name
+        provenance = {"file": str(source.found.path), "sha256": _sha256(source.found.path)}
+    docs, notes = documents.build(task, records)
+    for doc in docs:
+        doc.update(source=name, shortened=False, overlong=False)
+    spec = TASKS[task]
+    budget = shorten.fit(docs, getattr(prompts, task), spec.shortenable, spec.new_tokens, metadata)
+    if notes.get("with_passage") is False:
+        logger.warning("nq: %s has no passages, the questions are asked closed-book", name)
+    return docs, {
+        "source": name,
+        **provenance,
+        "paper_split": spec.split,
+        **notes,
+        "documents": len(docs),
+        "prompt_budget": budget,
+        "shortened": sum(doc["shortened"] for doc in docs),
+        "overlong": sum(doc["overlong"] for doc in docs),
+    }
+
+
+def _sha256(path: Path) -> str:
+    """Hash of a file, or of a folder's files in the order of their names."""
+    digest = hashlib.sha256()
+    for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def dataset(edithurt: str, provenance: Any = None, **metadata: Any) -> dict[str, Any]:
+    """`custom_dataset` of the task YAMLs: `{"test": datasets.Dataset}`.
+
+    Args:
+        edithurt: The task, from `dataset_kwargs`.
+        provenance: The empty dictionary in the task's own `metadata`. The harness hands over that very object and dumps
+            it with the task's configuration after the run, so what is written into it is in the results.
+        metadata: All model arguments, `--metadata`, and what else stands in the task's `metadata`.
+    """
+    import datasets
+
+    docs, known = load(edithurt, metadata)
+    if isinstance(provenance, dict):
+        provenance.update(known)
+    return {"test": datasets.Dataset.from_list(docs)}
