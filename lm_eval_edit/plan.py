@@ -26,6 +26,8 @@ from lm_eval_edit.tasklib.sources import check_data_dir
 
 DEMO = "demo"
 
+_HFLM_OPTIONS = tuple(inspect.signature(HFLM).parameters)
+
 #: Options that HFLM hands on to from_pretrained. Attributes of the model's configuration are accepted too.
 # fmt: off
 FROM_PRETRAINED = frozenset((
@@ -125,11 +127,9 @@ def _config(source: str | PreTrainedModel, others: Mapping[str, Any]) -> tuple[P
 
 
 def _unknown(others: Mapping[str, Any], config: PretrainedConfig | None) -> list[str]:
-    accepted = [name for name in inspect.signature(HFLM.__init__).parameters if name not in ("self", "kwargs")]
-    known = {*accepted, *FROM_PRETRAINED, *_UNEDITABLE}
-    return unknown_option_problems(
-        [name for name in others if name not in known and not hasattr(config, name)], [*accepted, *FROM_PRETRAINED]
-    )
+    known = {*_HFLM_OPTIONS, *FROM_PRETRAINED, *_UNEDITABLE}
+    unknown = [name for name in others if name not in known and not hasattr(config, name)]
+    return unknown_option_problems(unknown, [*_HFLM_OPTIONS, *FROM_PRETRAINED])
 
 
 def _unsupported_model(config: PretrainedConfig) -> list[str]:

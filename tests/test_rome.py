@@ -157,9 +157,7 @@ def test_several_layers_are_edited_one_after_the_other():
 
 def test_covariance_turns_the_update_away_from_common_keys():
     model = tiny_model(torch.float64)
-    generator = torch.Generator().manual_seed(0)
-    common = torch.randn(96, generator=generator, dtype=torch.float64)
-    common /= common.norm()
+    common = torch.full((96,), 96**-0.5, dtype=torch.float64)  # activations are mostly positive: keys lean this way
     moment = torch.eye(96, dtype=torch.float64) + 1e4 * torch.outer(common, common)
     module = "transformer.h.1.mlp.c_proj"
 
@@ -172,7 +170,7 @@ def test_covariance_turns_the_update_away_from_common_keys():
         ledger.restore()
         return float((direction @ common).abs() / direction.norm())
 
-    assert overlap(mom2_adjustment=False) > 0.02
+    assert overlap(mom2_adjustment=False) > 0.1
     assert overlap(mom2_adjustment=True) < 1e-3
 
 
@@ -193,12 +191,13 @@ def test_partial_forward_equals_the_full_one(start):
         torch.testing.assert_close(logits[r, : len(full)].detach(), full, rtol=1e-9, atol=1e-9)
 
 
-def test_many_requests_together_equal_each_alone():
+def test_many_requests_together_equal_each_alone(monkeypatch):
+    monkeypatch.setattr("lm_eval_edit.editors._target.STOP_LOSS", 0.3)
     model, tokenizer = tiny_model(torch.float64), tiny_tokenizer()
     architecture = Architecture.discover(model)
     common = {
         "layer": 1, "site": "block", "contexts": TEMPLATES, "steps": 20, "lr": 0.5, "weight_decay": 1e-3,
-        "clamp_norm_factor": 2.0, "kl_factor": 1e-4,
+        "clamp_norm_factor": 1.5, "kl_factor": 1e-4,
     }  # fmt: skip
     together = optimise_targets(model, tokenizer, architecture, FACTS, **common)
     alone = [optimise_targets(model, tokenizer, architecture, [fact], **common) for fact in FACTS]
@@ -206,4 +205,4 @@ def test_many_requests_together_equal_each_alone():
     assert together.steps.tolist() == [int(single.steps[0]) for single in alone]
     torch.testing.assert_close(together.delta, torch.cat([single.delta for single in alone]))
     norms = together.delta.norm(dim=1) / together.init.norm(dim=1)
-    assert (norms <= 2 + 1e-9).all() and (norms > 1.99).any(), "each is clamped by itself"
+    assert (norms <= 1.5 + 1e-9).all() and (norms < 1.49).any() and (norms > 1.49).any(), "clamped one by one"

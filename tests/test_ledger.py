@@ -1,0 +1,242 @@
+"""The ledger: resume equals never having stopped, bit for bit; another run's ledger is refused and left alone."""
+
+from __future__ import annotations
+
+import json
+import logging
+
+import pytest
+import torch
+
+from lm_eval_edit import ConfigurationError, EditError, UserError, edit_model
+from lm_eval_edit.delta import DenseDelta
+from lm_eval_edit.editors import Editor, EditResult
+from lm_eval_edit.editors.base import option_names
+from lm_eval_edit.editors.rome import Rome, RomeOptions
+from tests.support import FACTS, LEARNABLE, TEMPLATES, same_weights, tiny_model, tiny_tokenizer, weights_of
+
+OPTIONS = {"layers": [1], "v_num_grad_steps": 6, "v_lr": 0.5, "v_weight_decay": 1e-3}
+
+
+def edit(model, facts, ledger=None, editor="rome", **options):
+    return edit_model(
+        model, tiny_tokenizer(), facts, editor, options=OPTIONS | options, context_templates=TEMPLATES, ledger=ledger,
+        progress=False,
+    )  # fmt: skip
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing may be caught on its way."""
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("stop_after", [1, 2, 3])
+def test_stopped_and_resumed_equals_uninterrupted(tmp_path, monkeypatch, dtype, stop_after):
+    whole = tiny_model(dtype)
+    edit(whole, FACTS)
+    wanted = weights_of(whole)
+
+    compute, calls = Rome.compute, []
+
+    def dies(self, context, facts, history=()):
+        if len(calls) == stop_after:
+            raise Killed
+        calls.append(facts)
+        return compute(self, context, facts, history)
+
+    monkeypatch.setattr(Rome, "compute", dies)
+    with pytest.raises(Killed):
+        edit(tiny_model(dtype), FACTS, tmp_path / "ledger")
+    monkeypatch.setattr(Rome, "compute", compute)
+
+    recomputed = []
+    monkeypatch.setattr(Rome, "compute", lambda *args: recomputed.append(args[2]) or compute(*args))
+    resumed = tiny_model(dtype)
+    ledger = edit(resumed, FACTS, tmp_path / "ledger")
+    assert len(recomputed) == len(FACTS) - stop_after, "the finished edits are replayed, not computed again"
+    assert same_weights(resumed, wanted)
+    assert not same_weights(tiny_model(dtype), wanted), "the earlier edits are in the weights, not skipped"
+    assert ledger.n_edits == len(FACTS)
+
+
+def test_a_half_written_operation_does_not_count(tmp_path):
+    whole = tiny_model()
+    edit(whole, FACTS[:3], tmp_path)
+    (tmp_path / "ops" / "00002.json").unlink()  # the tensors are there, the record that would commit them is not
+    resumed = tiny_model()
+    edit(resumed, FACTS[:3], tmp_path)
+    assert same_weights(resumed, weights_of(whole))
+
+
+def test_any_prefix_of_a_ledger_equals_a_fresh_run_of_that_length(tmp_path):
+    model = tiny_model()
+    ledger = edit(model, FACTS, tmp_path)
+    for n in (0, 1, 3):
+        fresh = tiny_model()
+        if n:
+            edit(fresh, FACTS[:n])
+        ledger.apply(n)
+        assert same_weights(model, weights_of(fresh))
+        replayed = tiny_model()
+        edit(replayed, FACTS[:n], tmp_path)
+        assert same_weights(replayed, weights_of(fresh))
+    assert len(list((tmp_path / "ops").iterdir())) == 2 * len(FACTS), "a shorter run deletes nothing"
+
+
+def test_a_finished_run_computes_nothing_again(tmp_path, monkeypatch):
+    first = edit(tiny_model(), FACTS, tmp_path)
+    monkeypatch.setattr(Rome, "compute", lambda *_: pytest.fail("computed again"))
+    model = tiny_model()
+    second = edit(model, FACTS, tmp_path)
+    assert second.fingerprint() == first.fingerprint() == first.operations[-1].record["fingerprint"]
+    assert second.guards == first.guards
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model": tiny_model(seed=1)}, r"model.fingerprint is '\w+' in the ledger, '\w+' now"),
+        ({"v_lr": 0.25}, r"options.v_lr is 0.5 in the ledger, 0.25 now"),
+        ({"layers": [2]}, r"options.layers is \[1\] in the ledger, \(2,\) now"),
+        ({"facts": FACTS[::-1]}, r"operation 0 edits fact 0 in the ledger, fact 3 in this schedule"),
+        ({"templates": ("{}",)}, r"context_templates is"),
+    ],
+)
+def test_anothers_ledger_is_refused_with_the_difference(tmp_path, change, message):
+    edit(tiny_model(), FACTS[:2], tmp_path)
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    change = dict(change)
+    model = change.pop("model", None) or tiny_model()
+    kept = weights_of(model)
+    facts, templates = change.pop("facts", FACTS[:2]), change.pop("templates", TEMPLATES)
+    with pytest.raises(UserError, match=message):
+        edit_model(
+            model, tiny_tokenizer(), facts, options=OPTIONS | change, context_templates=templates, ledger=tmp_path,
+            progress=False,
+        )  # fmt: skip
+    assert same_weights(model, kept)
+    assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(UserError, match="is not a ledger"):
+        edit(tiny_model(), FACTS[:1], tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_a_damaged_delta_is_refused(tmp_path):
+    edit(tiny_model(), FACTS[:1], tmp_path)
+    file = tmp_path / "ops" / "00000.safetensors"
+    file.write_bytes(file.read_bytes()[:-1] + b"\x7f")
+    model = tiny_model()
+    kept = weights_of(model)
+    with pytest.raises(UserError, match="is damaged"):
+        edit(model, FACTS[:1], tmp_path)
+    assert same_weights(model, kept)
+
+
+def test_templates_are_sampled_once_stored_and_used_again(tmp_path, monkeypatch):
+    state = torch.random.get_rng_state()
+    edit_model(tiny_model(), tiny_tokenizer(), FACTS[:1], options=OPTIONS, ledger=tmp_path, progress=False)
+    assert torch.equal(torch.random.get_rng_state(), state), "the global generator is not touched"
+    stored = json.loads((tmp_path / "ledger.json").read_text())["extra"]["context_templates"]
+    assert len(stored) == 21 and stored[0] == "{}" and all(t.endswith(". {}") for t in stored[1:])
+    monkeypatch.setattr("lm_eval_edit.editing.sample_templates", lambda *_: pytest.fail("sampled again"))
+    edit_model(tiny_model(), tiny_tokenizer(), FACTS[:2], options=OPTIONS, ledger=tmp_path, progress=False)
+
+
+# --------------------------------------------------------------------------------------------------------- the guards
+
+
+class Constant(Editor):
+    """An editor for tests: adds one number to every entry of one matrix."""
+
+    name, summary, source, Options = "constant", "for tests", "here", RomeOptions
+    value = 0.0
+
+    def compute(self, context, facts, history=()):
+        return EditResult({"transformer.h.1.mlp.c_proj.weight": DenseDelta(torch.full((96, 32), self.value))})
+
+
+class NotANumber(Constant):
+    value = float("nan")
+
+
+class Huge(Constant):
+    value = 1e30
+
+
+class Imperceptible(Constant):
+    value = 1e-6
+
+
+@pytest.mark.parametrize(
+    ("editor", "dtype", "message"),
+    [
+        ("Constant", torch.float32, "1 edits changed no weight; the model is the unedited one"),
+        ("NotANumber", torch.float32, "gave values for transformer.h.1.mlp.c_proj.weight that are not finite"),
+        ("Huge", torch.float16, "after 1 edits transformer.h.1.mlp.c_proj.weight holds values that are not finite"),
+        ("Imperceptible", torch.bfloat16, "1 edits changed no weight"),
+    ],
+)
+def test_guards_fail_loudly_and_restore(editor, dtype, message):
+    model = tiny_model(dtype)
+    kept = weights_of(model)
+    with torch.no_grad():
+        model.transformer.h[1].mlp.c_proj.weight.abs_().add_(1)  # no entry so small that 1e-6 reaches it in bfloat16
+    kept = weights_of(model)
+    with pytest.raises(EditError, match=message):
+        edit(model, LEARNABLE[:1], editor=f"tests.test_ledger:{editor}")
+    assert same_weights(model, kept)
+
+
+def test_edits_that_do_not_take_are_flagged(caplog):
+    model = tiny_model()
+    with caplog.at_level(logging.WARNING):
+        ledger = edit(model, LEARNABLE[:1], editor="tests.test_ledger:Imperceptible")
+    assert "the edits did not take" in caplog.text
+    assert ledger.guards["answers_changed_ok"] is False and ledger.guards["weights_changed"] is True
+
+
+# --------------------------------------------------------------------------------------------------- wrong arguments
+
+
+def test_all_problems_are_told_at_once_before_anything_changes():
+    model = tiny_model()
+    kept = weights_of(model)
+    with pytest.raises(ConfigurationError) as caught:
+        edit_model(
+            model, tiny_tokenizer(), [FACTS[0], FACTS[1].__class__("A", "no subject here", "x", id="bad")],
+            edit_batch_size=2, options={"v_lrr": 0.1, "v_num_grad_steps": 2.5, "layers": [1]}, progress=False,
+        )  # fmt: skip
+    text = str(caught.value)
+    assert text.startswith("lm-eval-edit: 4 problems in the configuration")
+    assert "fact bad: the subject 'A' is not in the prompt" in text
+    assert "edit_batch_size=2: rome edits one fact at a time" in text
+    assert "v_lrr: no hyper-parameter of rome. Did you mean 'v_lr'?" in text
+    assert "v_num_grad_steps=2.5: want a whole number" in text
+    assert same_weights(model, kept)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        ({"editor": "rmoe"}, r"editor=rmoe: no such editor. Did you mean 'rome'\?"),
+        ({"editor": "os:path"}, r"os:path is not a subclass of lm_eval_edit.editors.Editor"),
+        ({"editor": "nowhere:Editor"}, r"nowhere:Editor cannot be imported"),
+        ({"layers": [3]}, r"layer 3 is out of range: the model has layers 0 to 2"),
+        ({"alg_name": "MEMIT"}, r"the hyper-parameters are for MEMIT, the editor is rome"),
+        ({"mom2_adjustment": True}, r"needs the second moments of transformer.h.1.mlp.c_proj"),
+        ({"fact_token": "last"}, r"fact_token='last': only 'subject_last' is supported"),
+    ],
+)
+def test_wrong_arguments(call, message):
+    with pytest.raises(UserError, match=message):
+        edit(tiny_model(), FACTS[:1], **call)
+
+
+def test_option_names_are_easyedits():
+    assert {"v_lr", "v_num_grad_steps", "clamp_norm_factor", "kl_factor", "mom2_adjustment", "layers"} <= set(
+        option_names(Rome)
+    )
