@@ -76,6 +76,9 @@ def edit_model(
     resolved, found = resolve(editor_class, model.config, options or {})
     problems += found
     if resolved is not None:
+        unusable = [(fact, resolved.editor.fact_problem(fact)) for fact in facts]
+        problems += [f"fact {fact.id}: {why}" for fact, why in unusable if why]
+    if resolved is not None:
         problems += Architecture.discover(model).check_layers(resolved.editor.layers())
     if problems:
         raise ConfigurationError(problems)
@@ -145,10 +148,12 @@ def run_operations(
     ledger = open_ledger(directory, identity, extra, weights)
     check_schedule(ledger, operations)
     ledger.operations = ledger.operations[: len(operations)]
+    ledger.finish = editor.finish
     context = EditContext(model, tokenizer, architecture, templates, second_moments, seed)
     try:
         _replay(ledger)
         _continue(ledger, editor, context, operations, progress)
+        weights.apply(editor.finish(weights.changes()))
         ledger.guards = guard(ledger)
         all_facts = [fact for operation in ledger.operations for fact in operation.facts]
         final = edit_answers(model, tokenizer, all_facts)

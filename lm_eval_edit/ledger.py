@@ -10,7 +10,7 @@ model: the state after n operations is a prefix of the state after more.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -75,6 +75,8 @@ class Ledger:
         operations: First to last.
         directory: Where they are stored; None keeps them in memory.
         weights: The model they are applied to.
+        guards: Verdicts on the edited weights.
+        finish: The editor's last correction (`Editor.finish`), applied after the operations whatever their number.
     """
 
     identity: dict[str, Any]
@@ -83,6 +85,7 @@ class Ledger:
     operations: list[Operation] = field(default_factory=list)
     directory: Path | None = None
     guards: dict[str, Any] = field(default_factory=dict)
+    finish: Callable[[Mapping[str, tuple[Tensor, Tensor]]], dict[str, Delta]] = field(default=lambda weights: {})
 
     def restore(self) -> None:
         """Put the model back to its unedited weights, bit for bit. The operations stay in the ledger."""
@@ -94,6 +97,7 @@ class Ledger:
         for operation in self.operations[:n_operations]:
             self.weights.apply(operation.deltas)
             operation.release()
+        self.weights.apply(self.finish(self.weights.changes()))
 
     @property
     def n_edits(self) -> int:

@@ -55,7 +55,7 @@ class EditedHFLM(HFLM):
     ):
         given = locals()
         plan = make_plan(pretrained, {name: given[name] for name in NAMES}, kwargs)
-        super().__init__(pretrained=plan.pretrained, **kwargs)
+        super().__init__(pretrained=plan.pretrained, **plan.model_options)
         self.plan: EditPlan = plan
         self.ledger: Ledger | None = None
         self._refuse_offloaded()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,10 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from lm_eval_edit import demo
 from lm_eval_edit.architecture import layer_problems
 from lm_eval_edit.editing import batch_problems
-from lm_eval_edit.editors.base import find_editor
+from lm_eval_edit.editors.base import Editor, find_editor, option_names
 from lm_eval_edit.editors.hyperparameters import Hyperparameters, read_options_file, resolve
 from lm_eval_edit.errors import ConfigurationError, UserError
-from lm_eval_edit.facts import Fact, Facts, load_facts
+from lm_eval_edit.facts import Fact, Facts, SkippedFact, load_facts
 from lm_eval_edit.ledger import differences, mismatch, read_header
 from lm_eval_edit.schedule import EditSchedule
 from lm_eval_edit.second_moments import SecondMoments
@@ -61,6 +61,7 @@ class EditPlan:
         facts: The data set; None for editor=none.
         operations: The batches of facts, in order.
         second_moments: For editors that need them.
+        model_options: What is left for HFLM.
     """
 
     settings: EditSettings
@@ -69,6 +70,7 @@ class EditPlan:
     facts: Facts | None = None
     operations: tuple[list[Fact], ...] = ()
     second_moments: SecondMoments | None = None
+    model_options: Mapping[str, Any] = field(default_factory=dict)
 
 
 def make_plan(pretrained: str | PreTrainedModel, ours: Mapping[str, Any], others: Mapping[str, Any]) -> EditPlan:
@@ -88,6 +90,7 @@ def make_plan(pretrained: str | PreTrainedModel, ours: Mapping[str, Any], others
     problems += _uneditable(others)
     config, found = _config(source, others)
     problems += found
+    others, hyperparameters = _split(settings.editor, others)
     problems += _unknown(others, config)
     problems += check_data_dir(settings.data_dir)
     if config is None:
@@ -95,11 +98,11 @@ def make_plan(pretrained: str | PreTrainedModel, ours: Mapping[str, Any], others
     problems += _unsupported_model(config)
     plan = EditPlan(settings, source)
     if settings.editor != "none":
-        plan, found = _plan_edits(settings, source, config, DEMO if is_demo else "zsre")
+        plan, found = _plan_edits(settings, source, config, DEMO if is_demo else "zsre", hyperparameters)
         problems += found
     if problems:
         raise ConfigurationError(problems)
-    return plan
+    return replace(plan, model_options=others)
 
 
 def _uneditable(others: Mapping[str, Any]) -> list[str]:
@@ -141,8 +144,29 @@ def _unsupported_model(config: PretrainedConfig) -> list[str]:
     return problems
 
 
+def _split(editor: str, others: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Options for HFLM, and those that are the editor's own hyper-parameters (`v_lr=0.1` beside `editor=rome`)."""
+    try:
+        names = set() if editor == "none" else set(option_names(find_editor(editor))) - set(_HFLM_OPTIONS)
+    except UserError:  # told with the other problems of the plan
+        names = set()
+    return {n: v for n, v in others.items() if n not in names}, {n: v for n, v in others.items() if n in names}
+
+
+def _usable(facts: Facts, editor: Editor) -> Facts:
+    """The facts an editor can edit; the others join the skipped ones with its reason."""
+    reasons = [editor.fact_problem(fact) for fact in facts]
+    kept = tuple(fact for fact, why in zip(facts, reasons, strict=True) if why is None)
+    skipped = tuple(SkippedFact(fact.id, why) for fact, why in zip(facts, reasons, strict=True) if why is not None)
+    return replace(facts, items=kept, skipped=facts.skipped + skipped) if skipped else facts
+
+
 def _plan_edits(
-    settings: EditSettings, source: str | PreTrainedModel, config: PretrainedConfig, default_dataset: str
+    settings: EditSettings,
+    source: str | PreTrainedModel,
+    config: PretrainedConfig,
+    default_dataset: str,
+    direct: Mapping[str, Any],
 ) -> tuple[EditPlan, list[str]]:
     problems: list[str] = []
     hyperparameters = facts = moments = None
@@ -151,7 +175,7 @@ def _plan_edits(
         editor_class = find_editor(settings.editor)
         given = settings.edit_config or {}
         given = given if isinstance(given, Mapping) else read_options_file(given)
-        hyperparameters, found = resolve(editor_class, config, given, settings.edit_layers)
+        hyperparameters, found = resolve(editor_class, config, {**given, **direct}, settings.edit_layers)
         problems += found + batch_problems(editor_class, settings.edit_batch_size)
         if hyperparameters is not None:
             depth = config.get_text_config(decoder=True).num_hidden_layers
@@ -161,6 +185,7 @@ def _plan_edits(
         problems.append(str(error))
     try:
         facts = load_facts(settings.edit_dataset or default_dataset, settings.data_dir)
+        facts = _usable(facts, hyperparameters.editor) if hyperparameters else facts
         schedule = EditSchedule(settings.n_edits, settings.edit_batch_size, settings.edit_seed, settings.edit_offset)
         operations = schedule.operations(facts)
     except UserError as error:

@@ -76,6 +76,16 @@ class EditedWeights:
             touched.parameter.data.copy_(touched.original)
         self._touched.clear()
 
+    @torch.no_grad()
+    def changes(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """Per touched parameter W₀ and W_n − W₀, in float32 (float64 for float64 models)."""
+        out = {}
+        for name, t in self._touched.items():
+            exact = t.parameter.data if t.master is None else t.master
+            original = t.original.to(exact.dtype)
+            out[name] = (original, exact - original)
+        return out
+
     @property
     def touched(self) -> list[str]:
         """Names of the parameters changed so far."""
@@ -87,11 +97,10 @@ class EditedWeights:
 
         `rounding_loss` = ‖cast(W_n) − W_n‖ / ‖W_n − W_0‖: the share of the edit that the model's dtype could not hold.
         """
-        out = {}
+        out, changes = {}, self.changes()
         for name, t in self._touched.items():
             exact = t.parameter.data if t.master is None else t.master
-            original = t.original.to(exact.dtype)
-            change = exact - original
+            original, change = changes[name]
             norm, base = float(change.norm()), float(original.norm())
             lost = 0.0 if t.master is None else float((t.parameter.data.to(exact.dtype) - exact).norm())
             out[name] = {

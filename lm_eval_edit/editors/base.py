@@ -95,6 +95,23 @@ class Editor(ABC):
             history: `EditResult.state` of the schedule's earlier operations, first to last.
         """
 
+    def fact_problem(self, fact: Fact) -> str | None:
+        """Why this method cannot edit a fact that others can, or None. Such facts are skipped and reported by id."""
+        return None
+
+    def finish(self, weights: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, Delta]:
+        """A last correction after all operations of a schedule, for methods that restrain the sum of their edits.
+
+        It depends on where the schedule ends: computed anew for every length, it is no operation of the ledger.
+
+        Args:
+            weights: Per touched parameter the unedited weight W₀ and the change W_n − W₀, in float32 or wider.
+
+        Returns:
+            Deltas to add to W_n; none by default.
+        """
+        return {}
+
     def describe(self) -> dict[str, Any]:
         """The hyper-parameters as JSON-able values."""
         return asdict(self.options)
