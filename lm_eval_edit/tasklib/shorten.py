@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,22 +60,24 @@ class Budget:
 
     def excess(self, texts: Sequence[str]) -> list[int]:
         """Tokens over the limit, for each text; 0 or less for one that fits."""
-        found: list[int] = []
-        for first in range(0, len(texts), _BATCH):
-            batch = self.tokenizer(list(texts[first : first + _BATCH]), **self._special, verbose=False)
-            found += [len(ids) - self.limit for ids in batch["input_ids"]]
-        return found
+        batches = self._tokenized(texts, **self._special)
+        return [len(ids) - self.limit for batch in batches for ids in batch["input_ids"]]
 
-    def ends(self, text: str) -> list[int]:
-        """Where the text may be cut: the character positions after each of its tokens.
+    def ends(self, texts: Sequence[str]) -> list[list[int]]:
+        """Where each text may be cut: the character positions after its tokens.
 
         Two tokens of one character (byte-level tokenizers) end at the same position. Tokenizers without offsets
         give every position.
         """
         if not getattr(self.tokenizer, "is_fast", False):
-            return list(range(1, len(text) + 1))
-        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        return [end for _, end in encoded["offset_mapping"]]
+            return [list(range(1, len(text) + 1)) for text in texts]
+        batches = self._tokenized(texts, add_special_tokens=False, return_offsets_mapping=True)
+        return [[end for _, end in offsets] for batch in batches for offsets in batch["offset_mapping"]]
+
+    def _tokenized(self, texts: Sequence[str], **options: Any) -> Iterator[Any]:
+        """In batches, which a fast tokenizer spreads over the cores; each is gone before the next is made."""
+        for first in range(0, len(texts), _BATCH):
+            yield self.tokenizer(list(texts[first : first + _BATCH]), **options, verbose=False)
 
 
 def shorten(docs: Sequence[Document], prompt: Prompt, fields: Sequence[str], budget: Budget) -> None:
@@ -89,9 +91,8 @@ def shorten(docs: Sequence[Document], prompt: Prompt, fields: Sequence[str], bud
     over = _over(candidates, prompt, budget)
     before = [(doc, {name: doc[name] for name in fields}) for doc, _ in over]
     for name in fields:
-        over = _shorten_field([(doc, n) for doc, n in over if doc[name]], prompt, name, budget) + [
-            (doc, n) for doc, n in over if not doc[name]
-        ]
+        without = [(doc, n) for doc, n in over if not doc[name]]  # nothing to cut here: on to the next field
+        over = without + _shorten_field([(doc, n) for doc, n in over if doc[name]], prompt, name, budget)
     stuck = {id(doc) for doc, _ in over}
     for doc, original in before:
         if id(doc) in stuck:
@@ -111,7 +112,7 @@ def _shorten_field(
 ) -> list[tuple[Document, int]]:
     """Cut one field of each document as far as needed; returns those that are still too long with the field empty."""
     text = {id(doc): doc[name] for doc, _ in over}
-    ends = {id(doc): budget.ends(doc[name]) for doc, _ in over}
+    ends = dict(zip(text, budget.ends(list(text.values())), strict=True))
     empty: list[tuple[Document, int]] = []
     while over:
         for doc, n in over:
