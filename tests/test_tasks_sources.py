@@ -16,6 +16,7 @@ from lm_eval_edit.tasklib.catalogue import TASKS
 
 RECORDS = {task: record for task, (record, _, _) in CASES.items()}
 RECORDS["conll2003"] = {"tokens": ["Berg", "spoke"], "ner_tags": [1, 0]}
+
 API = {"model": "some-api-model"}  # names no tokenizer, so nothing is shortened
 
 PAPER_TEXT = {
@@ -29,6 +30,18 @@ PAPER_TEXT = {
     "test-NER.txt": "-DOCSTART- -X- -X- O\n\nBerg NNP B-NP B-PER\nspoke VBD B-VP O\n\nOslo NNP B-NP B-LOC\n",
     "test-SentimentAnalysis.tsv": 'sentence\tlabel\n"a charming journey . \t1\n',
 }
+
+
+def sample_of(data, folder, n):
+    """The first n records of each real data set, as JSONL in `folder`."""
+    for task, spec in TASKS.items():
+        found = layouts.locate(task, data)
+        if found.layout == "jsonl":
+            lines = found.path.read_text(encoding="utf-8").splitlines(keepends=True)[:n]
+        else:
+            lines = [json.dumps(record) + "\n" for _, record in layouts.read(task, found)[:n]]
+        (folder / f"{spec.stem}.jsonl").write_text("".join(lines), encoding="utf-8")
+    return folder
 
 
 @pytest.fixture
