@@ -11,7 +11,7 @@ import pytest
 from test_tasks_prompts import CASES
 
 from lm_eval_edit.errors import UserError
-from lm_eval_edit.tasklib import hub, layouts, sources
+from lm_eval_edit.tasklib import arguments, hub, layouts, sources
 from lm_eval_edit.tasklib.catalogue import TASKS
 
 RECORDS = {task: record for task, (record, _, _) in CASES.items()}
@@ -116,6 +116,7 @@ def test_another_split_is_not_taken(write, tmp_path):
         ({"pretrained": object()}, "hub"),
         ({"pretrained": "gpt2", "data_dir": "demo"}, "demo"),
         ({"pretrained": "demo"}, "demo"),
+        ({"pretrained": str(arguments.DEMO_FOLDER / "checkpoint")}, "demo"),
         ({"pretrained": None}, "demo"),
         ({"pretrained": "none", "editor": "rome", "n_edits": 20}, "demo"),
         ({}, "demo"),
@@ -123,14 +124,14 @@ def test_another_split_is_not_taken(write, tmp_path):
 )
 def test_which_source(metadata, name, write, tmp_path, monkeypatch):
     write("gsm8k.jsonl", json.dumps(RECORDS["gsm8k"]))
-    monkeypatch.setattr(sources, "DEMO_FOLDER", tmp_path)
+    monkeypatch.setattr(sources, "DEMO_DATA", tmp_path)
     assert sources.resolve("gsm8k", metadata).name == name
 
 
 def test_demo_warns_once(write, tmp_path, monkeypatch, caplog):
     for task in ("gsm8k", "sst2"):
         write(f"{task}.jsonl", json.dumps(RECORDS[task]))
-    monkeypatch.setattr(sources, "DEMO_FOLDER", tmp_path)
+    monkeypatch.setattr(sources, "DEMO_DATA", tmp_path)
     monkeypatch.setattr("lm_eval_edit.tasklib.shorten.DEMO_CHECKPOINT", tmp_path / "absent")
     with caplog.at_level(logging.WARNING):
         for task in ("gsm8k", "sst2", "gsm8k"):
