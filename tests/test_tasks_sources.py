@@ -140,6 +140,15 @@ def test_demo_warns_once(write, tmp_path, monkeypatch, caplog):
     assert [r.message.count("demo data: not a benchmark result") for r in caplog.records] == [1]
 
 
+@pytest.mark.parametrize("task", TASKS)
+def test_the_demo_has_every_task(task):
+    if not sources.DEMO_DATA.is_dir():
+        pytest.skip("lm_eval_edit/demo/data has not been generated")
+    docs, known = sources.load(task, {})
+    assert len(docs) >= 10 and known["source"] == "demo" and known["overlong"] == 0
+    assert known.get("with_passage", True)
+
+
 def test_dataset_writes_its_provenance_into_the_configuration(write, tmp_path):
     write("gsm8k.jsonl", json.dumps(RECORDS["gsm8k"]))
     provenance = {}

@@ -53,9 +53,7 @@ class Budget:
 
     def certain(self, text: str) -> bool:
         """Whether the text fits for sure, told without tokenizing it."""
-        if len(text) + _EXTRA_TOKENS > self.limit:
-            return False
-        wide = sum(not character.isascii() for character in text)
+        wide = 0 if text.isascii() else len(text) - len(text.encode("ascii", "ignore"))
         return len(text) + (_TOKENS_PER_CHARACTER - 1) * wide + _EXTRA_TOKENS <= self.limit
 
     def excess(self, texts: Sequence[str]) -> list[int]:
