@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import shutil
 import subprocess
@@ -376,6 +377,16 @@ def test_stock_command_does_not_know_them(checkout):
 )
 def test_when_the_default_index_is_left_out(tasks, verdict):
     assert run_command.all_ours(tasks, {"edithurt_suite", "edithurt_ner"}) is verdict
+
+
+@pytest.mark.parametrize("tasks", ["edithurt_ner,edithurt_rte", ["edithurt_ner", "edithurt_rte"]])
+def test_tasks_may_stand_in_a_configuration_file(tmp_path, tasks):
+    (tmp_path / "config.yaml").write_text(f"tasks: {tasks}")
+    in_file = argparse.Namespace(tasks=None, include_path=None, config=str(tmp_path / "config.yaml"))
+    assert run_command.given(in_file, "tasks") == ["edithurt_ner", "edithurt_rte"]
+    assert run_command.given(in_file, "include_path") == []
+    overridden = argparse.Namespace(tasks=["hellaswag"], config=in_file.config)
+    assert run_command.given(overridden, "tasks") == ["hellaswag"]
 
 
 def test_misspelt_task_of_ours():
