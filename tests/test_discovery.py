@@ -67,7 +67,8 @@ watching = lambda: sum(isinstance(finder, shim._Watcher) for finder in sys.meta_
 
 
 def shimmed(world: Path, code: str, *options: str, switch: str = "1") -> subprocess.CompletedProcess:
-    return python(*options, "-c", PRELUDE + textwrap.dedent(code), path=world, LM_EVAL_EDIT_AUTOLOAD=switch)
+    # -S: the stand-ins alone, without the site-packages that hold the true ones.
+    return python("-S", *options, "-c", PRELUDE + textwrap.dedent(code), path=world, LM_EVAL_EDIT_AUTOLOAD=switch)
 
 
 SHOW = "import lm_eval.models as m, lm_eval.tasks as t; print(m.NAMES, t.manager.FOLDERS, watching())"
