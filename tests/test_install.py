@@ -110,7 +110,7 @@ def copy_project(tmp_path_factory):
     missing = [need for need in ("README.md", f"tasks/{SUITE}") if not (ROOT / need).exists()]
     if missing:
         pytest.skip(f"cannot be built without {' and '.join(missing)}")
-    kept = ["pyproject.toml", "hatch_build.py", "README.md", "LICENSE", ".gitignore", "lm_eval_edit", "tasks"]
+    kept = ["pyproject.toml", "hatch_build.py", "README.md", "LICENSE", "lm_eval_edit", "tasks"]
 
     def copy() -> Path:
         project = tmp_path_factory.mktemp("project") / "lm-eval-edit"
