@@ -75,7 +75,8 @@ class Environment(NamedTuple):
 @pytest.fixture(scope="module")
 def borrowed(tmp_path_factory) -> Path:
     """Links to all packages of the running interpreter but ours, should it be installed there."""
-    folder = tmp_path_factory.mktemp("borrowed")
+    folder = tmp_path_factory.mktemp("borrowed") / "site-packages"  # dill goes by this name: other code it would pickle
+    folder.mkdir()
     for site in {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}:
         for path in Path(site).iterdir():
             if not path.name.lstrip("_").startswith("lm_eval_edit") and path.suffix != ".pth":
