@@ -52,7 +52,8 @@ PROMPTS = {
     ),
     "rte": lambda d: f"{d['sentence1']} entails the {d['sentence2']}. True or False? answer:",
     "nq": lambda d: (
-        f"Refer to the passage below and answer the following question. Passage: {d['passage']} Question: {d['question']}"
+        "Refer to the passage below and answer the following question. "
+        f"Passage: {d['passage']} Question: {d['question']}"
     ),
     "boolq": lambda d: (
         "Please answer the given question based on the passage. The answer should be exact 'yes' or 'no'. "
