@@ -17,7 +17,7 @@ from lm_eval_edit.answers import Answer, edit_answers
 from lm_eval_edit.architecture import Architecture
 from lm_eval_edit.editors.base import EditContext, Editor, EditResult, find_editor
 from lm_eval_edit.editors.hyperparameters import resolve
-from lm_eval_edit.editors.templates import sample_templates
+from lm_eval_edit.editors.templates import check_templates, sample_templates
 from lm_eval_edit.errors import ConfigurationError, UserError
 from lm_eval_edit.facts import Fact
 from lm_eval_edit.ledger import Ledger, check_schedule, open_ledger, read_header
@@ -175,8 +175,11 @@ def _templates(
     """The context templates: given, in the options, in the ledger that is continued, or sampled, in this order."""
     given = given or getattr(editor.options, "context_templates", None)
     plan = editor.template_plan()
-    if given or plan is None:
+    if plan is None:
         return list(given or [])
+    if given:
+        check_templates(given, plan, editor.name)
+        return list(given)
     header = read_header(directory) if directory is not None else None
     return header["extra"]["context_templates"] if header else sample_templates(model, tokenizer, plan, seed)
 
