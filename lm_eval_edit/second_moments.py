@@ -112,11 +112,11 @@ class SecondMoments:
             values, vectors = torch.linalg.eigh(self.symmetric(module))
             r = int((values < threshold).sum())  # eigenvalues ascend
             if not r:
+                low, middle, high = (float(value) for value in (values[0], values.median(), values[-1]))
                 raise UserError(
                     f"nullspace_threshold={threshold:g}: the second moment of {module} ({self.source}) has no "
                     f"eigenvalue below it, so there is no null space to edit in. Its eigenvalues lie "
-                    f"between {float(values[0]):.3g} and {float(values[-1]):.3g} with median {float(values.median()):.3g}: "
-                    f"give a larger nullspace_threshold"
+                    f"between {low:.3g} and {high:.3g} with median {middle:.3g}: give a larger nullspace_threshold"
                 )
             self._null_spaces[module, threshold] = vectors[:, :r].contiguous()
         return self._null_spaces[module, threshold]
