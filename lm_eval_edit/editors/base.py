@@ -151,6 +151,7 @@ def option(help: str, **kwargs: Any) -> Any:
 BUILT_IN: dict[str, str] = {
     "rome": "lm_eval_edit.editors.rome:Rome",
     "r_rome": "lm_eval_edit.editors.r_rome:RRome",
+    "memit": "lm_eval_edit.editors.memit:Memit",
 }
 
 
