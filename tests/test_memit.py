@@ -148,8 +148,11 @@ def test_both_solves_equal_a_plain_one_and_meet_the_normal_equations(n):
 def test_a_singular_system_is_refused():
     few = torch.randn(60, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     for n in (5, 40):
-        with pytest.raises(UserError, match=r"not positive definite.* 60 dimensions"):
-            solve_normal_equations(SecondMoments({"m": few @ few.T}), "m", 1.0, few[:, :1].expand(60, n).contiguous())
+        keys = few[:, :1].expand(60, n).contiguous()
+        with pytest.raises(UserError, match=r"not positive definite.* too few tokens for .*60 dimensions"):
+            solve_normal_equations(SecondMoments({"m": few @ few.T}), "m", 1.0, keys)
+        with pytest.raises(UserError, match=f"the system of {n} facts' keys holds values that are not finite"):
+            solve_normal_equations(SecondMoments({"m": torch.eye(60)}), "m", 1.0, keys * float("inf"))
 
 
 # --------------------------------------------------------------------------------------------------------- properties

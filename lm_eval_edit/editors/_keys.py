@@ -158,11 +158,15 @@ def solve_small_batch(factor: Tensor, weight: float, keys: Tensor, ridge: float 
         weight: λ.
         keys: K (f, n).
         ridge: ρ.
+
+    Raises:
+        UserError: the keys depend on one another and ρ is 0, or they are not finite.
     """
     whitened = torch.cholesky_solve(keys, factor) / weight
     system = keys.T @ whitened
     system.diagonal().add_(ridge)
-    return torch.cholesky_solve(whitened.T, torch.linalg.cholesky(system)).T
+    remedy = "" if ridge else ". A fact may be given twice: leave one out, or give emmet_lambda above 0"
+    return torch.cholesky_solve(whitened.T, cholesky(system, keys.shape[1], remedy, 0.0 if ridge else 1e-13)).T
 
 
 def solve_large_batch(moment: Tensor, weight: float, keys: Tensor) -> Tensor:
@@ -176,10 +180,29 @@ def solve_large_batch(moment: Tensor, weight: float, keys: Tensor) -> Tensor:
     Raises:
         UserError: λC + K Kᵀ is not positive definite.
     """
-    factor, failed = torch.linalg.cholesky_ex(weight * moment + keys @ keys.T)
-    if int(failed):
-        raise UserError(
-            f"the second moments and the keys of {keys.shape[1]} facts give a system that is not positive definite: "
-            f"the moments were estimated from too few tokens for {keys.shape[0]} dimensions. Use several times as many"
-        )
-    return torch.cholesky_solve(keys, factor)
+    f, n = keys.shape
+    remedy = (
+        f". The second moment may have been estimated from too few tokens for {f} dimensions: use several times as many"
+    )
+    return torch.cholesky_solve(keys, cholesky(weight * moment + keys @ keys.T, n, remedy))
+
+
+def cholesky(system: Tensor, n_facts: int, remedy: str = "", round_off: float = 0.0) -> Tensor:
+    """The lower Cholesky factor of the system that the keys of `n_facts` facts give.
+
+    Args:
+        system: Symmetric.
+        n_facts: For the error.
+        remedy: What the error says to do about a system that is not positive definite.
+        round_off: The share of the largest squared pivot below which another counts as zero.
+
+    Raises:
+        UserError: it is not positive definite, or not finite.
+    """
+    factor, failed = torch.linalg.cholesky_ex(system)
+    pivots = factor.diagonal() ** 2
+    if bool(failed) or bool(pivots.min() < round_off * pivots.max()):
+        finite = bool(torch.isfinite(system).all())
+        what = "is not positive definite" if finite else "holds values that are not finite: the model's keys overflow"
+        raise UserError(f"the system of {n_facts} facts' keys {what}{remedy if finite else ''}")
+    return factor

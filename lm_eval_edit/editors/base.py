@@ -152,6 +152,7 @@ BUILT_IN: dict[str, str] = {
     "rome": "lm_eval_edit.editors.rome:Rome",
     "r_rome": "lm_eval_edit.editors.r_rome:RRome",
     "memit": "lm_eval_edit.editors.memit:Memit",
+    "emmet": "lm_eval_edit.editors.emmet:Emmet",
 }
 
 
