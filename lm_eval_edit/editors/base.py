@@ -153,6 +153,7 @@ BUILT_IN: dict[str, str] = {
     "r_rome": "lm_eval_edit.editors.r_rome:RRome",
     "memit": "lm_eval_edit.editors.memit:Memit",
     "emmet": "lm_eval_edit.editors.emmet:Emmet",
+    "alphaedit": "lm_eval_edit.editors.alphaedit:AlphaEdit",
 }
 
 
