@@ -72,6 +72,7 @@ class Editor(ABC):
         source: The paper.
         Options: A frozen dataclass of hyper-parameters under EasyEdit's field names, each made with `option`.
         batches: Whether one operation may edit several facts.
+        needs: What it needs beside the model, in words for `lm-eval-edit ls editors`; empty for nothing.
     """
 
     name: ClassVar[str]
@@ -79,6 +80,7 @@ class Editor(ABC):
     source: ClassVar[str]
     Options: ClassVar[type]
     batches: ClassVar[bool] = False
+    needs: ClassVar[str] = ""
 
     def __init__(self, options: Any):
         self.options = options

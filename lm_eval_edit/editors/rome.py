@@ -51,6 +51,7 @@ class Rome(Editor):
     summary = "rank-one update of one MLP matrix, one fact at a time"
     source = "Meng et al. 2022, arXiv 2202.05262"
     Options = RomeOptions
+    needs = "second moments, with mom2_adjustment=true only"
 
     def template_plan(self) -> TemplatePlan:
         return TemplatePlan(self.options.context_template_length_params)
