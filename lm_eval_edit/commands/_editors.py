@@ -7,7 +7,7 @@ from dataclasses import MISSING, fields
 from typing import Any
 
 from lm_eval_edit.commands._layout import columns, paragraph
-from lm_eval_edit.editors.base import BUILT_IN, Editor, editor_names, find_editor
+from lm_eval_edit.editors.base import BUILT_IN, Editor, editor_names, find_editor, option_names
 from lm_eval_edit.editors.hyperparameters import Preset, presets
 from lm_eval_edit.errors import UserError
 
@@ -57,9 +57,15 @@ def _about(editor: type[Editor]) -> list[tuple[str, str]]:
     return [
         ("source", editor.source),
         ("settings", f"{one}\n{many}" if editor.batches else one),
-        ("needs", editor.needs or "nothing but the model"),
+        ("needs", editor.needs or _needs(editor)),
         ("presets", names or "none: the same defaults for every model"),
     ]
+
+
+def _needs(editor: type[Editor]) -> str:
+    with_layers = {"layers": (0,)} if "layers" in option_names(editor) else {}
+    moments = editor(editor.Options(**with_layers)).needs_second_moments()
+    return "second moments of its layers" if moments else "nothing but the model"
 
 
 def _hyperparameters(editor: type[Editor]) -> Iterable[tuple[str, str, str]]:
