@@ -1,31 +1,20 @@
-"""How the harness comes to know us: the start-up shim, the two hooks, readable errors, and the command's own `run`."""
+"""How the harness comes to know us: the start-up shim, the two hooks, and readable errors."""
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
-import sys
 import textwrap
 from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from helpers import TOY_TASK, python
 
-from lm_eval_edit import _hooks, cli
-from lm_eval_edit.commands import run as run_command
-from lm_eval_edit.commands._tasks import list_tasks
+from lm_eval_edit import _hooks
 from lm_eval_edit.errors import ConfigurationError, UserError
 
 STARTUP = ROOT / "lm_eval_edit" / "_startup"
-
-
-def python(*args: object, path: Path | str = "", cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess:
-    """Run a fresh interpreter that finds its modules in `path` before anything installed."""
-    # Not our own shim of the environment the tests run in: a test that needs one loads the one in this checkout.
-    env = {**os.environ, "PYTHONPATH": str(path), "LM_EVAL_EDIT_AUTOLOAD": "0", **env}
-    command = [sys.executable, *map(str, args)]
-    return subprocess.run(command, env=env, cwd=cwd or path or None, capture_output=True, text=True, timeout=300)
 
 
 # ----------------------------------------------------------------------------------------------- the start-up shim
@@ -66,7 +55,8 @@ watching = lambda: sum(isinstance(finder, shim._Watcher) for finder in sys.meta_
 
 
 def shimmed(world: Path, code: str, *options: str, switch: str = "1") -> subprocess.CompletedProcess:
-    return python(*options, "-c", PRELUDE + textwrap.dedent(code), path=world, LM_EVAL_EDIT_AUTOLOAD=switch)
+    # -S: the stand-ins alone, without the site-packages that hold the true ones.
+    return python("-S", *options, "-c", PRELUDE + textwrap.dedent(code), path=world, LM_EVAL_EDIT_AUTOLOAD=switch)
 
 
 SHOW = "import lm_eval.models as m, lm_eval.tasks as t; print(m.NAMES, t.manager.FOLDERS, watching())"
@@ -299,131 +289,3 @@ def test_harness_passes_our_errors_on(tmp_path):
         lm_eval.simple_evaluate(model="refusing", model_args={}, tasks=["toys"], task_manager=manager)
     with pytest.raises(UserError, match=r"^no data here$"):
         lm_eval.simple_evaluate(model="dummy", model_args={}, tasks=["toys"], task_manager=manager)
-
-
-# --------------------------------------------------------------------------------------------------- the command
-
-TOY_TASK = """\
-# Add one to a number. A second sentence
-# that nobody needs.
-#
-# Notes.
-task: {name}
-custom_dataset: !function {function}
-test_split: test
-output_type: generate_until
-doc_to_text: "{{{{question}}}}"
-doc_to_target: "{{{{answer}}}}"
-metric_list: [{{metric: exact_match}}]
-"""
-
-
-@pytest.fixture(scope="module")
-def checkout(tmp_path_factory) -> Path:
-    """Our code beside two tasks of its own, installed nowhere."""
-    root = tmp_path_factory.mktemp("checkout")
-    ignore = shutil.ignore_patterns("demo", "__pycache__")
-    shutil.copytree(ROOT / "lm_eval_edit", root / "lm_eval_edit", ignore=ignore)
-    shutil.copy(ROOT / "pyproject.toml", root)
-    tasks = root / "tasks"
-    tasks.mkdir()
-    (tasks / "toy.yaml").write_text(TOY_TASK.format(name="edithurt_toy", function="data.load"))
-    (tasks / "group.yaml").write_text("{group: edithurt_toys, task: [edithurt_toy]}")
-    (tasks / "shared_settings").write_text("task: not_a_task_file")
-    (tasks / "data.py").write_text(
-        "import datasets\n"
-        "def load(**kwargs):\n"
-        "    return {'test': datasets.Dataset.from_list([{'question': 'q', 'answer': 'a'}] * 3)}\n"
-    )
-    return root
-
-
-def test_run_works_without_startup_files_and_without_the_default_index(checkout, tmp_path):
-    arguments = ["--model", "dummy", "--tasks", "edithurt_toy", "--limit", "2", "--output_path", tmp_path]
-    code = (
-        "import sys, lm_eval.tasks._index as index; from lm_eval_edit.cli import main;"
-        "real = index.TaskIndex.build;"
-        "index.TaskIndex.build = lambda self, paths: print('indexed', *paths) or real(paths);"
-        "sys.exit(main(['run', *sys.argv[1:]]))"
-    )
-    done = python("-c", code, *arguments, path=checkout, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert f"indexed {checkout / 'tasks'}\n" in done.stdout
-    assert "|edithurt_toy|" in done.stdout and "dummy ({}), gen_kwargs" in done.stdout
-
-
-def test_stock_command_does_not_know_them(checkout):
-    """What `run` is for: on PYTHONPATH alone, the harness's own command finds nothing."""
-    code = "from lm_eval.tasks import TaskManager; print(TaskManager.__init__.__module__)"
-    assert python("-c", code, path=checkout).stdout == "lm_eval.tasks.manager\n"
-    plain = "from lm_eval.tasks import TaskManager; print(hasattr(TaskManager.__init__, 'adds_tasks_of'))"
-    assert python("-c", plain, path=checkout).stdout == "False\n"
-    connected = "from lm_eval_edit import _hooks; _hooks.connect();" + plain
-    assert python("-c", connected, path=checkout).stdout == "True\n"
-
-
-@pytest.mark.parametrize(
-    ("tasks", "verdict"),
-    [
-        (["edithurt_suite"], True),
-        (["edithurt_ner", "edithurt_s*"], True),
-        (["edithurt_suite", "hellaswag"], False),
-        (["*"], False),
-        (["tasks/mine.yaml"], False),
-        (["edithurt_mine.yaml"], False),
-        ([], False),
-    ],
-)
-def test_when_the_default_index_is_left_out(tasks, verdict):
-    assert run_command.all_ours(tasks, {"edithurt_suite", "edithurt_ner"}) is verdict
-
-
-def test_misspelt_task_of_ours():
-    with pytest.raises(UserError, match=r"is called 'edithurt_suit'\. Did you mean 'edithurt_suite'\?"):
-        run_command.all_ours(["hellaswag", "edithurt_suit"], ["edithurt_suite"])
-
-
-def test_run_hands_everything_on():
-    arguments = ["--help", "--model_args", "a=1", "b=2", "--", "-x"]
-    assert cli.build_parser().parse_args(["run", *arguments]).arguments == arguments
-
-
-def test_ls_tasks(checkout):
-    entries = [(entry.name, entry.kind, entry.description) for entry in list_tasks(checkout / "tasks")]
-    assert entries == [("edithurt_toys", "group", ""), ("edithurt_toy", "task", "Add one to a number")]
-    done = python("-m", "lm_eval_edit", "ls", "tasks", path=checkout)
-    assert done.stdout == "edithurt_toys  group\nedithurt_toy   task  Add one to a number\n", done.stderr
-
-
-def test_every_task_says_what_it_is(tasks_folder):
-    for entry in list_tasks(tasks_folder):
-        assert entry.name.startswith(run_command.PREFIX)
-        assert 10 <= len(entry.description) <= 100, f"{entry.path.name}: begin with a comment, one short sentence"
-
-
-def test_help_is_quick():
-    """Judged by what is imported: a time would depend on the machine."""
-    done = python("-X", "importtime", "-m", "lm_eval_edit", "--help", path=ROOT)
-    assert done.returncode == 0 and "run" in done.stdout
-    imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines()}
-    assert "argparse" in imported
-    assert not imported & {"torch", "transformers", "datasets", "lm_eval", "numpy"}
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [(["rnu"], "Did you mean 'run'?"), (["ls", "taks"], "Did you mean 'tasks'?"), ([], "required: command")],
-)
-def test_unknown_sub_command(arguments, message, capsys):
-    with pytest.raises(SystemExit) as exit:
-        cli.main(arguments)
-    assert exit.value.code == 2 and message in capsys.readouterr().err
-
-
-def test_user_error_in_a_sub_command(monkeypatch, capsys):
-    def run(args):
-        raise ConfigurationError(["n_edits is -1"])
-
-    monkeypatch.setattr(run_command, "run", run)
-    assert cli.main(["run"]) == 1
-    assert capsys.readouterr().err == PLAIN

@@ -75,7 +75,8 @@ class Environment(NamedTuple):
 @pytest.fixture(scope="module")
 def borrowed(tmp_path_factory) -> Path:
     """Links to all packages of the running interpreter but ours, should it be installed there."""
-    folder = tmp_path_factory.mktemp("borrowed")
+    folder = tmp_path_factory.mktemp("borrowed") / "site-packages"  # dill goes by this name: other code it would pickle
+    folder.mkdir()
     for site in {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}:
         for path in Path(site).iterdir():
             if not path.name.lstrip("_").startswith("lm_eval_edit") and path.suffix != ".pth":
@@ -110,7 +111,7 @@ def copy_project(tmp_path_factory):
     missing = [need for need in ("README.md", f"tasks/{SUITE}") if not (ROOT / need).exists()]
     if missing:
         pytest.skip(f"cannot be built without {' and '.join(missing)}")
-    kept = ["pyproject.toml", "hatch_build.py", "README.md", "LICENSE", ".gitignore", "lm_eval_edit", "tasks"]
+    kept = ["pyproject.toml", "hatch_build.py", "README.md", "LICENSE", "lm_eval_edit", "tasks"]
 
     def copy() -> Path:
         project = tmp_path_factory.mktemp("project") / "lm-eval-edit"

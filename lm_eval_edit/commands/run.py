@@ -42,7 +42,8 @@ def run(args: argparse.Namespace) -> int:
     harness = HarnessCLI()
     harness_args = harness.parse_args()
     _hooks.connect()
-    if all_ours(_named_tasks(harness_args), _our_names()) and not harness_args.include_path:
+    # Tasks of the user's own may build on built-in ones, whatever they are called.
+    if not given(harness_args, "include_path") and all_ours(given(harness_args, "tasks"), _our_names()):
         with _hooks.only_our_tasks():
             harness.execute(harness_args)
     else:
@@ -66,14 +67,15 @@ def all_ours(tasks: Sequence[str], ours: Collection[str]) -> bool:
     return 0 < len(tasks) == len(with_our_prefix)
 
 
-def _named_tasks(harness_args: argparse.Namespace) -> list[str]:
-    tasks = harness_args.tasks
-    if not tasks and harness_args.config:
+def given(harness_args: argparse.Namespace, option: str) -> list[str]:
+    """The names in `option`: those on the command line or, without any, those in the file that `--config` names."""
+    value = getattr(harness_args, option)
+    if not value and harness_args.config:
         from lm_eval.config.evaluate_config import EvaluatorConfig
 
-        tasks = EvaluatorConfig.load_yaml_config(harness_args.config).get("tasks")
-    tasks = [tasks] if isinstance(tasks, str) else tasks or ()
-    return [name for task in tasks for name in str(task).split(",")]
+        value = EvaluatorConfig.load_yaml_config(harness_args.config).get(option)
+    values = [value] if isinstance(value, str) else value or ()
+    return [name for item in values for name in str(item).split(",")]
 
 
 def _our_names() -> set[str]:

@@ -1,5 +1,6 @@
 """What the YAML files in `tasks/` call: where documents come from, how they are prompted, how outputs are scored.
 
+    arguments   what a run's arguments say about its model
     catalogue   the eight tasks as one table: hub ids, file names, new tokens, fields that may be shortened
     layouts     find a task's file in a folder and read it: hub-schema JSON(L), or the paper's own folder
     documents   one raw record -> the documents of a task, every needed field checked

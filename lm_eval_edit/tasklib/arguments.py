@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 DEMO = "demo"
+DEMO_FOLDER = Path(__file__).resolve().parents[1] / "demo"
 
 # Arguments under which the harness's model types name their model, `hf` first.
 _MODEL_ARGUMENTS = ("pretrained", "model", "path", "engine")
@@ -15,7 +17,12 @@ def given(value: Any) -> bool:
     return value is not None and not (isinstance(value, str) and value.strip().lower() in ("", "none"))
 
 
+def is_demo(model: Any) -> bool:
+    """Whether this is the demo's model: the word `demo`, or the path of its checkpoint."""
+    return isinstance(model, str) and (model == DEMO or Path(model).resolve() == DEMO_FOLDER / "checkpoint")
+
+
 def named_model(metadata: dict[str, Any]) -> Any:
     """The model the run names, other than the demo's: mostly a string, from Python perhaps an object; else None."""
     values = (metadata.get(key) for key in _MODEL_ARGUMENTS)
-    return next((value for value in values if given(value) and not (isinstance(value, str) and value == DEMO)), None)
+    return next((value for value in values if given(value) and not is_demo(value)), None)

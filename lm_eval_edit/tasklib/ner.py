@@ -12,7 +12,7 @@ Span = tuple[int, int]
 
 _SEPARATORS = re.compile(r"[\n\r,;]+")
 _CONJUNCTION = re.compile(r"\s+and\s+")
-_SURROUNDING = " \t\"'`“”‘’()[]{}<>:.!?*•-–—_"
+_MARKS = " \t\"'`“”‘’()[]{}<>:!?*•-–—_"
 
 
 def spans(tags: list[str], entity_type: str) -> list[Span]:
@@ -45,8 +45,11 @@ def _occurrences(mention: str, tokens: list[str]) -> list[Span]:
 
 
 def _locate(piece: str, tokens: list[str]) -> list[Span]:
-    """The piece as it is, else without the marks around it, else its parts between " and "s."""
-    for text in (piece, piece.strip(_SURROUNDING)):
+    """The piece as it is, else without the marks around it, else its parts between " and "s.
+
+    A full stop goes last: it may belong to the mention (`U.S.`).
+    """
+    for text in (piece, piece.strip(_MARKS), piece.strip(_MARKS + ".")):
         if found := _occurrences(text, tokens):
             return found
     parts = _CONJUNCTION.split(f" {piece} ")

@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from lm_eval_edit.tasklib import arguments
 from lm_eval_edit.tasklib.arguments import given, named_model
 
 logger = logging.getLogger(__name__)
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 Document = dict[str, Any]
 Prompt = Callable[[Document], str]
 
-DEMO_CHECKPOINT = Path(__file__).resolve().parents[1] / "demo" / "checkpoint"
+DEMO_CHECKPOINT = arguments.DEMO_FOLDER / "checkpoint"
 _DEFAULT_LENGTH = 2048  # HFLM's
 _UNSET_LENGTH = int(1e15)  # transformers' way to say that a tokenizer has no length is a number beyond this
 _LENGTH_NAMES = ("n_positions", "max_position_embeddings", "n_ctx")
@@ -53,29 +53,29 @@ class Budget:
 
     def certain(self, text: str) -> bool:
         """Whether the text fits for sure, told without tokenizing it."""
-        if len(text) + _EXTRA_TOKENS > self.limit:
-            return False
-        wide = sum(not character.isascii() for character in text)
+        wide = 0 if text.isascii() else len(text) - len(text.encode("ascii", "ignore"))
         return len(text) + (_TOKENS_PER_CHARACTER - 1) * wide + _EXTRA_TOKENS <= self.limit
 
     def excess(self, texts: Sequence[str]) -> list[int]:
         """Tokens over the limit, for each text; 0 or less for one that fits."""
-        found: list[int] = []
-        for first in range(0, len(texts), _BATCH):
-            batch = self.tokenizer(list(texts[first : first + _BATCH]), **self._special, verbose=False)
-            found += [len(ids) - self.limit for ids in batch["input_ids"]]
-        return found
+        batches = self._tokenized(texts, **self._special)
+        return [len(ids) - self.limit for batch in batches for ids in batch["input_ids"]]
 
-    def ends(self, text: str) -> list[int]:
-        """Where the text may be cut: the character positions after each of its tokens.
+    def ends(self, texts: Sequence[str]) -> list[list[int]]:
+        """Where each text may be cut: the character positions after its tokens.
 
         Two tokens of one character (byte-level tokenizers) end at the same position. Tokenizers without offsets
         give every position.
         """
         if not getattr(self.tokenizer, "is_fast", False):
-            return list(range(1, len(text) + 1))
-        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        return [end for _, end in encoded["offset_mapping"]]
+            return [list(range(1, len(text) + 1)) for text in texts]
+        batches = self._tokenized(texts, add_special_tokens=False, return_offsets_mapping=True)
+        return [[end for _, end in offsets] for batch in batches for offsets in batch["offset_mapping"]]
+
+    def _tokenized(self, texts: Sequence[str], **options: Any) -> Iterator[Any]:
+        """In batches, which a fast tokenizer spreads over the cores; each is gone before the next is made."""
+        for first in range(0, len(texts), _BATCH):
+            yield self.tokenizer(list(texts[first : first + _BATCH]), **options, verbose=False)
 
 
 def shorten(docs: Sequence[Document], prompt: Prompt, fields: Sequence[str], budget: Budget) -> None:
@@ -89,9 +89,8 @@ def shorten(docs: Sequence[Document], prompt: Prompt, fields: Sequence[str], bud
     over = _over(candidates, prompt, budget)
     before = [(doc, {name: doc[name] for name in fields}) for doc, _ in over]
     for name in fields:
-        over = _shorten_field([(doc, n) for doc, n in over if doc[name]], prompt, name, budget) + [
-            (doc, n) for doc, n in over if not doc[name]
-        ]
+        without = [(doc, n) for doc, n in over if not doc[name]]  # nothing to cut here: on to the next field
+        over = without + _shorten_field([(doc, n) for doc, n in over if doc[name]], prompt, name, budget)
     stuck = {id(doc) for doc, _ in over}
     for doc, original in before:
         if id(doc) in stuck:
@@ -111,7 +110,7 @@ def _shorten_field(
 ) -> list[tuple[Document, int]]:
     """Cut one field of each document as far as needed; returns those that are still too long with the field empty."""
     text = {id(doc): doc[name] for doc, _ in over}
-    ends = {id(doc): budget.ends(doc[name]) for doc, _ in over}
+    ends = dict(zip(text, budget.ends(list(text.values())), strict=True))
     empty: list[tuple[Document, int]] = []
     while over:
         for doc, n in over:

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from lm_eval_edit.errors import UserError
-from lm_eval_edit.tasklib import documents, hub, layouts, prompts, shorten
+from lm_eval_edit.tasklib import arguments, documents, hub, layouts, prompts, shorten
 from lm_eval_edit.tasklib.arguments import DEMO, given, named_model
 from lm_eval_edit.tasklib.catalogue import TASKS
 
 logger = logging.getLogger(__name__)
 
-DEMO_FOLDER = Path(__file__).resolve().parents[1] / "demo" / "data"
+DEMO_DATA = arguments.DEMO_FOLDER / "data"
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Source:
 
 def folder_of(data_dir: Any) -> Path:
     """The folder that `data_dir` means."""
-    return DEMO_FOLDER if data_dir == DEMO else Path(str(data_dir)).expanduser()
+    return DEMO_DATA if data_dir == DEMO else Path(str(data_dir)).expanduser()
 
 
 def resolve(task: str, metadata: dict[str, Any]) -> Source:
