@@ -10,13 +10,16 @@ enter through an n x n system.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
-from lm_eval_edit.editors._rows import Row, align, prompt_row
+from lm_eval_edit.editors._forward import by_row
+from lm_eval_edit.editors._rows import Row, prompt_row
 from lm_eval_edit.editors.base import EditContext
 from lm_eval_edit.errors import UserError
 from lm_eval_edit.facts import Fact
@@ -62,7 +65,7 @@ def subject_states(
     parts = []
     for start in range(0, len(facts), step):
         rows = [
-            _up_to_subject(prompt_row(context.tokenizer, fact.template, fact.subject, context=template))
+            prompt_row(context.tokenizer, fact.template, fact.subject, context=template)
             for fact in facts[start : start + step]
             for template in templates
         ]
@@ -74,11 +77,6 @@ def subject_states(
     )
 
 
-def _up_to_subject(row: Row) -> Row:
-    """A row without what follows the subject: a decoder's states there do not depend on it."""
-    return replace(row, ids=row.ids[: row.subject_last + 1])
-
-
 def _mean_of_means(keys: Tensor, sizes: Sequence[int]) -> Tensor:
     """(n, f) from the keys (n * sum(sizes), f) of all templates: the mean of the means over each type's templates."""
     per_type = keys.view(-1, sum(sizes), keys.shape[-1]).split(list(sizes), dim=1)
@@ -88,42 +86,41 @@ def _mean_of_means(keys: Tensor, sizes: Sequence[int]) -> Tensor:
 def _partial_pass(
     context: EditContext, rows: Sequence[Row], layers: Sequence[int], output_layer: int
 ) -> tuple[dict[int, Tensor], Tensor]:
-    """({layer: (R, f)}, (R, d)) at the rows' last subject tokens, in float64."""
+    """({layer: (R, f)}, (R, d)) at the rows' last subject tokens, in float64.
+
+    The rows end there: a decoder's states do not depend on what follows, so padding on the right needs no mask, and
+    every token has the position it has alone.
+    """
     model, architecture = context.model, context.architecture
-    embedding = model.get_input_embeddings().weight
-    config = model.config.get_text_config(decoder=True)
-    aligned = align(rows, embedding.device, getattr(config, "max_position_embeddings", None))
+    device = model.get_input_embeddings().weight.device
+    subjects = [torch.tensor(row.ids[: row.subject_last + 1]) for row in rows]
+    input_ids = pad_sequence(subjects, batch_first=True).to(device)
+    last = torch.tensor([row.subject_last for row in rows])
     keys: dict[int, Tensor] = {}
     outputs: list[Tensor] = []
 
+    def at_subjects(states: Tensor) -> Tensor:
+        states = by_row(states, len(rows))
+        return states[torch.arange(len(rows), device=states.device), last.to(states.device)].double()
+
     def keep_key(layer: int):
         def hook(module, args):
-            keys[layer] = args[0][:, aligned.column].double()
+            keys[layer] = at_subjects(args[0])
 
         return hook
 
     def keep_output(module, args, output):
-        hidden = output[0] if isinstance(output, tuple) else output
-        outputs.append(hidden[:, aligned.column].double())
+        outputs.append(at_subjects(output[0] if isinstance(output, tuple) else output))
         raise _Reached
 
-    handles = [
-        model.get_submodule(architecture.down_projections[layer]).register_forward_pre_hook(keep_key(layer))
-        for layer in layers
-    ]
-    handles.append(model.get_submodule(architecture.blocks[output_layer]).register_forward_hook(keep_output))
-    try:
-        model(
-            input_ids=aligned.input_ids,
-            attention_mask=aligned.attention_mask,
-            position_ids=aligned.position_ids,
-            use_cache=False,
-        )
-    except _Reached:
-        pass
-    finally:
-        for handle in handles:
-            handle.remove()
+    with contextlib.ExitStack() as hooks:
+        for layer in layers:
+            projection = model.get_submodule(architecture.down_projections[layer])
+            hooks.callback(projection.register_forward_pre_hook(keep_key(layer)).remove)
+        block = model.get_submodule(architecture.blocks[output_layer])
+        hooks.callback(block.register_forward_hook(keep_output).remove)
+        with contextlib.suppress(_Reached):
+            model(input_ids=input_ids, attention_mask=torch.ones_like(input_ids), use_cache=False)
     return keys, outputs[0]
 
 
