@@ -72,6 +72,7 @@ class Editor(ABC):
         source: The paper.
         Options: A frozen dataclass of hyper-parameters under EasyEdit's field names, each made with `option`.
         batches: Whether one operation may edit several facts.
+        unused: Fields of EasyEdit's hparams files for this method that do not bear on an edit, and are passed over.
     """
 
     name: ClassVar[str]
@@ -79,6 +80,7 @@ class Editor(ABC):
     source: ClassVar[str]
     Options: ClassVar[type]
     batches: ClassVar[bool] = False
+    unused: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, options: Any):
         self.options = options

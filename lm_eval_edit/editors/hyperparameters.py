@@ -121,12 +121,14 @@ def resolve(
     for name, value in given.items():
         if name in names:
             merged[name] = value
-        elif name not in EASYEDIT_ONLY:
+        elif name not in EASYEDIT_ONLY | editor_class.unused:
             problems.append(
                 f"{name}: no hyper-parameter of {editor_class.name}.{nearest(name, names)} It has {', '.join(names)}"
             )
     if layers is not None:
         merged["layers"] = layers
+        if "layers" not in names:
+            problems.append(f"edit_layers: {editor_class.name} is not told its layers; leave edit_layers out")
     if "layers" in names and not merged.get("layers"):
         merged["layers"] = depth = editor_class.default_layers(config.num_hidden_layers)
         notices.append(
