@@ -146,6 +146,7 @@ def option(help: str, **kwargs: Any) -> Any:
 BUILT_IN: dict[str, str] = {
     "rome": "lm_eval_edit.editors.rome:Rome",
     "kn": "lm_eval_edit.editors.kn:Kn",
+    "mend": "lm_eval_edit.editors.mend:Mend",
 }
 
 
