@@ -17,10 +17,11 @@ from lm_eval_edit import ConfigurationError, UserError, edit_model
 from lm_eval_edit._files import save_tensors
 from lm_eval_edit.architecture import Architecture
 from lm_eval_edit.editors._mend_archive import load_archive, save_archive
+from lm_eval_edit.editors._mend_batch import easyedit_batch, exact_batch, gradient_factors
 from lm_eval_edit.editors._mend_network import GradientTransform, MendNetwork, inner_module
 from lm_eval_edit.editors.base import EditContext
 from lm_eval_edit.editors.hyperparameters import resolve
-from lm_eval_edit.editors.mend import Mend, MendOptions, easyedit_batch, exact_batch, gradient_factors
+from lm_eval_edit.editors.mend import Mend, MendOptions
 from lm_eval_edit.facts import parse_record
 from lm_eval_edit.second_moments import SecondMoments
 from tests.support import FACTS, same_weights, tiny_model, tiny_tokenizer, weights_of

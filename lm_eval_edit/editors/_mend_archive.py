@@ -23,6 +23,7 @@ from lm_eval_edit._files import load_tensors, save_tensors
 from lm_eval_edit.errors import UserError
 
 FORMAT = "lm-eval-edit mend 1"
+_ABOUT = "about"  # one entry: safetensors writes several in an order that changes from run to run
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,8 @@ def save_archive(
     path: Path, tensors: Mapping[str, Tensor], inner_params: Sequence[str], training: Mapping[str, Any]
 ) -> None:
     """Write a hypernetwork's tensors, the names of its weights and how it was trained, as one safetensors file."""
-    about = {"format": FORMAT, "inner_params": json.dumps(list(inner_params)), "training": json.dumps(dict(training))}
-    save_tensors(path, tensors, about)
+    about = {"format": FORMAT, "inner_params": list(inner_params), "training": dict(training)}
+    save_tensors(path, tensors, {_ABOUT: json.dumps(about)})
 
 
 def load_archive(path: str | Path) -> MendArchive:
@@ -77,10 +78,10 @@ HOW_TO_GET_ONE = (
 def _own(path: Path) -> MendArchive:
     tensors = load_tensors(path)
     with safe_open(path, framework="pt") as file:
-        about = file.metadata() or {}
+        about = json.loads((file.metadata() or {}).get(_ABOUT, "{}"))
     if about.get("format") != FORMAT:
         raise UserError(f"archive={path} is a safetensors file of format {about.get('format')}; want {FORMAT!r}")
-    return MendArchive(tensors, tuple(json.loads(about["inner_params"])), "exact", json.loads(about["training"]))
+    return MendArchive(tensors, tuple(about["inner_params"]), "exact", about["training"])
 
 
 class _Inert:

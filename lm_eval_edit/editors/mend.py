@@ -16,15 +16,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lm_eval_edit.architecture import is_transposed
 from lm_eval_edit.delta import linear_update
-from lm_eval_edit.editors._forward import without_parameter_gradients
 from lm_eval_edit.editors._mend_archive import HOW_TO_GET_ONE, MendArchive, load_archive
-from lm_eval_edit.editors._mend_network import MendNetwork, inner_module, token_factors
-from lm_eval_edit.editors._rows import target_ids
+from lm_eval_edit.editors._mend_batch import easyedit_batch, exact_batch, gradient_factors
+from lm_eval_edit.editors._mend_network import MendNetwork, inner_module
 from lm_eval_edit.editors.base import EditContext, Editor, EditResult, option
 from lm_eval_edit.errors import UserError
 from lm_eval_edit.facts import Fact
@@ -124,78 +121,3 @@ class Mend(Editor):
                 keys = keys * network.edit_lrs[index]
                 deltas[network.inner_params[index]] = linear_update(is_transposed(module), keys.T, values.T)
         return EditResult(deltas, {"loss": loss})
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Token rows and where they must predict what.
-
-    Attributes:
-        input_ids, attention_mask: (B, T).
-        label_rows, label_columns, labels: (N,) row, column of the logits, and the token they must predict.
-    """
-
-    input_ids: Tensor
-    attention_mask: Tensor
-    label_rows: Tensor
-    label_columns: Tensor
-    labels: Tensor
-
-    def nll(self, model: PreTrainedModel) -> Tensor:
-        """Mean negative log-likelihood of the labels."""
-        device = model.get_input_embeddings().weight.device
-        logits = model(input_ids=self.input_ids.to(device), attention_mask=self.attention_mask.to(device)).logits
-        at = logits[self.label_rows.to(logits.device), self.label_columns.to(logits.device)]
-        return F.cross_entropy(at.to(wide_dtype(at.dtype)), self.labels.to(at.device))
-
-
-def exact_batch(tokenizer: PreTrainedTokenizerBase, facts: Sequence[Fact]) -> Batch:
-    """Each fact's prompt and target; every target token counts, and nothing else."""
-    pairs = [(tokenizer.encode(fact.text), target_ids(tokenizer, fact.target)) for fact in facts]
-    return rows_batch(pairs)
-
-
-def rows_batch(pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Batch:
-    """(prompt ids, target ids) pairs, padded on the right, where a decoder does not look."""
-    width = max(len(prompt) + len(target) for prompt, target in pairs)
-    input_ids = torch.zeros(len(pairs), width, dtype=torch.long)
-    mask = torch.zeros_like(input_ids)
-    rows, columns, labels = [], [], []
-    for r, (prompt, target) in enumerate(pairs):
-        length = len(prompt) + len(target)
-        input_ids[r, :length] = torch.tensor([*prompt, *target])
-        mask[r, :length] = 1
-        rows += [r] * len(target)
-        columns += range(len(prompt) - 1, length - 1)
-        labels += target
-    return Batch(input_ids, mask, *(torch.tensor(values) for values in (rows, columns, labels)))
-
-
-def easyedit_batch(tokenizer: PreTrainedTokenizerBase, facts: Sequence[Fact]) -> Batch:
-    """As EasyEdit builds it: padded on the left with positions counted from the padding, and labels that keep both the
-    padding of shorter targets and a beginning-of-sequence token. For one fact and GPT's tokenizers it is exact.
-    """
-    pad = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.pad_token_id or 0
-    texts = [tokenizer.encode(fact.text + fact.target) for fact in facts]
-    targets = [tokenizer.encode(fact.target) for fact in facts]
-    width, count = max(map(len, texts)), max(map(len, targets))
-    if count >= width:
-        raise UserError(f"the target {facts[0].target!r} has no prompt before it; inner_loss=exact may help")
-    input_ids = torch.tensor([[pad] * (width - len(ids)) + ids for ids in texts])
-    mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in texts])
-    labels = torch.tensor([[pad] * (count - len(ids)) + ids for ids in targets])
-    rows = torch.arange(len(facts)).repeat_interleave(count)
-    columns = torch.arange(width - 1 - count, width - 1).repeat(len(facts))
-    return Batch(input_ids, mask, rows, columns, labels.flatten())
-
-
-def gradient_factors(
-    model: PreTrainedModel, modules: Sequence[torch.nn.Module], batch: Batch
-) -> tuple[float, list[tuple[Tensor, Tensor]]]:
-    """The loss, and (u, δ) of each module: its (B, T, in) inputs and the loss's (B, T, out) gradient at its output."""
-    scale = 1024.0 if model.dtype == torch.float16 else 1.0  # small gradients would vanish in float16
-    with without_parameter_gradients(model), token_factors(modules) as factors, torch.enable_grad():
-        loss = batch.nll(model)
-        gradients = torch.autograd.grad(loss * scale, [probe for _, probe in factors])
-    wide = [gradient.to(wide_dtype(gradient.dtype)) / scale for gradient in gradients]
-    return float(loss.detach()), [(u, gradient) for (u, _), gradient in zip(factors, wide, strict=True)]
