@@ -156,6 +156,8 @@ BUILT_IN: dict[str, str] = {
     "memit": "lm_eval_edit.editors.memit:Memit",
     "emmet": "lm_eval_edit.editors.emmet:Emmet",
     "alphaedit": "lm_eval_edit.editors.alphaedit:AlphaEdit",
+    "kn": "lm_eval_edit.editors.kn:Kn",
+    "mend": "lm_eval_edit.editors.mend:Mend",
 }
 
 
