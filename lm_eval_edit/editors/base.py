@@ -143,6 +143,7 @@ def option(help: str, **kwargs: Any) -> Any:
 
 BUILT_IN: dict[str, str] = {
     "rome": "lm_eval_edit.editors.rome:Rome",
+    "ft": "lm_eval_edit.editors.ft:Ft",
 }
 
 
