@@ -43,7 +43,8 @@ class WrappingEditor(Editor):
         name = str(given.get(cls.chooser, own[cls.chooser]))
         try:
             inner = find_editor(name)
-            theirs = set() if issubclass(inner, cls) else set(option_names(inner, given))
+            rest = {option: value for option, value in given.items() if option not in own}
+            theirs = set() if issubclass(inner, cls) else set(option_names(inner, rest))
         except UserError as error:
             raise UserError(f"{cls.chooser}={name}: {error}") from error
         shared = [option for option in own if option in theirs]
