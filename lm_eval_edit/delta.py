@@ -117,14 +117,7 @@ class LowRankDelta(Delta):
         """The same ΔW with the smallest rank that drops only singular values of at most `tolerance` times the first."""
         u, s, vh = self.svd()
         kept = int((s > max(tolerance, 1e-15) * s[0].clamp(min=torch.finfo(s.dtype).tiny)).sum())
-        return self._product(u, s, vh, kept)
-
-    def truncate(self, rank: int) -> LowRankDelta:
-        """The projection of ΔW onto its `rank` leading singular directions: the nearest matrix of that rank."""
-        return self._product(*self.svd(), rank)
-
-    def _product(self, u: Tensor, s: Tensor, vh: Tensor, rank: int) -> LowRankDelta:
-        return LowRankDelta((u[:, :rank] * s[:rank]).to(self.left.dtype), vh[:rank].to(self.right.dtype))
+        return LowRankDelta((u[:, :kept] * s[:kept]).to(self.left.dtype), vh[:kept].to(self.right.dtype))
 
     def to_lora(self, transposed: bool) -> tuple[Tensor, Tensor]:
         """(lora_A (r, in), lora_B (out, r)) with lora_B @ lora_A equal to ΔW as a map from in to out (LoRA, alpha = r).
@@ -173,6 +166,12 @@ class SparseDelta(Delta):
 
     def tensors(self) -> dict[str, Tensor]:
         return {"index": self.index, "values": self.values, "size": self.size}
+
+    def to_low_rank(self) -> LowRankDelta:
+        """The same ΔW as a product: unit vectors that name the slices, and their values."""
+        rows, cols, dim = self.size.tolist()
+        units = torch.nn.functional.one_hot(self.index.long(), (rows, cols)[dim]).to(self.values.dtype)
+        return LowRankDelta(units.T, self.values) if dim == 0 else LowRankDelta(self.values.T, units)
 
 
 _BLOCK = 1 << 22  # entries of a masked product formed at a time

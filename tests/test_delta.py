@@ -52,12 +52,12 @@ def test_compress_finds_the_true_rank_and_keeps_the_product():
     torch.testing.assert_close(small.dense(torch.float64), padded.dense(torch.float64))
 
 
-def test_truncate_is_the_nearest_matrix_of_that_rank():
+def test_svd_is_that_of_the_dense_matrix():
     delta = low_rank(dtype=torch.float64)
-    cut = delta.truncate(2)
-    u, s, vh = torch.linalg.svd(delta.dense(torch.float64), full_matrices=False)
-    assert cut.rank == 2 and s[2] > 1e-3
-    torch.testing.assert_close(cut.dense(torch.float64), (u[:, :2] * s[:2]) @ vh[:2])
+    u, s, vh = delta.svd()
+    torch.testing.assert_close(s, torch.linalg.svdvals(delta.dense(torch.float64))[:3])
+    torch.testing.assert_close((u * s) @ vh, delta.dense(torch.float64))
+    torch.testing.assert_close(u.T @ u, torch.eye(3, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("cols", [5, 8, 17])
@@ -97,6 +97,7 @@ def test_sparse_touches_only_its_slices(dim):
     assert not dense.index_select(dim, torch.tensor(untouched)).any()
     assert dense.index_select(dim, torch.tensor([1, 4])).all()
     assert delta.norm() == pytest.approx(float(delta.values.norm()))
+    assert torch.equal(delta.to_low_rank().dense(), dense) and delta.to_low_rank().rank == 2
 
 
 def test_sparse_with_wrong_values_says_what_was_wanted():

@@ -164,6 +164,9 @@ def option(help: str, **kwargs: Any) -> Any:
 BUILT_IN: dict[str, str] = {
     "rome": "lm_eval_edit.editors.rome:Rome",
     "ft": "lm_eval_edit.editors.ft:Ft",
+    "rect": "lm_eval_edit.editors.rect:Rect",
+    "prune": "lm_eval_edit.editors.prune:Prune",
+    "random": "lm_eval_edit.editors.random:Random",
 }
 
 
