@@ -8,7 +8,7 @@ import torch
 from lm_eval_edit import ConfigurationError, edit_model
 from lm_eval_edit.answers import edit_answers
 from lm_eval_edit.delta import DenseDelta, LowRankDelta, MaskedDelta, SparseDelta
-from lm_eval_edit.editors._wrapping import generator_for
+from lm_eval_edit.editors._draws import generator_for
 from lm_eval_edit.editors.random import imitation
 from tests.support import FACTS, LEARNABLE, TEMPLATES, same_weights, tiny_model, tiny_tokenizer, weights_of
 

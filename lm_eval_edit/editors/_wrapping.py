@@ -13,10 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
-from lm_eval_edit._files import hash_json
 from lm_eval_edit.delta import Delta
 from lm_eval_edit.editors.base import EditContext, Editor, EditResult, find_editor, option_names
 from lm_eval_edit.editors.templates import TemplatePlan
@@ -88,12 +86,3 @@ class WrappingEditor(Editor):
 
     def layers(self) -> list[int]:
         return self.inner.layers()
-
-
-def generator_for(seed: int, facts: Sequence[Fact], parameter: str) -> torch.Generator:
-    """A CPU generator that depends on nothing but the edit seed, the facts' ids (or contents) and the parameter's name.
-
-    Each operation draws its own numbers, so a resumed or shortened schedule draws the same ones.
-    """
-    names = [fact.record() if fact.id is None else fact.id for fact in facts]
-    return torch.Generator().manual_seed(int(hash_json([seed, names, parameter])[:15], 16))

@@ -166,6 +166,7 @@ BUILT_IN: dict[str, str] = {
     "ft": "lm_eval_edit.editors.ft:Ft",
     "rect": "lm_eval_edit.editors.rect:Rect",
     "prune": "lm_eval_edit.editors.prune:Prune",
+    "lora": "lm_eval_edit.editors.lora:Lora",
     "random": "lm_eval_edit.editors.random:Random",
 }
 

@@ -139,11 +139,12 @@ def resolve(
         merged["layers"] = layers
     if "layers" in names and not merged.get("layers"):
         merged["layers"] = depth = editor_class.default_layers(config.num_hidden_layers)
-        notices.append(
-            f"no published {editor_class.name} layers for this model ({config.model_type}, "
-            f"{config.num_hidden_layers} layers, width {config.hidden_size}): layer(s) "
-            f"{', '.join(map(str, depth))} chosen by relative depth; edit_layers= says otherwise"
-        )
+        if len(depth) < config.num_hidden_layers:  # all of them is no choice
+            notices.append(
+                f"no published {editor_class.name} layers for this model ({config.model_type}, "
+                f"{config.num_hidden_layers} layers, width {config.hidden_size}): layer(s) "
+                f"{', '.join(map(str, depth))} chosen by relative depth; edit_layers= says otherwise"
+            )
     values = {}
     for f in fields(editor_class.Options):
         if f.name in merged:

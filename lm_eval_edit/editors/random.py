@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from lm_eval_edit.delta import Delta, DenseDelta, LowRankDelta, MaskedDelta, SparseDelta
-from lm_eval_edit.editors._wrapping import WrappingEditor, generator_for
+from lm_eval_edit.editors._draws import generator_for
+from lm_eval_edit.editors._wrapping import WrappingEditor
 from lm_eval_edit.editors.base import EditContext, option
 from lm_eval_edit.facts import Fact
 
