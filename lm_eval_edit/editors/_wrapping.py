@@ -34,6 +34,7 @@ class WrappingEditor(Editor):
     def __init__(self, options: Any, inner: Editor):
         super().__init__(options)
         self.inner = inner
+        self.without_second_moments = inner.without_second_moments
 
     @classmethod
     def wraps(cls, given: Mapping[str, Any]) -> type[Editor]:
