@@ -30,6 +30,7 @@ from tests.support import (
     tiny_tokenizer,
     weights_of,
 )
+from tests.test_architectures import CASES, case, every_case, site
 
 OPTIONS = {
     "layers": (0, 1), "v_num_grad_steps": 25, "v_lr": 0.5, "v_weight_decay": 1e-3, "clamp_norm_factor": 4.0,
@@ -120,6 +121,26 @@ def test_keys_are_the_mean_of_the_means_of_each_template_type(monkeypatch, rows_
             assert (wanted - torch.stack([bare, *templated]).mean(dim=0)).norm() > 1e-3, "not the mean of all templates"
     for i, fact in enumerate(FACTS):
         torch.testing.assert_close(states.outputs[i], plain_states(model, fact, 0, "{}")[1])
+
+
+@every_case
+def test_every_kind_of_decoder_gives_its_keys_and_is_edited_and_restored(name):
+    model, tokenizer, architecture = case(name)
+    context = EditContext(model, tokenizer, architecture, (("{}",),), SecondMoments())
+    states = subject_states(context, FACTS, [1], 1)
+    tolerance = 1e-5 if CASES[name].rounds else 1e-9
+    for i, fact in enumerate(FACTS):
+        key, _ = site(model, architecture, tokenizer, fact)
+        torch.testing.assert_close(states.keys[1][:, i], key, rtol=tolerance, atol=tolerance)
+    kept = weights_of(model)
+    modules = [architecture.down_projections[layer] for layer in (0, 1)]
+    ledger = edit_model(
+        model, tokenizer, FACTS, "memit", 4, options=OPTIONS | {"v_num_grad_steps": 3}, context_templates=[["{}"]],
+        second_moments={module: torch.eye(architecture.key_size) for module in modules}, progress=False,
+    )  # fmt: skip
+    assert ledger.weights.touched == [architecture.weight(0), architecture.weight(1)]
+    ledger.restore()
+    assert same_weights(model, kept)
 
 
 # ------------------------------------------------------------------------------------------------------------- solves
