@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 import torch
 
-from lm_eval_edit import Fact, UserError, edit_model
+from lm_eval_edit import Fact, UserError, demo, edit_model, load_facts
 from lm_eval_edit.architecture import Architecture
 from lm_eval_edit.editors._keys import (
     solve_large_batch,
@@ -318,6 +320,24 @@ def test_layers_by_relative_depth():
 
 
 def test_presets_are_complete():
-    assert [p.name for p in presets("memit")] == ["gpt2-xl", "gpt-j-6b", "llama-7b"]
+    assert [p.name for p in presets("memit")] == ["gpt2-xl", "gpt-j-6b", "llama-7b", "demo"]
     for preset in presets("memit"):
         MemitOptions(**preset.options | {"layers": tuple(preset.options["layers"])})
+
+
+@pytest.mark.parametrize("editor", ["memit", "emmet", "alphaedit"])
+def test_the_demos_presets_take_alone_and_twenty_together(editor):
+    model, tokenizer = load_model(demo.CHECKPOINT, torch.float32)
+    facts = random.Random(0).sample(list(load_facts("demo")), 30)
+    moments = demo.CHECKPOINT / "second_moments.safetensors"
+    for batch in ([[fact] for fact in facts[:10]], [facts[10:]]):
+        taken = []
+        for operation in batch:
+            ledger = edit_model(
+                model, tokenizer, operation, editor, len(operation), second_moments=moments, progress=False
+            )
+            record = ledger.operations[0].record
+            assert record["before"]["em"] == 0
+            taken.append(record["after"]["em"])
+            ledger.restore()
+        assert sum(taken) / len(taken) >= 0.9
