@@ -136,4 +136,8 @@ def test_wrong_options(given, message):
 
 def test_one_layer_as_deep_as_romes_and_presets():
     assert Emmet.default_layers(48) == (17,) and Emmet.default_layers(12) == (4,)
-    assert [(p.name, p.options["layers"]) for p in presets("emmet")] == [("gpt2-xl", [17]), ("llama-7b", [5])]
+    assert [(p.name, p.options["layers"]) for p in presets("emmet")] == [
+        ("gpt2-xl", [17]),
+        ("llama-7b", [5]),
+        ("demo", [0]),
+    ]

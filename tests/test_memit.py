@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 import torch
 
-from lm_eval_edit import Fact, UserError, edit_model
+from lm_eval_edit import Fact, UserError, demo, edit_model, load_facts
 from lm_eval_edit.architecture import Architecture
 from lm_eval_edit.editors._keys import (
     solve_large_batch,
@@ -30,6 +32,7 @@ from tests.support import (
     tiny_tokenizer,
     weights_of,
 )
+from tests.test_architectures import CASES, case, every_case, site
 
 OPTIONS = {
     "layers": (0, 1), "v_num_grad_steps": 25, "v_lr": 0.5, "v_weight_decay": 1e-3, "clamp_norm_factor": 4.0,
@@ -120,6 +123,26 @@ def test_keys_are_the_mean_of_the_means_of_each_template_type(monkeypatch, rows_
             assert (wanted - torch.stack([bare, *templated]).mean(dim=0)).norm() > 1e-3, "not the mean of all templates"
     for i, fact in enumerate(FACTS):
         torch.testing.assert_close(states.outputs[i], plain_states(model, fact, 0, "{}")[1])
+
+
+@every_case
+def test_every_kind_of_decoder_gives_its_keys_and_is_edited_and_restored(name):
+    model, tokenizer, architecture = case(name)
+    context = EditContext(model, tokenizer, architecture, (("{}",),), SecondMoments())
+    states = subject_states(context, FACTS, [1], 1)
+    tolerance = 1e-5 if CASES[name].rounds else 1e-9
+    for i, fact in enumerate(FACTS):
+        key, _ = site(model, architecture, tokenizer, fact)
+        torch.testing.assert_close(states.keys[1][:, i], key, rtol=tolerance, atol=tolerance)
+    kept = weights_of(model)
+    modules = [architecture.down_projections[layer] for layer in (0, 1)]
+    ledger = edit_model(
+        model, tokenizer, FACTS, "memit", 4, options=OPTIONS | {"v_num_grad_steps": 3}, context_templates=[["{}"]],
+        second_moments={module: torch.eye(architecture.key_size) for module in modules}, progress=False,
+    )  # fmt: skip
+    assert ledger.weights.touched == [architecture.weight(0), architecture.weight(1)]
+    ledger.restore()
+    assert same_weights(model, kept)
 
 
 # ------------------------------------------------------------------------------------------------------------- solves
@@ -297,6 +320,24 @@ def test_layers_by_relative_depth():
 
 
 def test_presets_are_complete():
-    assert [p.name for p in presets("memit")] == ["gpt2-xl", "gpt-j-6b", "llama-7b"]
+    assert [p.name for p in presets("memit")] == ["gpt2-xl", "gpt-j-6b", "llama-7b", "demo"]
     for preset in presets("memit"):
         MemitOptions(**preset.options | {"layers": tuple(preset.options["layers"])})
+
+
+@pytest.mark.parametrize("editor", ["memit", "emmet", "alphaedit"])
+def test_the_demos_presets_take_alone_and_twenty_together(editor):
+    model, tokenizer = load_model(demo.CHECKPOINT, torch.float32)
+    facts = random.Random(0).sample(list(load_facts("demo")), 30)
+    moments = demo.CHECKPOINT / "second_moments.safetensors"
+    for batch in ([[fact] for fact in facts[:10]], [facts[10:]]):
+        taken = []
+        for operation in batch:
+            ledger = edit_model(
+                model, tokenizer, operation, editor, len(operation), second_moments=moments, progress=False
+            )
+            record = ledger.operations[0].record
+            assert record["before"]["em"] == 0
+            taken.append(record["after"]["em"])
+            ledger.restore()
+        assert sum(taken) / len(taken) >= 0.9

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 import torch
 
-from lm_eval_edit import UserError, edit_model
+from lm_eval_edit import UserError, demo, edit_model, load_facts
 from lm_eval_edit.architecture import Architecture
 from lm_eval_edit.editors.base import EditContext
 from lm_eval_edit.editors.hyperparameters import presets
 from lm_eval_edit.editors.r_rome import RRome, RRomeOptions
 from lm_eval_edit.editors.rome import Rome
 from lm_eval_edit.second_moments import SecondMoments
-from tests.published import MODELS, relative_errors
+from tests.published import MODELS, load_model, relative_errors
 from tests.support import FACTS, LEARNABLE, TEMPLATES, same_weights, tiny_model, tiny_tokenizer, weights_of
 
 OPTIONS = {"layers": (1,), "v_num_grad_steps": 25, "v_lr": 0.5, "v_weight_decay": 1e-3, "clamp_norm_factor": 8}
@@ -74,6 +76,16 @@ def test_the_edit_takes_and_restores_bit_for_bit():
 def test_wrong_options(given, message):
     with pytest.raises(UserError, match=message):
         edit_model(tiny_model(), tiny_tokenizer(), FACTS[:1], "r_rome", options={"layers": [1]} | given)
+
+
+def test_the_demos_preset_takes():
+    model, tokenizer = load_model(demo.CHECKPOINT, torch.float32)
+    taken = []
+    for fact in random.Random(0).sample(list(load_facts("demo")), 10):
+        ledger = edit_model(model, tokenizer, [fact], "r_rome", progress=False)
+        taken.append(ledger.operations[0].record["after"]["em"])
+        ledger.restore()
+    assert sum(taken) / len(taken) >= 0.9
 
 
 def test_presets_are_romes():
