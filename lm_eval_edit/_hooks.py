@@ -19,6 +19,7 @@ from lm_eval_edit.errors import UserError
 MODEL_TYPE = "edited_hf"
 MODEL_TARGET = "lm_eval_edit.model:EditedHFLM"  # a string: the harness imports it, and torch with it, on first use
 PROGRAMS = ("lm_eval", "lm-eval", "lm-eval-edit")
+PREFIX = "edithurt_"  # of every task and group of ours
 MODULES = ("lm_eval.__main__", "lm_eval_edit.__main__")
 
 _default_tasks_wanted = True
@@ -83,6 +84,26 @@ def add_tasks() -> None:
 
     __init__.adds_tasks_of = "lm_eval_edit"
     TaskManager.__init__ = __init__
+    _check_data_when_tasks_are_named(TaskManager)
+
+
+def _check_data_when_tasks_are_named(task_manager: type) -> None:
+    """Look for the files of `data_dir` as soon as the command line has resolved its task names.
+
+    The harness builds tasks only after the model is loaded, and edited: too late to learn that a file is missing.
+    """
+    stock = task_manager.match_tasks
+
+    @functools.wraps(stock)
+    def match_tasks(self, task_list):
+        names = stock(self, task_list)
+        if any(name.startswith(PREFIX) for name in names) and (self.metadata or {}).get("data_dir"):
+            from lm_eval_edit.tasklib.sources import check_tasks
+
+            check_tasks(names, self.metadata)
+        return names
+
+    task_manager.match_tasks = match_tasks
 
 
 @contextmanager

@@ -7,13 +7,13 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
-from helpers import TOY_TASK, python
 
 from lm_eval_edit import cli
 from lm_eval_edit.commands import run as run_command
 from lm_eval_edit.commands._tasks import list_tasks
 from lm_eval_edit.errors import ConfigurationError, UserError
+from tests.conftest import ROOT
+from tests.helpers import TOY_TASK, python
 
 
 @pytest.fixture(scope="module")

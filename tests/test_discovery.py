@@ -8,11 +8,11 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
-from helpers import TOY_TASK, python
 
 from lm_eval_edit import _hooks
 from lm_eval_edit.errors import ConfigurationError, UserError
+from tests.conftest import ROOT
+from tests.helpers import TOY_TASK, python
 
 STARTUP = ROOT / "lm_eval_edit" / "_startup"
 

@@ -11,7 +11,7 @@ import torch
 from lm_eval_edit import ConfigurationError, EditError, UserError, edit_model
 from lm_eval_edit.delta import DenseDelta
 from lm_eval_edit.editors import Editor, EditResult
-from lm_eval_edit.editors.base import option_names
+from lm_eval_edit.editors.base import editor_names, option_names
 from lm_eval_edit.editors.rome import Rome, RomeOptions
 from tests.support import FACTS, LEARNABLE, TEMPLATES, same_weights, tiny_model, tiny_tokenizer, weights_of
 
@@ -244,3 +244,12 @@ def test_option_names_are_easyedits():
     assert {"v_lr", "v_num_grad_steps", "clamp_norm_factor", "kl_factor", "mom2_adjustment", "layers"} <= set(
         option_names(Rome)
     )
+
+
+def test_another_packages_entry_point_is_an_editor(monkeypatch):
+    from importlib import metadata
+
+    point = metadata.EntryPoint("theirs", "tests.test_ledger:Imperceptible", "lm_eval_edit.editors")
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda group: [point] if "editors" in group else [])
+    assert "theirs" in editor_names()
+    assert edit(tiny_model(), LEARNABLE[:1], editor="theirs").operations

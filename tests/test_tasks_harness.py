@@ -6,12 +6,12 @@ import json
 import math
 
 import pytest
-import test_tasks_sources
 import yaml
-from conftest import ROOT
 
 from lm_eval_edit.tasklib import prompts
 from lm_eval_edit.tasklib.catalogue import GROUP, TASKS
+from tests import test_tasks_sources
+from tests.conftest import ROOT
 
 TASKS_DIR = ROOT / "tasks"
 NAMES = [f"edithurt_{task}" for task in TASKS]

@@ -8,11 +8,11 @@ import re
 
 import datasets
 import pytest
-from test_tasks_prompts import CASES
 
-from lm_eval_edit.errors import UserError
+from lm_eval_edit.errors import ConfigurationError, UserError
 from lm_eval_edit.tasklib import arguments, hub, layouts, sources
 from lm_eval_edit.tasklib.catalogue import TASKS
+from tests.test_tasks_prompts import CASES
 
 RECORDS = {task: record for task, (record, _, _) in CASES.items()}
 RECORDS["conll2003"] = {"tokens": ["Berg", "spoke"], "ner_tags": [1, 0]}
@@ -183,16 +183,24 @@ def test_a_missing_file_lists_every_path(tmp_path):
 def test_check_data_dir(write, tmp_path):
     assert sources.check_data_dir(None) == []
     absent = tmp_path / "absent"
-    assert sources.check_data_dir(absent) == [f"data_dir: the folder {absent} does not exist"]
+    assert sources.check_data_dir(absent) == [f"data_dir={absent}: no such folder"]
     file = write("file.txt", "")
-    assert sources.check_data_dir(str(file)) == [f"data_dir: {file} is not a folder"]
-    (problem,) = sources.check_data_dir(tmp_path)
-    assert problem.startswith(f"data_dir: {tmp_path} holds no data of any task; looked for gsm8k.jsonl, rte.jsonl, ")
-    assert "task-data/test-dialogue" in problem
-    write("sub/task-data/test-NER.txt", PAPER_TEXT["test-NER.txt"])
+    assert sources.check_data_dir(str(file)) == [f"data_dir={file}: not a folder"]
     assert sources.check_data_dir(tmp_path) == []
-    with pytest.raises(UserError, match=re.escape(f"data_dir: {absent} is not a folder")):
+    with pytest.raises(UserError, match=re.escape(f"data_dir={absent}: no such folder")):
         sources.resolve("rte", {"data_dir": str(absent)})
+
+
+def test_check_tasks_tells_every_task_without_data_before_anything_loads(write, tmp_path):
+    write("rte.jsonl", "")
+    metadata = {"data_dir": str(tmp_path)}
+    sources.check_tasks(["edithurt_rte", "hellaswag"], metadata)
+    with pytest.raises(ConfigurationError, match=r"holds no data for sst2; looked for") as caught:
+        sources.check_tasks(["edithurt_rte", "edithurt_sst2", "edithurt_nq"], metadata)
+    assert len(caught.value.problems) == 2
+    with pytest.raises(ConfigurationError) as caught:
+        sources.check_tasks(["edithurt_suite"], metadata)
+    assert len(caught.value.problems) == 7
 
 
 BROKEN = [

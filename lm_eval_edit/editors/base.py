@@ -153,6 +153,11 @@ def option(help: str, **kwargs: Any) -> Any:
 BUILT_IN: dict[str, str] = {
     "rome": "lm_eval_edit.editors.rome:Rome",
     "r_rome": "lm_eval_edit.editors.r_rome:RRome",
+    "memit": "lm_eval_edit.editors.memit:Memit",
+    "emmet": "lm_eval_edit.editors.emmet:Emmet",
+    "alphaedit": "lm_eval_edit.editors.alphaedit:AlphaEdit",
+    "kn": "lm_eval_edit.editors.kn:Kn",
+    "mend": "lm_eval_edit.editors.mend:Mend",
 }
 
 

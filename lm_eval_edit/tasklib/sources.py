@@ -10,11 +10,12 @@ from __future__ import annotations
 import functools
 import hashlib
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lm_eval_edit.errors import UserError
+from lm_eval_edit.errors import ConfigurationError, UserError
 from lm_eval_edit.tasklib import arguments, documents, hub, layouts, prompts, shorten
 from lm_eval_edit.tasklib.arguments import DEMO, given, named_model
 from lm_eval_edit.tasklib.catalogue import TASKS
@@ -22,6 +23,7 @@ from lm_eval_edit.tasklib.catalogue import TASKS
 logger = logging.getLogger(__name__)
 
 DEMO_DATA = arguments.DEMO_FOLDER / "data"
+SUITE = "edithurt_suite"
 
 
 @dataclass(frozen=True)
@@ -58,9 +60,9 @@ def resolve(task: str, metadata: dict[str, Any]) -> Source:
         if named_model(metadata) is not None:
             return Source(task, "hub", None)
         data_dir = DEMO
+    if problems := check_data_dir(data_dir):
+        raise UserError(problems[0])
     folder = folder_of(data_dir)
-    if not folder.is_dir():
-        raise UserError(f"data_dir: {folder} is not a folder")
     found = layouts.locate(task, folder)
     if found is None:
         looked = "\n".join(f"  - {candidate.path}" for candidate in layouts.candidates(task, folder))
@@ -69,23 +71,34 @@ def resolve(task: str, metadata: dict[str, Any]) -> Source:
 
 
 def check_data_dir(data_dir: Any) -> list[str]:
-    """What is wrong with a `data_dir`, one sentence a problem; empty if a task can be read from it.
-
-    Meant to be called before a model loads. A folder that holds only some of the tasks is fine here: `resolve` tells
-    about the others when they are asked for.
-    """
+    """What is wrong with a `data_dir` itself, one sentence a problem. Which files it holds is for `check_tasks`."""
     if not given(data_dir):
         return []
     folder = folder_of(data_dir)
-    if not folder.exists():
-        return [f"data_dir: the folder {folder} does not exist"]
-    if not folder.is_dir():
-        return [f"data_dir: {folder} is not a folder"]
-    if any(layouts.locate(task, folder) for task in TASKS):
+    if folder.is_dir():
         return []
-    flat = ", ".join(f"{spec.stem}.jsonl" for spec in TASKS.values())
-    paper = ", ".join(f"task-data/{spec.paper}" for spec in TASKS.values())
-    return [f"data_dir: {folder} holds no data of any task; looked for {flat}; and, there and one folder down, {paper}"]
+    return [f"data_dir={data_dir}: {'not a folder' if folder.exists() else 'no such folder'}"]
+
+
+def check_tasks(names: Iterable[str], metadata: dict[str, Any]) -> None:
+    """Check that the data of every task of ours among `names` can be found, before anything is loaded.
+
+    Args:
+        names: Task and group names as the harness resolved them; a group of ours stands for its tasks.
+        metadata: All model arguments and `--metadata`.
+
+    Raises:
+        ConfigurationError: naming every task without data and what was looked for.
+    """
+    wanted = list(TASKS) if SUITE in names else [task for task in TASKS if f"edithurt_{task}" in names]
+    problems = check_data_dir(metadata.get("data_dir"))
+    for task in [] if problems else wanted:
+        try:
+            resolve(task, metadata)
+        except UserError as error:
+            problems.append(str(error))
+    if problems:
+        raise ConfigurationError(problems)
 
 
 @functools.cache
