@@ -72,7 +72,7 @@ def edit_model(
     """
     editor_class = find_editor(editor)
     problems = [f"fact {fact.id or index}: {why}" for index, fact in enumerate(facts) if (why := fact.problem())]
-    problems += batch_problems(editor_class, edit_batch_size)
+    problems += batch_problems(editor_class, edit_batch_size, options or {})
     resolved, found = resolve(editor_class, model.config, options or {})
     problems += found
     if resolved is not None:
@@ -99,14 +99,26 @@ def edit_model(
     )
 
 
-def batch_problems(editor_class: type[Editor], edit_batch_size: int) -> list[str]:
-    """The problem of a batch size that a method does not support, as a list of sentences."""
-    if edit_batch_size > 1 and not editor_class.batches:
-        return [
-            f"edit_batch_size={edit_batch_size}: {editor_class.name} edits one fact at a time; use edit_batch_size=1 "
-            f"(n_edits facts are then edited one after another), or a method that edits batches"
-        ]
-    return []
+def batch_problems(
+    editor_class: type[Editor], edit_batch_size: int, given: Mapping[str, Any] | None = None
+) -> list[str]:
+    """The problem of a batch size that a method does not support, as a list of sentences.
+
+    Args:
+        given: The method's hyper-parameters as given, which may choose the editor it wraps.
+    """
+    try:
+        inner = editor_class.wraps(given or {})
+        supported = edit_batch_size == 1 or editor_class.edits_batches(given or {})
+    except UserError:  # no such editor to wrap: `resolve` tells
+        return []
+    if supported:
+        return []
+    name = f"{editor_class.name} of {inner.name}" if inner is not None else editor_class.name
+    return [
+        f"edit_batch_size={edit_batch_size}: {name} edits one fact at a time; use edit_batch_size=1 "
+        f"(n_edits facts are then edited one after another), or a method that edits batches"
+    ]
 
 
 def run_operations(
@@ -195,7 +207,7 @@ def _templates(
     seed: int,
 ) -> Sequence[Any]:
     """The context templates: given, in the options, in the ledger that is continued, or sampled, in this order."""
-    given = given or getattr(editor.options, "context_templates", None)
+    given = given or editor.given_templates()
     plan = editor.template_plan()
     if plan is None:
         return list(given or [])

@@ -105,7 +105,9 @@ def draft_plan(
     problems += _uneditable(others)
     config, found = _config(source, others)
     problems += found
-    others, hyperparameters = _split(settings.editor, others)
+    given, found = _given(settings)
+    problems += found
+    others, direct = _split(settings.editor, given, others)
     problems += _unknown(others, config)
     problems += check_data_dir(settings.data_dir)
     if settings.edit_corpus and (problem := corpus_problem(settings.edit_corpus)):
@@ -115,7 +117,7 @@ def draft_plan(
         return plan, problems
     problems += _unsupported_model(config)
     if settings.editor != "none":
-        plan, found = _plan_edits(settings, source, config, DEMO if is_demo else "zsre", hyperparameters)
+        plan, found = _plan_edits(settings, source, config, DEMO if is_demo else "zsre", {**given, **direct})
         problems += found
     return replace(plan, model_options=others, config=config), problems
 
@@ -159,10 +161,23 @@ def _unsupported_model(config: PretrainedConfig) -> list[str]:
     return problems
 
 
-def _split(editor: str, others: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Options for HFLM, and those that are the editor's own hyper-parameters (`v_lr=0.1` beside `editor=rome`)."""
+def _given(settings: EditSettings) -> tuple[dict[str, Any], list[str]]:
+    """The hyper-parameters of `edit_config`, and the problem of reading them as a list of sentences."""
+    given = settings.edit_config or {}
     try:
-        names = set() if editor == "none" else set(option_names(find_editor(editor))) - set(_HFLM_OPTIONS)
+        return dict(given) if isinstance(given, Mapping) else read_options_file(given), []
+    except UserError as error:
+        return {}, [str(error)]
+
+
+def _split(editor: str, given: Mapping[str, Any], others: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Options for HFLM, and those that are the editor's own hyper-parameters (`v_lr=0.1` beside `editor=rome`).
+
+    Those of an editor that wraps another one depend on which one, which `edit_config` may say too.
+    """
+    try:
+        found = [] if editor == "none" else option_names(find_editor(editor), {**given, **others})
+        names = set(found) - set(_HFLM_OPTIONS)
     except UserError:  # told with the other problems of the plan
         names = set()
     return {n: v for n, v in others.items() if n not in names}, {n: v for n, v in others.items() if n in names}
@@ -181,7 +196,7 @@ def _plan_edits(
     source: str | PreTrainedModel,
     config: PretrainedConfig,
     default_dataset: str,
-    direct: Mapping[str, Any],
+    given: Mapping[str, Any],
 ) -> tuple[EditPlan, list[str]]:
     problems: list[str] = []
     hyperparameters = facts = moments = None
@@ -189,10 +204,8 @@ def _plan_edits(
     operations: list[list[Fact]] = []
     try:
         editor_class = find_editor(settings.editor)
-        given = settings.edit_config or {}
-        given = given if isinstance(given, Mapping) else read_options_file(given)
-        hyperparameters, found = resolve(editor_class, config, {**given, **direct}, settings.edit_layers)
-        problems += found + batch_problems(editor_class, settings.edit_batch_size)
+        hyperparameters, found = resolve(editor_class, config, given, settings.edit_layers)
+        problems += found + batch_problems(editor_class, settings.edit_batch_size, given)
         if hyperparameters is not None:
             origins = _origins(hyperparameters, given, direct, settings)
             moments = _second_moments(settings, source, hyperparameters)

@@ -125,6 +125,26 @@ class Editor(ABC):
         """The hyper-parameters as JSON-able values."""
         return asdict(self.options)
 
+    @classmethod
+    def wraps(cls, given: Mapping[str, Any]) -> type[Editor] | None:
+        """The editor whose deltas this one changes, as the given hyper-parameters choose it; None for most editors.
+
+        The hyper-parameters of the two are given together. See `lm_eval_edit.editors._wrapping`.
+
+        Raises:
+            UserError: the choice is no editor, or cannot be wrapped by this one.
+        """
+        return None
+
+    @classmethod
+    def edits_batches(cls, given: Mapping[str, Any]) -> bool:
+        """Whether one operation may edit several facts, with these hyper-parameters."""
+        return cls.batches
+
+    def given_templates(self) -> Sequence[Any]:
+        """The context templates among the hyper-parameters; empty for none."""
+        return getattr(self.options, "context_templates", ())
+
     def template_plan(self) -> TemplatePlan | None:
         """The context templates to sample when none are given; None for a method without templates."""
         return None
@@ -158,6 +178,11 @@ BUILT_IN: dict[str, str] = {
     "alphaedit": "lm_eval_edit.editors.alphaedit:AlphaEdit",
     "kn": "lm_eval_edit.editors.kn:Kn",
     "mend": "lm_eval_edit.editors.mend:Mend",
+    "ft": "lm_eval_edit.editors.ft:Ft",
+    "rect": "lm_eval_edit.editors.rect:Rect",
+    "prune": "lm_eval_edit.editors.prune:Prune",
+    "lora": "lm_eval_edit.editors.lora:Lora",
+    "random": "lm_eval_edit.editors.random:Random",
 }
 
 
@@ -192,6 +217,11 @@ def find_editor(name: str) -> type[Editor]:
     return found
 
 
-def option_names(editor: type[Editor]) -> list[str]:
-    """Names of an editor's hyper-parameters."""
-    return [f.name for f in fields(editor.Options)]
+def option_names(editor: type[Editor], given: Mapping[str, Any] | None = None) -> list[str]:
+    """Names of an editor's hyper-parameters and of those of the editor it wraps, if any.
+
+    Args:
+        given: The hyper-parameters given, which may choose the wrapped editor.
+    """
+    inner = editor.wraps(given or {})
+    return [f.name for f in fields(editor.Options)] + (option_names(inner, given) if inner is not None else [])
