@@ -213,8 +213,6 @@ def test_memit_writes_two_layers_and_restores(name):
     model, tokenizer, architecture = case(name)
     kept = weights_of(model)
     moments = {path: torch.eye(architecture.key_size, dtype=torch.float64) for path in architecture.down_projections}
-        module: torch.eye(architecture.key_size, dtype=torch.float64) for module in architecture.down_projections
-    }
     ledger = edit_model(
         model, tokenizer, FACTS[:2], "memit", edit_batch_size=2, options={"layers": [0, 1], "v_num_grad_steps": 3},
         context_templates=[["{}"], list(TEMPLATES[1:])], second_moments=moments, progress=False,
