@@ -137,26 +137,7 @@ def run_operations(
     """Run checked operations; see `edit_model` for the arguments."""
     second_moments = second_moments or SecondMoments()
     architecture = Architecture.discover(model)
-    needed = [architecture.down_projections[layer] for layer in editor.needs_second_moments()]
-    missing = [module for module in needed if module not in second_moments]
-    if missing:
-        found = (
-            "no second moments were given" if second_moments.source == "none" else f"{second_moments.source} has not"
-        )
-        otherwise = f", or {editor.without_second_moments}" if editor.without_second_moments else ""
-        raise UserError(
-            f"{editor.name} with these options needs the second moments of {', '.join(missing)}; {found}. Give "
-            f"edit_second_moments=FILE (tensors named <module>.second_moment), or edit_corpus=wikitext or a text file "
-            f"to compute them from{otherwise}"
-        )
-    f = architecture.key_size
-    for module in needed:
-        if second_moments[module].shape != (f, f):
-            raise UserError(
-                f"the second moment of {module} ({second_moments.source}) has shape "
-                f"{tuple(second_moments[module].shape)}, this model's keys have {f} dimensions: it is another model's"
-            )
-        second_moments.check_count(module)
+    needed = check_second_moments(editor, architecture, second_moments)
     templates = _templates(model, tokenizer, editor, context_templates, directory, seed)
     weights = EditedWeights(model)
     identity = {
@@ -186,6 +167,35 @@ def run_operations(
         ledger.restore()
         raise
     return ledger
+
+
+def check_second_moments(editor: Editor, architecture: Architecture, second_moments: SecondMoments) -> list[str]:
+    """The modules whose second moments an editor needs, all of them there and fit for the model.
+
+    Raises:
+        UserError: they are missing, another model's, or from too few tokens.
+    """
+    needed = [architecture.down_projections[layer] for layer in editor.needs_second_moments()]
+    missing = [module for module in needed if module not in second_moments]
+    if missing:
+        found = (
+            "no second moments were given" if second_moments.source == "none" else f"{second_moments.source} has not"
+        )
+        otherwise = f", or {editor.without_second_moments}" if editor.without_second_moments else ""
+        raise UserError(
+            f"{editor.name} with these options needs the second moments of {', '.join(missing)}; {found}. Give "
+            f"edit_second_moments=FILE (tensors named <module>.second_moment), or edit_corpus=wikitext or a text file "
+            f"to compute them from{otherwise}"
+        )
+    f = architecture.key_size
+    for module in needed:
+        if second_moments[module].shape != (f, f):
+            raise UserError(
+                f"the second moment of {module} ({second_moments.source}) has shape "
+                f"{tuple(second_moments[module].shape)}, this model's keys have {f} dimensions: it is another model's"
+            )
+        second_moments.check_count(module)
+    return needed
 
 
 def _templates(

@@ -13,9 +13,10 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from lm_eval_edit import demo
 from lm_eval_edit.architecture import layer_problems
+from lm_eval_edit.corpus import corpus_problem
 from lm_eval_edit.editing import batch_problems
 from lm_eval_edit.editors.base import Editor, find_editor, option_names
-from lm_eval_edit.editors.hyperparameters import Hyperparameters, read_options_file, resolve
+from lm_eval_edit.editors.hyperparameters import Hyperparameters, presets, read_options_file, resolve
 from lm_eval_edit.errors import ConfigurationError, UserError
 from lm_eval_edit.facts import Fact, Facts, SkippedFact, load_facts
 from lm_eval_edit.ledger import differences, mismatch, read_header
@@ -62,6 +63,8 @@ class EditPlan:
         operations: The batches of facts, in order.
         second_moments: For editors that need them.
         model_options: What is left for HFLM.
+        config: The model's configuration; None where none was found.
+        origins: For each hyper-parameter where its value comes from, in words.
     """
 
     settings: EditSettings
@@ -71,6 +74,8 @@ class EditPlan:
     operations: tuple[list[Fact], ...] = ()
     second_moments: SecondMoments | None = None
     model_options: Mapping[str, Any] = field(default_factory=dict)
+    config: PretrainedConfig | None = None
+    origins: Mapping[str, str] = field(default_factory=dict)
 
 
 def make_plan(pretrained: str | PreTrainedModel, ours: Mapping[str, Any], others: Mapping[str, Any]) -> EditPlan:
@@ -84,6 +89,16 @@ def make_plan(pretrained: str | PreTrainedModel, ours: Mapping[str, Any], others
     Raises:
         ConfigurationError: with every problem found. No weights have been loaded.
     """
+    plan, problems = draft_plan(pretrained, ours, others)
+    if problems:
+        raise ConfigurationError(problems)
+    return plan
+
+
+def draft_plan(
+    pretrained: str | PreTrainedModel, ours: Mapping[str, Any], others: Mapping[str, Any]
+) -> tuple[EditPlan, list[str]]:
+    """The plan as far as the options allow, and all their problems as sentences; see `make_plan`."""
     settings, problems = parse_settings(ours)
     is_demo = isinstance(pretrained, str) and pretrained == DEMO
     source = str(demo.CHECKPOINT) if is_demo else pretrained
@@ -95,16 +110,16 @@ def make_plan(pretrained: str | PreTrainedModel, ours: Mapping[str, Any], others
     others, direct = _split(settings.editor, given, others)
     problems += _unknown(others, config)
     problems += check_data_dir(settings.data_dir)
-    if config is None:
-        raise ConfigurationError(problems)
-    problems += _unsupported_model(config)
+    if settings.edit_corpus and (problem := corpus_problem(settings.edit_corpus)):
+        problems.append(f"edit_corpus={problem}")
     plan = EditPlan(settings, source)
+    if config is None:
+        return plan, problems
+    problems += _unsupported_model(config)
     if settings.editor != "none":
         plan, found = _plan_edits(settings, source, config, DEMO if is_demo else "zsre", {**given, **direct})
         problems += found
-    if problems:
-        raise ConfigurationError(problems)
-    return replace(plan, model_options=others)
+    return replace(plan, model_options=others, config=config), problems
 
 
 def _uneditable(others: Mapping[str, Any]) -> list[str]:
@@ -185,17 +200,19 @@ def _plan_edits(
 ) -> tuple[EditPlan, list[str]]:
     problems: list[str] = []
     hyperparameters = facts = moments = None
+    origins: dict[str, str] = {}
     operations: list[list[Fact]] = []
     try:
         editor_class = find_editor(settings.editor)
         hyperparameters, found = resolve(editor_class, config, given, settings.edit_layers)
         problems += found + batch_problems(editor_class, settings.edit_batch_size, given)
         if hyperparameters is not None:
-            depth = config.get_text_config(decoder=True).num_hidden_layers
-            problems += layer_problems(hyperparameters.editor.layers(), depth)
+            origins = _origins(hyperparameters, given, direct, settings)
             moments = _second_moments(settings, source, hyperparameters)
     except UserError as error:
         problems.append(str(error))
+    layers = hyperparameters.editor.layers() if hyperparameters else list(settings.edit_layers or ())
+    problems += layer_problems(layers, config.get_text_config(decoder=True).num_hidden_layers)
     try:
         facts = load_facts(settings.edit_dataset or default_dataset, settings.data_dir)
         facts = _usable(facts, hyperparameters.editor) if hyperparameters else facts
@@ -208,7 +225,30 @@ def _plan_edits(
             check_ledger_header(Path(settings.edit_ledger), hyperparameters, settings)
         except UserError as error:
             problems.append(str(error))
-    return EditPlan(settings, source, hyperparameters, facts, tuple(operations), moments), problems
+    plan = EditPlan(settings, source, hyperparameters, facts, tuple(operations), moments, origins=origins)
+    return plan, problems
+
+
+def _origins(
+    hyperparameters: Hyperparameters, given: Mapping[str, Any], direct: Mapping[str, Any], settings: EditSettings
+) -> dict[str, str]:
+    """Where each hyper-parameter's value comes from, in the order in which `resolve` lets one win over another."""
+    editor, preset = type(hyperparameters.editor), hyperparameters.preset
+    published = next((p.options for p in presets(editor.name) if p.name == preset), {})
+    file = settings.edit_config if isinstance(settings.edit_config, str) else "edit_config"
+    origins = {}
+    for name in option_names(editor):
+        if name == "layers" and settings.edit_layers is not None:
+            origins[name] = "edit_layers"
+        elif name in direct:
+            origins[name] = "model_args"
+        elif name in given:
+            origins[name] = file
+        elif name in published:
+            origins[name] = f"preset {preset}"
+        else:
+            origins[name] = "relative depth" if name == "layers" else "default"
+    return origins
 
 
 def _second_moments(

@@ -208,6 +208,42 @@ def test_rome_writes_the_target_value_and_restores(name):
     assert same_weights(model, kept)
 
 
+@every_case
+def test_memit_writes_two_layers_and_restores(name):
+    model, tokenizer, architecture = case(name)
+    kept = weights_of(model)
+    moments = {path: torch.eye(architecture.key_size, dtype=torch.float64) for path in architecture.down_projections}
+    ledger = edit_model(
+        model, tokenizer, FACTS[:2], "memit", edit_batch_size=2, options={"layers": [0, 1], "v_num_grad_steps": 3},
+        context_templates=[["{}"], list(TEMPLATES[1:])], second_moments=moments, progress=False,
+    )  # fmt: skip
+    changed = [p for p, w in model.named_parameters() if not torch.equal(w, kept[p])]
+    assert changed == [architecture.weight(0), architecture.weight(1)]
+    ledger.restore()
+    assert same_weights(model, kept)
+
+
+KN_REFUSES = {
+    "opt-projected": "this model's have 16 dimensions, its value vectors 32",
+    "phi3": "a fused gate and up projection",
+}
+
+
+@every_case
+def test_kn_writes_rows_or_says_why_not(name):
+    model, tokenizer, architecture = case(name)
+    kept = weights_of(model)
+    if name in KN_REFUSES:
+        with pytest.raises(UserError, match=KN_REFUSES[name]):
+            edit_model(model, tokenizer, FACTS[:1], "kn", progress=False)
+        return
+    ledger = edit_model(model, tokenizer, FACTS[:1], "kn", progress=False)
+    changed = [p for p, w in model.named_parameters() if not torch.equal(w, kept[p])]
+    assert changed and set(changed) <= {architecture.weight(layer) for layer in range(LAYERS)}
+    ledger.restore()
+    assert same_weights(model, kept)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @every_case
 def test_half_precision_models_are_edited_in_float32(name, dtype):

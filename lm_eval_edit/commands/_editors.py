@@ -64,7 +64,10 @@ def _about(editor: type[Editor]) -> list[tuple[str, str]]:
 
 def _needs(editor: type[Editor]) -> str:
     with_layers = {"layers": (0,)} if "layers" in option_names(editor) else {}
-    moments = editor(editor.Options(**with_layers)).needs_second_moments()
+    try:
+        moments = editor(editor.Options(**with_layers)).needs_second_moments()
+    except ValueError as error:  # options without which it does not start are what it needs
+        return str(error)
     return "second moments of its layers" if moments else "nothing but the model"
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
 from lm_eval_edit.architecture import Architecture
-from lm_eval_edit.editors._forward import _hidden, bridged
+from lm_eval_edit.editors._forward import _hidden, bridged, by_row, position_argument
 from lm_eval_edit.errors import UserError
 
 
@@ -61,7 +61,7 @@ class LastTokenForward:
             self._returns_tuple.append(isinstance(output, tuple))
 
         def on_site(_module, args, output):
-            self.vectors.append((_hidden(output) if outputs else args[0])[0, -1].clone())
+            self.vectors.append(by_row(_hidden(output) if outputs else args[0], 1)[0, -1].clone())
 
         cache = DynamicCache()
         with contextlib.ExitStack() as stack:
@@ -91,18 +91,18 @@ class LastTokenForward:
             out = self.model(
                 input_ids=self._ids[:, -1:].expand(n, 1),
                 attention_mask=self._ids.new_ones(n, length),
-                position_ids=self._ids.new_full((n, 1), length - 1),
                 past_key_values=cache,
                 use_cache=True,
+                **position_argument(self.model, self._ids.new_full((n, 1), length - 1)),
             )
         return out.logits[:, -1]
 
     @contextlib.contextmanager
     def _replacing(self, site: nn.Module, vectors: Tensor):
         if self._outputs:
-            handle = site.register_forward_hook(lambda module, args, output: vectors.to(output.dtype))
+            handle = site.register_forward_hook(lambda m, args, output: vectors.to(output.dtype).view(output.shape))
         else:
-            handle = site.register_forward_pre_hook(lambda module, args: (vectors.to(args[0].dtype),))
+            handle = site.register_forward_pre_hook(lambda m, args: (vectors.to(args[0].dtype).view(args[0].shape),))
         try:
             yield
         finally:

@@ -58,6 +58,7 @@ class Mend(Editor):
     summary = "a trained hypernetwork maps the answer's gradient to an edit; facts one by one or in batches"
     source = "Mitchell et al. 2022, arXiv 2110.11309"
     Options = MendOptions
+    needs = "a trained hypernetwork, archive=FILE: `lm-eval-edit train mend` makes one, published ones work too"
     batches = True
     # How the archive was trained: EasyEdit keeps it in the same file as what an edit needs.
     # fmt: off
