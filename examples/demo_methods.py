@@ -99,7 +99,7 @@ def main() -> None:
     rows = []
     for editor in arguments.editors or METHODS:
         try:
-            rows.append(measure(editor, manager, unedited, find_editor(editor).batches))
+            rows.append(measure(editor, manager, unedited, find_editor(editor).edits_batches({})))
         except UserError as error:
             print(f"{editor}: {error}")
             continue

@@ -117,7 +117,7 @@ def draft_plan(
         return plan, problems
     problems += _unsupported_model(config)
     if settings.editor != "none":
-        plan, found = _plan_edits(settings, source, config, DEMO if is_demo else "zsre", {**given, **direct})
+        plan, found = _plan_edits(settings, source, config, DEMO if is_demo else "zsre", given, direct)
         problems += found
     return replace(plan, model_options=others, config=config), problems
 
@@ -197,15 +197,17 @@ def _plan_edits(
     config: PretrainedConfig,
     default_dataset: str,
     given: Mapping[str, Any],
+    direct: Mapping[str, Any],
 ) -> tuple[EditPlan, list[str]]:
     problems: list[str] = []
+    both = {**given, **direct}
     hyperparameters = facts = moments = None
     origins: dict[str, str] = {}
     operations: list[list[Fact]] = []
     try:
         editor_class = find_editor(settings.editor)
-        hyperparameters, found = resolve(editor_class, config, given, settings.edit_layers)
-        problems += found + batch_problems(editor_class, settings.edit_batch_size, given)
+        hyperparameters, found = resolve(editor_class, config, both, settings.edit_layers)
+        problems += found + batch_problems(editor_class, settings.edit_batch_size, both)
         if hyperparameters is not None:
             origins = _origins(hyperparameters, given, direct, settings)
             moments = _second_moments(settings, source, hyperparameters)
@@ -234,10 +236,13 @@ def _origins(
 ) -> dict[str, str]:
     """Where each hyper-parameter's value comes from, in the order in which `resolve` lets one win over another."""
     editor, preset = type(hyperparameters.editor), hyperparameters.preset
-    published = next((p.options for p in presets(editor.name) if p.name == preset), {})
+    inner = editor.wraps({**given, **direct})
+    names = option_names(editor, {**given, **direct})
+    chosen = [p for name in (editor.name, getattr(inner, "name", "")) for p in presets(name) if p.name == preset]
+    published = chosen[0].options if chosen else {}
     file = settings.edit_config if isinstance(settings.edit_config, str) else "edit_config"
     origins = {}
-    for name in option_names(editor):
+    for name in names:
         if name == "layers" and settings.edit_layers is not None:
             origins[name] = "edit_layers"
         elif name in direct:

@@ -42,6 +42,8 @@ def describe_editor(name: str) -> list[str]:
     )
     lines += ["", *columns(_hyperparameters(editor), indent=2), ""]
     found = presets(editor.name)
+    if editor.wraps({}) is not None:
+        return lines + paragraph("The hyper-parameters of the editor it changes are given beside these.")
     if not found:
         return lines + paragraph("No presets: the defaults above hold for every model; layers by relative depth.")
     lines += paragraph("Presets, chosen by the model's configuration; other models have the defaults above:")
@@ -54,6 +56,9 @@ def _about(editor: type[Editor]) -> list[tuple[str, str]]:
         "instance-sequential: one fact after another",
         "batch-single, batch-sequential: edit_batch_size facts at once",
     )
+    if editor.wraps({}) is not None:
+        of_inner = "those of the editor it changes"
+        return [("source", editor.source), ("settings", of_inner), ("needs", editor.needs), ("presets", of_inner)]
     return [
         ("source", editor.source),
         ("settings", f"{one}\n{many}" if editor.batches else one),

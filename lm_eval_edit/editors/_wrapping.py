@@ -30,6 +30,7 @@ class WrappingEditor(Editor):
     """
 
     chooser: ClassVar[str] = "over"
+    needs: ClassVar[str] = "what the editor it changes needs"
 
     def __init__(self, options: Any, inner: Editor):
         super().__init__(options)
