@@ -26,11 +26,11 @@ from lm_eval_edit.demo import (
 ROME = {
     "layers": [0],
     "v_num_grad_steps": 30,
-    "v_lr": 1.0,
+    "v_lr": 5.0,
     "v_weight_decay": 1e-3,
     "clamp_norm_factor": 4,
     "kl_factor": 0.0625,
-    "mom2_adjustment": False,
+    "mom2_adjustment": True,
 }
 LABELS = (" True", " False", " yes", " no", " positive", " negative", " A", " B", " C", " D")
 
@@ -253,6 +253,7 @@ def test_single_edits_take_and_leave_other_facts(model, tokenizer):
             [Fact(**{name: record[name] for name in names})],
             options=ROME,
             context_templates=list(CONTEXT_TEMPLATES),
+            second_moments=SECOND_MOMENTS,
             progress=False,
         )
         prompt = record["prompt"].format(record["subject"])
