@@ -245,7 +245,7 @@ def test_single_edits_take_and_leave_other_facts(model, tokenizer):
     from lm_eval_edit.facts import Fact
 
     names = ("subject", "prompt", "target_new", "target_true", "id")
-    others = read("facts")[5::20]
+    others, kept = read("facts")[5::20], []
     for record in read("facts")[::250]:
         ledger = editing.edit_model(
             model,
@@ -258,10 +258,10 @@ def test_single_edits_take_and_leave_other_facts(model, tokenizer):
         )
         prompt = record["prompt"].format(record["subject"])
         assert evaluate.begins(model, tokenizer, [prompt], [record["target_new"]]) == [True]
-        kept = evaluate.recalled(model, tokenizer, [f for f in others if f["subject"] != record["subject"]])
-        assert sum(kept) / len(kept) >= 0.85
+        kept += evaluate.recalled(model, tokenizer, [f for f in others if f["subject"] != record["subject"]])
         ledger.restore()
         assert evaluate.begins(model, tokenizer, [prompt], [record["target_true"]]) == [True]
+    assert sum(kept) / len(kept) >= 0.85
 
 
 @pytest.fixture
