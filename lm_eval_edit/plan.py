@@ -119,6 +119,8 @@ def draft_plan(
     if settings.editor != "none":
         plan, found = _plan_edits(settings, source, config, DEMO if is_demo else "zsre", {**given, **direct})
         problems += found
+        if plan.hyperparameters is not None:
+            plan = replace(plan, origins=_origins(plan.hyperparameters, given, direct, settings))
     return replace(plan, model_options=others, config=config), problems
 
 
@@ -200,14 +202,12 @@ def _plan_edits(
 ) -> tuple[EditPlan, list[str]]:
     problems: list[str] = []
     hyperparameters = facts = moments = None
-    origins: dict[str, str] = {}
     operations: list[list[Fact]] = []
     try:
         editor_class = find_editor(settings.editor)
         hyperparameters, found = resolve(editor_class, config, given, settings.edit_layers)
         problems += found + batch_problems(editor_class, settings.edit_batch_size, given)
         if hyperparameters is not None:
-            origins = _origins(hyperparameters, given, direct, settings)
             moments = _second_moments(settings, source, hyperparameters)
     except UserError as error:
         problems.append(str(error))
@@ -225,8 +225,7 @@ def _plan_edits(
             check_ledger_header(Path(settings.edit_ledger), hyperparameters, settings)
         except UserError as error:
             problems.append(str(error))
-    plan = EditPlan(settings, source, hyperparameters, facts, tuple(operations), moments, origins=origins)
-    return plan, problems
+    return EditPlan(settings, source, hyperparameters, facts, tuple(operations), moments), problems
 
 
 def _origins(
@@ -237,7 +236,7 @@ def _origins(
     published = next((p.options for p in presets(editor.name) if p.name == preset), {})
     file = settings.edit_config if isinstance(settings.edit_config, str) else "edit_config"
     origins = {}
-    for name in option_names(editor):
+    for name in option_names(editor, {**given, **direct}):
         if name == "layers" and settings.edit_layers is not None:
             origins[name] = "edit_layers"
         elif name in direct:
