@@ -117,8 +117,10 @@ def draft_plan(
         return plan, problems
     problems += _unsupported_model(config)
     if settings.editor != "none":
-        plan, found = _plan_edits(settings, source, config, DEMO if is_demo else "zsre", given, direct)
+        plan, found = _plan_edits(settings, source, config, DEMO if is_demo else "zsre", {**given, **direct})
         problems += found
+        if plan.hyperparameters is not None:
+            plan = replace(plan, origins=_origins(plan.hyperparameters, given, direct, settings))
     return replace(plan, model_options=others, config=config), problems
 
 
@@ -197,19 +199,15 @@ def _plan_edits(
     config: PretrainedConfig,
     default_dataset: str,
     given: Mapping[str, Any],
-    direct: Mapping[str, Any],
 ) -> tuple[EditPlan, list[str]]:
     problems: list[str] = []
-    both = {**given, **direct}
     hyperparameters = facts = moments = None
-    origins: dict[str, str] = {}
     operations: list[list[Fact]] = []
     try:
         editor_class = find_editor(settings.editor)
-        hyperparameters, found = resolve(editor_class, config, both, settings.edit_layers)
-        problems += found + batch_problems(editor_class, settings.edit_batch_size, both)
+        hyperparameters, found = resolve(editor_class, config, given, settings.edit_layers)
+        problems += found + batch_problems(editor_class, settings.edit_batch_size, given)
         if hyperparameters is not None:
-            origins = _origins(hyperparameters, given, direct, settings)
             moments = _second_moments(settings, source, hyperparameters)
     except UserError as error:
         problems.append(str(error))
@@ -227,8 +225,7 @@ def _plan_edits(
             check_ledger_header(Path(settings.edit_ledger), hyperparameters, settings)
         except UserError as error:
             problems.append(str(error))
-    plan = EditPlan(settings, source, hyperparameters, facts, tuple(operations), moments, origins=origins)
-    return plan, problems
+    return EditPlan(settings, source, hyperparameters, facts, tuple(operations), moments), problems
 
 
 def _origins(

@@ -41,6 +41,8 @@ def describe_editor(name: str) -> list[str]:
         "Hyper-parameters, given directly in --model_args (name=value) or in edit_config=FILE under the same names:"
     )
     lines += ["", *columns(_hyperparameters(editor), indent=2), ""]
+    if (inner := editor.wraps({})) is not None:
+        lines += [*paragraph(f"And those of the method it works on: lm-eval-edit ls editors {inner.name}"), ""]
     found = presets(editor.name)
     if editor.wraps({}) is not None:
         return lines + paragraph("The hyper-parameters of the editor it changes are given beside these.")
@@ -68,6 +70,9 @@ def _about(editor: type[Editor]) -> list[tuple[str, str]]:
 
 
 def _needs(editor: type[Editor]) -> str:
+    inner = editor.wraps({})
+    if inner is not None:
+        return f"what the method it works on needs ({inner.name} by default: {inner.needs or _needs(inner)})"
     with_layers = {"layers": (0,)} if "layers" in option_names(editor) else {}
     try:
         moments = editor(editor.Options(**with_layers)).needs_second_moments()
