@@ -45,7 +45,7 @@ def test_single_edits_take_and_leave_the_other_facts():
     assert recalled() >= 0.95
     taken, remembered = [], []
     for fact in edited:
-        ledger = edit_model(model, tokenizer, [fact], progress=False)
+        ledger = edit_model(model, tokenizer, [fact], second_moments=demo.SECOND_MOMENTS, progress=False)
         before, after = ledger.operations[0].record["before"], ledger.operations[0].record["after"]
         assert before["em"] == 0
         taken.append(after["em"])
