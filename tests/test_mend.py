@@ -104,7 +104,7 @@ def test_the_factors_make_up_the_gradient(batch):
     model, tokenizer = tiny_model(torch.float64), tiny_tokenizer()
     made = batch(tokenizer, FACTS)
     loss, factors = gradient_factors(model, [inner_module(model, name) for name in INNER], made)
-    plain = made.nll(model)
+    plain = made.loss(model)
     plain.backward()
     assert loss == pytest.approx(plain.item())
     for name, (u, delta) in zip(INNER, factors, strict=True):
@@ -180,15 +180,24 @@ def test_computing_an_edit_leaves_the_model_alone(archive):
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
-def test_the_exact_loss_is_the_mean_over_the_targets_tokens_whatever_the_padding():
+def test_the_exact_edit_of_a_batch_is_the_sum_of_its_facts_own_edits(archive):
+    facts = [FACTS[0], replace(FACTS[3], target_new="Vienna Berlin Oslo")]
+    together, first, second = (deltas_of(archive, some) for some in (facts, facts[:1], facts[1:]))
+    published = deltas_of(archive, facts, inner_loss="easyedit")
+    for name, delta in together.items():
+        torch.testing.assert_close(delta, first[name] + second[name])
+        assert (published[name] - delta).norm() > 0.01 * delta.norm()
+
+
+def test_the_exact_loss_is_the_sum_of_the_facts_own_whatever_the_padding():
     model, tokenizer = tiny_model(torch.float64), tiny_tokenizer()
     facts = [FACTS[0], replace(FACTS[3], target_new="Vienna Berlin Oslo")]
-    alone = [exact_batch(tokenizer, [fact]).nll(model).item() for fact in facts]
-    together = exact_batch(tokenizer, facts).nll(model).item()
-    assert together == pytest.approx((alone[0] + 3 * alone[1]) / 4)
-    published = [easyedit_batch(tokenizer, [fact]).nll(model).item() for fact in facts]
+    alone = [exact_batch(tokenizer, [fact]).loss(model).item() for fact in facts]
+    together = exact_batch(tokenizer, facts).loss(model).item()
+    assert together == pytest.approx(sum(alone))
+    published = [easyedit_batch(tokenizer, [fact]).loss(model).item() for fact in facts]
     assert published == pytest.approx(alone), "one fact without a beginning-of-sequence token has no padding"
-    assert easyedit_batch(tokenizer, facts).nll(model).item() != pytest.approx(together, rel=1e-3)
+    assert easyedit_batch(tokenizer, facts).loss(model).item() != pytest.approx(together, rel=1e-3)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -284,7 +293,7 @@ def test_an_archive_of_another_shape_is_refused_naming_both(tmp_path):
     ("inner", "message"),
     [
         (INNER[:3], "step sizes for 4 weights; inner_params names 3"),
-        ((*INNER[:3], INNER[0]), r"trained for 2 weights of \(in, out\) shape \(96, 32\); inner_params names 3"),
+        ((*INNER[:3], INNER[0]), r"trained for 2 weights of \(in, out\) shape \(32, 96\); inner_params names 1"),
         ((*INNER[:3], "transformer.h.2.mlp.c_f.weight"), "Did you mean 'transformer.h.2.mlp.c_fc.weight'"),
         ((), "does not say which weights it edits"),
     ],

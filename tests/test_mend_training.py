@@ -14,7 +14,6 @@ from lm_eval_edit import Fact, Facts, Probe, UserError
 from lm_eval_edit.answers import edit_answers
 from lm_eval_edit.architecture import Architecture
 from lm_eval_edit.cli import main
-from lm_eval_edit.editors import mend_training
 from lm_eval_edit.editors._mend_archive import load_archive
 from lm_eval_edit.editors._mend_batch import edited, exact_batch
 from lm_eval_edit.editors._mend_network import inner_module
@@ -187,8 +186,7 @@ def test_too_few_facts_are_told(tmp_path):
         train(tmp_path, facts=FACTS[:9])
 
 
-def test_the_command_trains_an_archive_that_edits(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(mend_training.tqdm, "write", print)
+def test_the_command_trains_an_archive_that_edits(tmp_path, capsys):
     tiny_model().save_pretrained(tmp_path / "model")
     tiny_tokenizer().save_pretrained(tmp_path / "model")
     (tmp_path / "facts.jsonl").write_text("".join(json.dumps(fact.record()) + "\n" for fact in FACTS))
@@ -198,7 +196,8 @@ def test_the_command_trains_an_archive_that_edits(tmp_path, capsys, monkeypatch)
         "--val-interval", "2", "--inner-params", "transformer.h.1.mlp.c_proj.weight",
     ]  # fmt: skip
     assert main(command) == 0
-    out = capsys.readouterr().out
+    out, progress = capsys.readouterr()
+    assert "step 2: validation loss" in progress
     assert "step 2 of 2" in out and f"editor=mend,archive={tmp_path / 'a'}" in out
     archive = load_archive(tmp_path / "a")
     assert archive.inner_params == ("transformer.h.1.mlp.c_proj.weight",) and archive.training["settings"]["rank"] == 8

@@ -31,6 +31,7 @@ class Batch:
     Attributes:
         input_ids, attention_mask: (B, T).
         label_rows, label_columns, labels: (N,) row, column of the logits, and the token they must predict.
+        weights: (N,) of each label in the loss.
     """
 
     input_ids: Tensor
@@ -38,6 +39,7 @@ class Batch:
     label_rows: Tensor
     label_columns: Tensor
     labels: Tensor
+    weights: Tensor
 
     def log_probs(self, model: PreTrainedModel) -> Tensor:
         """(N, V) the model's log-probabilities where a label is to be predicted."""
@@ -46,10 +48,11 @@ class Batch:
         at = logits[self.label_rows.to(logits.device), self.label_columns.to(logits.device)]
         return at.to(wide_dtype(at.dtype)).log_softmax(dim=-1)
 
-    def nll(self, model: PreTrainedModel) -> Tensor:
-        """Mean negative log-likelihood of the labels."""
+    def loss(self, model: PreTrainedModel) -> Tensor:
+        """Weighted sum of the labels' negative log-likelihoods."""
         log_probs = self.log_probs(model)
-        return F.nll_loss(log_probs, self.labels.to(log_probs.device))
+        nll = F.nll_loss(log_probs, self.labels.to(log_probs.device), reduction="none")
+        return nll @ self.weights.to(nll)
 
     def row_means(self, values: Tensor) -> Tensor:
         """(B,) mean over each row's labels of (N,) values."""
@@ -59,7 +62,10 @@ class Batch:
 
 
 def exact_batch(tokenizer: PreTrainedTokenizerBase, facts: Sequence[Fact]) -> Batch:
-    """Each fact's prompt and target; every target token counts, and nothing else."""
+    """Each fact's prompt and target; the loss is the sum over facts of the mean over the target's tokens.
+
+    A batch is then edited by the sum of its facts' own edits: those the hypernetwork was trained to make.
+    """
     pairs = [(tokenizer.encode(fact.text), target_ids(tokenizer, fact.target)) for fact in facts]
     return rows_batch(pairs)
 
@@ -69,7 +75,7 @@ def rows_batch(pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Batch:
     width = max(len(prompt) + len(target) for prompt, target in pairs)
     input_ids = torch.zeros(len(pairs), width, dtype=torch.long)
     mask = torch.zeros_like(input_ids)
-    rows, columns, labels = [], [], []
+    rows, columns, labels, weights = [], [], [], []
     for r, (prompt, target) in enumerate(pairs):
         length = len(prompt) + len(target)
         input_ids[r, :length] = torch.tensor([*prompt, *target])
@@ -77,12 +83,14 @@ def rows_batch(pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Batch:
         rows += [r] * len(target)
         columns += range(len(prompt) - 1, length - 1)
         labels += target
-    return Batch(input_ids, mask, *(torch.tensor(values) for values in (rows, columns, labels)))
+        weights += [1 / len(target)] * len(target)
+    return Batch(input_ids, mask, *(torch.tensor(values) for values in (rows, columns, labels, weights)))
 
 
 def easyedit_batch(tokenizer: PreTrainedTokenizerBase, facts: Sequence[Fact]) -> Batch:
     """As EasyEdit builds it: padded on the left with positions counted from the padding, and labels that keep both the
-    padding of shorter targets and a beginning-of-sequence token. For one fact and GPT's tokenizers it is exact.
+    padding of shorter targets and a beginning-of-sequence token; the loss is the mean over all of them. For one fact
+    and GPT's tokenizers it is exact.
     """
     pad = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.pad_token_id or 0
     texts = [tokenizer.encode(fact.text + fact.target) for fact in facts]
@@ -95,14 +103,14 @@ def easyedit_batch(tokenizer: PreTrainedTokenizerBase, facts: Sequence[Fact]) ->
     labels = torch.tensor([[pad] * (count - len(ids)) + ids for ids in targets])
     rows = torch.arange(len(facts)).repeat_interleave(count)
     columns = torch.arange(width - 1 - count, width - 1).repeat(len(facts))
-    return Batch(input_ids, mask, rows, columns, labels.flatten())
+    return Batch(input_ids, mask, rows, columns, labels.flatten(), torch.full(rows.shape, 1 / len(rows)))
 
 
 def gradient_factors(model: PreTrainedModel, modules: Sequence[nn.Module], batch: Batch) -> tuple[float, Factors]:
     """The loss, and (u, δ) of each module: its (B, T, in) inputs and the loss's (B, T, out) gradient at its output."""
     scale = 1024.0 if model.dtype == torch.float16 else 1.0  # small gradients would vanish in float16
     with without_parameter_gradients(model), token_factors(modules) as factors, torch.enable_grad():
-        loss = batch.nll(model)
+        loss = batch.loss(model)
         gradients = torch.autograd.grad(loss * scale, [probe for _, probe in factors])
     wide = [gradient.to(wide_dtype(gradient.dtype)) / scale for gradient in gradients]
     return float(loss.detach()), [(u, gradient) for (u, _), gradient in zip(factors, wide, strict=True)]

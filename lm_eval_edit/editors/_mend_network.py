@@ -138,7 +138,7 @@ class MendNetwork(nn.Module):
             UserError: entries are missing or of another kind of MEND, or were never trained.
         """
         grouped: dict[str, dict[str, Tensor]] = {}
-        for name, tensor in tensors.items():
+        for name, tensor in sorted(tensors.items()):
             if name.startswith("mend."):
                 key, _, rest = name.removeprefix("mend.").partition(".")
                 grouped.setdefault(key, {})[rest] = tensor.float()

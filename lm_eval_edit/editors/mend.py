@@ -37,8 +37,8 @@ class MendOptions:
     archive: str = option("the trained hypernetwork: ours (safetensors), EasyEdit's or the authors'", default="")
     inner_params: tuple[str, ...] = option("the edited weights, if the archive does not name them", default=())
     inner_loss: str = option(
-        "whose gradient is taken: exact (the target's tokens), easyedit (their padding and any beginning-of-sequence "
-        "token too), or archive (as the archive was trained)",
+        "whose gradient is taken: exact (the targets' tokens, each fact's mean), easyedit (one mean, their padding and "
+        "any beginning-of-sequence token included), or archive (as the archive was trained)",
         default="archive",
     )
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -62,7 +63,7 @@ def train_mend(
     settings: MendTrainingSettings | None = None,
     *,
     progress: bool = True,
-    report: Callable[[str], None] = tqdm.write,
+    report: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
     """Train a hypernetwork and write the best one found, by validation loss, to `output`.
 
@@ -72,7 +73,7 @@ def train_mend(
     Args:
         model: In evaluation mode; it is not changed.
         facts: With paraphrases and locality probes, if there are any; another fact's prompt serves as a probe else.
-        report: Takes one line for each validation.
+        report: Takes one line for each validation; they go to stderr by default.
 
     Returns:
         The record of the training: `steps`, `best_step`, `history` (a `Score` for each validation), `stopped_early`.
@@ -95,7 +96,8 @@ def train_mend(
             bar.set_postfix(loss=f"{trainer.train_step():.3f}", refresh=False)
             bar.update()
             if trainer.step % s.val_interval == 0 or trainer.step == s.max_steps:
-                report(trainer.validate())
+                line = trainer.validate()
+                report(line) if report else tqdm.write(line, file=sys.stderr)
                 trainer.save()
     return trainer.record()
 
@@ -173,15 +175,11 @@ class _Trainer:
 
     def _factors(self, facts: Sequence[Fact], observe: bool) -> Factors:
         """(ũ α, δ̃) of each weight: (B, T, in) and (B, T, out), zero where a token has no gradient."""
-        batch = exact_batch(self.tokenizer, facts)
-        _, raw = gradient_factors(self.model, self.modules, batch)
-        # The mean over the batch's tokens becomes each fact's own mean: every fact is edited alone.
-        count = torch.bincount(batch.label_rows).to(self.device)
-        rescale = (len(batch.labels) / count)[:, None, None]
+        _, raw = gradient_factors(self.model, self.modules, exact_batch(self.tokenizer, facts))
         out = []
         for index, (u, delta) in enumerate(raw):
             wide = self.network.edit_lrs.dtype
-            u, delta = u.to(self.device, wide), (delta.to(self.device, wide) * rescale).to(wide)
+            u, delta = u.to(self.device, wide), delta.to(self.device, wide)
             used = (u != 0).any(-1) & (delta != 0).any(-1)
             if observe:
                 self.network.mend[self.network.places[index].key].observe(u[used], delta[used])
