@@ -25,6 +25,9 @@ DATA: Path = Path(__file__).parent / "data"
 SECOND_MOMENTS: Path = CHECKPOINT / "second_moments.safetensors"
 """E[k k^T] of the MLP keys, for editors that use a covariance (ROME, MEMIT)."""
 
+MEND_ARCHIVE: Path = CHECKPOINT / "mend.safetensors"
+"""A MEND hypernetwork for this model, made by `lm-eval-edit train mend` (see the model card)."""
+
 CONTEXT_TEMPLATES: tuple[str, ...] = (
     "{}",
     "The weather was fine. {}",
@@ -40,4 +43,4 @@ CONTEXT_TEMPLATES: tuple[str, ...] = (
 )
 """Context templates for ROME: the bare prompt first, then ten short sentences of this world before it."""
 
-__all__ = ["CHECKPOINT", "CONTEXT_TEMPLATES", "DATA", "SECOND_MOMENTS"]
+__all__ = ["CHECKPOINT", "CONTEXT_TEMPLATES", "DATA", "MEND_ARCHIVE", "SECOND_MOMENTS"]

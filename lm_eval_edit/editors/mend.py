@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lm_eval_edit import demo
 from lm_eval_edit.architecture import is_transposed
 from lm_eval_edit.delta import linear_update
 from lm_eval_edit.editors._mend_archive import HOW_TO_GET_ONE, MendArchive, load_archive
@@ -34,7 +35,9 @@ INNER_LOSSES = ("archive", "exact", "easyedit")
 class MendOptions:
     """Options of MEND, under EasyEdit's names where it has them."""
 
-    archive: str = option("the trained hypernetwork: ours (safetensors), EasyEdit's or the authors'", default="")
+    archive: str = option(
+        "the trained hypernetwork: ours (safetensors), EasyEdit's or the authors'; demo is the demo model's", default=""
+    )
     inner_params: tuple[str, ...] = option("the edited weights, if the archive does not name them", default=())
     inner_loss: str = option(
         "whose gradient is taken: exact (the targets' tokens, each fact's mean), easyedit (one mean, their padding and "
@@ -47,8 +50,13 @@ class MendOptions:
             raise ValueError(f"inner_loss={self.inner_loss!r}: want one of {', '.join(INNER_LOSSES)}")
         if not self.archive:
             raise ValueError(f"archive is not given. {HOW_TO_GET_ONE}")
-        if not Path(self.archive).expanduser().is_file():
+        if not self.path.is_file():
             raise ValueError(f"archive={self.archive}: no such file. {HOW_TO_GET_ONE}")
+
+    @property
+    def path(self) -> Path:
+        """The archive's file."""
+        return demo.MEND_ARCHIVE if self.archive == "demo" else Path(self.archive).expanduser()
 
 
 class Mend(Editor):
@@ -75,19 +83,19 @@ class Mend(Editor):
     def describe(self) -> dict[str, Any]:
         # The ledger's identity is the hypernetwork, not where it lies.
         described = asdict(self.options)
-        return described | {"archive": Path(self.options.archive).name, "archive_sha256": self._archive_sha256}
+        return described | {"archive": self.options.path.name, "archive_sha256": self._archive_sha256}
 
     @cached_property
     def _archive_sha256(self) -> str:
         digest = hashlib.sha256()
-        with Path(self.options.archive).expanduser().open("rb") as file:
+        with self.options.path.open("rb") as file:
             while chunk := file.read(1 << 24):
                 digest.update(chunk)
         return digest.hexdigest()
 
     @cached_property
     def _archive(self) -> MendArchive:
-        return load_archive(self.options.archive)
+        return load_archive(self.options.path)
 
     @cached_property
     def _network(self) -> MendNetwork:
