@@ -62,6 +62,11 @@ def _pairs(values: Sequence[Any]) -> np.ndarray:
     return counts
 
 
+def _lists(values: Sequence[Any]) -> np.ndarray:
+    """Several right-or-wrongs of one document -> how many are right, how many there are."""
+    return np.array([(sum(value), len(value)) for value in values], dtype=float)
+
+
 def _confusion(values: Sequence[Any]) -> np.ndarray:
     """(gold, predicted) of two classes -> true positive, false positive, false negative, true negative."""
     gold, predicted = _pairs(values).T
@@ -92,6 +97,8 @@ _ALL = (
     Aggregation("perplexity", _scalars, lambda s: np.exp(-_divide(s[:, 0], s[:, 1])), lambda c: -c[:, 0]),
     Aggregation("weighted_perplexity", _pairs, lambda s: np.exp(-_divide(s[:, 0], s[:, 1])), lambda c: -c[:, 0]),
     Aggregation("bits_per_byte", _pairs, lambda s: -_divide(s[:, 0], s[:, 1]) / np.log(2), lambda c: -c[:, 0]),
+    # IFEval's accuracy over instructions, of which a document has several.
+    Aggregation("agg_inst_level_acc", _lists, lambda s: _divide(s[:, 0], s[:, 1]), lambda c: c[:, 0]),
     Aggregation("f1", _confusion, _binary_f1, _right),
     Aggregation("mcc", _confusion, _matthews, _right),
     # (sentence, true positives, predicted, gold): a document does better by having fewer errors of either kind.
@@ -143,14 +150,18 @@ def find(config: Mapping[str, Any], metric: str, values: Sequence[Any], reported
         The aggregation; or, where none of ours gives that figure, the reason why not.
     """
     given = declared(config, metric)
-    names = dict.fromkeys(name for name in (given, _BY_METRIC.get(metric), metric, "mean") if name in AGGREGATIONS)
-    for name in names:
+    if given is not None and given not in AGGREGATIONS:
+        return f"its aggregation ({given}) is not one that can be recomputed"
+    names = (given,) if given else (_BY_METRIC.get(metric), metric, "mean")
+    numeric = False
+    for name in dict.fromkeys(name for name in names if name in AGGREGATIONS):
         found = AGGREGATIONS[name]
         try:
             counts = found.counts(values)
         except (TypeError, ValueError, KeyError):
             continue
+        numeric = True
         value = found.value(counts)
         if reported is None or not np.isfinite(value) or np.isclose(value, reported, rtol=1e-6, atol=1e-9):
             return found
-    return f"its aggregation ({given}) is not one that can be recomputed" if given else "its values are not numbers"
+    return "the values logged for its documents do not lead to its figure" if numeric else "its values are not numbers"

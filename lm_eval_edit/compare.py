@@ -251,7 +251,9 @@ def _difference(
             estimate = statistics.proportion_difference(down, up, len(changes), alpha=alpha)
             return estimate, statistics.mcnemar(flips.worse, flips.better), "McNemar"
         p = statistics.sign_flip(changes, clusters, seed=seed)
-        estimate = statistics.mean_difference(changes, clusters, alpha=alpha)
+        estimate = statistics.mean_difference(changes, clusters, alpha=alpha, binary=binary)
+        if binary:
+            return estimate, p, "sign flip"
         return _open(estimate, same, before, pair, alpha), p, "sign flip"
     a, b = (statistics.cluster_sums(metric.counts, clusters) for metric in (before, after))
     p = statistics.swap_test(a, b, before.aggregation.statistic, seed=seed)

@@ -114,7 +114,7 @@ def print_tables(
             table.add_column(name, justify="left" if name in ("task", "metric", "verdict") else "right")
         last = None
         for row in (*each.rows, *each.groups):
-            if last is not None and (row.task != last or row.flips is None):
+            if last not in (None, row.task):
                 table.add_section()
             last = row.task
             *start, end = _cells(row, columns, noise is not None)

@@ -262,12 +262,14 @@ def _answer_hash(responses: Any) -> int:
     Choices are logged as [log-likelihood, is greedy]; what counts is which is the likeliest. A lone log-likelihood
     counts to six digits.
     """
-    if isinstance(responses, list) and responses and all(_is_choice(each) for each in responses):
+    if isinstance(responses, list) and len(responses) == 1 and isinstance(responses[0], str):
+        content = responses[0]
+    elif isinstance(responses, list) and responses and all(_is_choice(each) for each in responses):
         values = [float(each[0]) for each in responses]
         greedy = [str(each[1]) for each in responses]
-        responses = [int(np.argmax(values)) if len(values) > 1 else f"{values[0]:.6g}", greedy]
-    text = responses[0] if isinstance(responses, list) and len(responses) == 1 else responses
-    content = text if isinstance(text, str) else json.dumps(text)
+        content = json.dumps([int(np.argmax(values)) if len(values) > 1 else f"{values[0]:.6g}", greedy])
+    else:
+        content = json.dumps(responses)
     return int.from_bytes(blake2b(content.encode(errors="surrogatepass"), digest_size=8).digest(), "big")
 
 
@@ -290,8 +292,9 @@ def read_samples(
         for number, line in enumerate(lines, start=1):
             if line.strip():
                 try:
-                    sample = json.loads(line)
-                    rows = by_filter.setdefault(sample["filter"], _Rows())
+                    sample = json.loads(line.decode())
+                    if (rows := by_filter.get(sample["filter"])) is None:
+                        rows = by_filter[sample["filter"]] = _Rows()
                     rows.add(sample, offset, fields)
                 except (ValueError, KeyError, TypeError) as error:
                     what = f"no {error}" if isinstance(error, KeyError) else str(error)

@@ -168,12 +168,16 @@ def proportion_difference(worse: int, better: int, n: int, *, alpha: float = 0.0
     return Estimate((better - worse) / n, stderr, max(-1.0, centre - half), min(1.0, centre + half), np.inf, "Wald+1")
 
 
-def mean_difference(differences: np.ndarray, clusters: np.ndarray, *, alpha: float = 0.05) -> Estimate:
+def mean_difference(
+    differences: np.ndarray, clusters: np.ndarray, *, alpha: float = 0.05, binary: bool = False
+) -> Estimate:
     """Mean of paired differences with a cluster-robust t interval (Miller 2024, section 2.2).
 
     Args:
         differences: (n,) of each document.
         clusters: (n,) integers from 0, m of them. Singletons give the plain standard error of a mean.
+        binary: The differences are of 0/1 values. Where few clusters change, their spread says too little about the
+            rest; as in `proportion_difference`, two imagined clusters of average size change fully, one each way.
 
     Returns:
         With m − 1 degrees of freedom; one cluster alone says nothing: an infinite interval.
@@ -182,10 +186,15 @@ def mean_difference(differences: np.ndarray, clusters: np.ndarray, *, alpha: flo
     mean = float(differences.mean())
     if m < 2:
         return Estimate(mean, np.inf, -np.inf, np.inf, 0.0, "one cluster")
-    residuals = cluster_sums(differences - mean, clusters)
-    stderr = float(np.sqrt(m / (m - 1) * (residuals**2).sum())) / n
+    sums, sizes = cluster_sums(differences, clusters), np.bincount(clusters, minlength=m).astype(float)
+    if binary:
+        sums, sizes = np.append(sums, [n / m, -n / m]), np.append(sizes, [n / m, n / m])
+    total, k = sizes.sum(), len(sums)
+    centre = float(sums.sum() / total)
+    stderr = float(np.sqrt(k / (k - 1) * ((sums - sizes * centre) ** 2).sum()) / total)
     half = float(stats.t.isf(alpha / 2, m - 1)) * stderr
-    return Estimate(mean, stderr, mean - half, mean + half, m - 1, "cluster t" if m < n else "t")
+    method = ("cluster t" if m < n else "t") + ("+1" if binary else "")
+    return Estimate(mean, stderr, centre - half, centre + half, m - 1, method)
 
 
 def unchanged(m: int, scale: float, *, alpha: float = 0.05) -> Estimate:
