@@ -177,7 +177,8 @@ def mean_difference(
         differences: (n,) of each document.
         clusters: (n,) integers from 0, m of them. Singletons give the plain standard error of a mean.
         binary: The differences are of 0/1 values. Where few clusters change, their spread says too little about the
-            rest; as in `proportion_difference`, two imagined clusters of average size change fully, one each way.
+            rest; as in `proportion_difference`, two imagined clusters of average size change, one each way, by as much
+            as a changed cluster typically does (fully, if none did).
 
     Returns:
         With m − 1 degrees of freedom; one cluster alone says nothing: an infinite interval.
@@ -188,7 +189,9 @@ def mean_difference(
         return Estimate(mean, np.inf, -np.inf, np.inf, 0.0, "one cluster")
     sums, sizes = cluster_sums(differences, clusters), np.bincount(clusters, minlength=m).astype(float)
     if binary:
-        sums, sizes = np.append(sums, [n / m, -n / m]), np.append(sizes, [n / m, n / m])
+        moved = sums[sums != 0]
+        typical = np.sqrt(np.mean(moved**2)) if len(moved) else n / m
+        sums, sizes = np.append(sums, [typical, -typical]), np.append(sizes, [n / m, n / m])
     total, k = sizes.sum(), len(sums)
     centre = float(sums.sum() / total)
     stderr = float(np.sqrt(k / (k - 1) * ((sums - sizes * centre) ** 2).sum()) / total)
