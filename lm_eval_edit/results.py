@@ -236,10 +236,12 @@ class _Rows:
     def add(self, sample: Mapping[str, Any], offset: int, fields: tuple[str, ...]) -> None:
         doc = sample.get("doc")
         if not self.doc_id:
-            names = sample.get("metrics")  # absent before 0.4.5
-            self.values = {name: [] for name in (names if names is not None else sample.keys() - _FIXED)}
             self.shared = {name: {} for name in fields if isinstance(doc, dict) and doc.get(name) not in (None, "")}
             self.clusters = {name: [] for name in self.shared}
+        names = sample.get("metrics")  # not logged by the oldest versions
+        for name in sorted(sample.keys() - _FIXED) if names is None else names:
+            if name not in self.values:  # a task may leave a metric out of some documents
+                self.values[name] = [None] * len(self.doc_id)
         self.doc_id.append(sample["doc_id"])
         for name, column in self.hashes.items():
             column.append(int(sample[name][:16], 16))
