@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import os
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,9 @@ def run(args: argparse.Namespace) -> int:
         )
     except (UserError, OSError) as error:
         report = check.Report((), str(error))
+    except Exception as error:  # Python's own exit status would be 1, which means a regression
+        traceback.print_exc()
+        report = check.Report((), f"{type(error).__name__}: {error}")
     summary = check_reports.markdown(report)
     print(summary, end="")
     if report.error:
