@@ -3,8 +3,8 @@ not count) and 1 GiB.
 
     python benchmarks/compare.py [DOCUMENTS]
 
-Writes two runs of one task with a 0/1 and a continuous metric as lm-eval would, compares them in a process of its own, and
-exits with 1 if a limit is exceeded.
+Writes two runs of one task with a 0/1 and a continuous metric as lm-eval would, compares them in a process of its own,
+and exits with 1 if a limit is exceeded.
 """
 
 from __future__ import annotations
@@ -46,8 +46,10 @@ def write_run(folder: Path, n: int, seed: int) -> None:
     figures = {"acc,none": totals[0] / n, "score,none": totals[1] / n}
     listed = [{"metric": name, "aggregation": "mean", "higher_is_better": True} for name in ("acc", "score")]
     results = {
-        "results": {"big": figures}, "configs": {"big": {"task": "big", "metric_list": listed}}, "versions": {"big": 1},
-        "n-samples": {"big": {"original": n, "effective": n}}, "higher_is_better": {"big": {"acc": True, "score": True}},
+        "results": {"big": figures}, "configs": {"big": {"task": "big", "metric_list": listed}},
+        "versions": {"big": 1},
+        "n-samples": {"big": {"original": n, "effective": n}},
+        "higher_is_better": {"big": {"acc": True, "score": True}},
     }  # fmt: skip
     (folder / f"results_{DATE}.json").write_text(json.dumps(results))
 

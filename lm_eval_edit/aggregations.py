@@ -1,7 +1,7 @@
 """How the harness turns the values of documents into a task's metric, in a form that can be resampled.
 
 Each aggregation is a statistic of sums: every document adds a few counts, and the metric is a function of the totals.
-That holds for a mean (value, 1) as for an F1 (true positives, predicted, gold), and makes a bootstrap one matrix product.
+That holds for a mean (value, 1) as for an F1 (true positives, predicted, gold), and keeps a bootstrap cheap.
 """
 
 from __future__ import annotations

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lm_eval_edit import __version__
-from lm_eval_edit.compare import INCONCLUSIVE, REGRESSED, Comparison, Row, Settings, compare_runs, row_json, run_json
+from lm_eval_edit.compare import INCONCLUSIVE, REGRESSED, Comparison, Row, Settings, compare_runs
+from lm_eval_edit.comparison_json import row_json, run_json
 from lm_eval_edit.errors import UserError, nearest
 from lm_eval_edit.results import Run
 
@@ -237,7 +238,7 @@ def _floor_value(name: str, run: Run) -> float:
     found = [value for full, value in figures.items() if full.partition(",")[0] == key]
     if len(found) != 1 or not isinstance(found[0], int | float):
         metrics = sorted({full.partition(",")[0] for full, value in figures.items() if isinstance(value, float)})
-        raise UserError(f"{name}: want one metric {key} of {source}, found {len(found)}; there are {', '.join(metrics)}")
+        raise UserError(f"{name}: want one metric {key} of {source}, found {len(found)} among {', '.join(metrics)}")
     return float(found[0])
 
 

@@ -8,10 +8,14 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from lm_eval_edit.compare import INCONCLUSIVE, REGRESSED, UNHARMED, Comparison, Row, left_out, row_json
+from lm_eval_edit.compare import INCONCLUSIVE, REGRESSED, UNHARMED, Comparison, Row
+from lm_eval_edit.comparison_json import left_out, row_json
 from lm_eval_edit.group_means import SeedRow
 
-HEAD = ("task", "metric", "n", "base", "edited", "difference", "95% interval", "left", "p (Holm)", "lost/won", "verdict")
+HEAD = (
+    "task", "metric", "n", "base", "edited", "difference", "95% interval", "recovery", "p (Holm)", "lost/won",
+    "verdict",
+)  # fmt: skip
 SEED_HEAD = ("method", "task", "metric", "seeds", "difference", "between seeds", "within a run")
 _STYLES = {REGRESSED: "bold red", INCONCLUSIVE: "yellow"}
 
@@ -51,14 +55,14 @@ def cells(row: Row) -> tuple[str, ...]:
     """The cells of a row under `HEAD`."""
     name = row.task if row.filter in ("none", "") else f"{row.task} ({row.filter})"
     n = f"{row.n}" if row.cluster_field is None else f"{row.n} in {row.clusters}"
-    left = "–" if row.recovery is None else f"{100 * row.recovery:.0f}%"
+    recovered = "–" if row.recovery is None else f"{100 * row.recovery:.0f}%"
     d = row.difference
     flips = "" if row.flips is None else f"{row.flips.worse}/{row.flips.better}"
     if row.flips is not None and row.flips.lost_format:
         flips += f" ({row.flips.lost_format} by format)"
     return (
         name, row.metric, n, number(row.base), number(row.edited), number(d.value, sign=True),
-        interval(d.low, d.high), left, p_value(row.p_holm), flips, verdict(row),
+        interval(d.low, d.high), recovered, p_value(row.p_holm), flips, verdict(row),
     )  # fmt: skip
 
 

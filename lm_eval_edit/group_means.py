@@ -13,7 +13,7 @@ import numpy as np
 from scipy import stats
 
 from lm_eval_edit import statistics
-from lm_eval_edit.compare import INCONCLUSIVE, Comparison, Row, Settings, finite, judge
+from lm_eval_edit.compare import INCONCLUSIVE, Comparison, Row, Settings, judge
 from lm_eval_edit.results import Run
 from lm_eval_edit.statistics import Estimate
 
@@ -120,10 +120,11 @@ class SeedRow:
 
     def json(self) -> dict[str, Any]:
         """As the schema has it."""
-        return dataclasses.asdict(self) | {
-            "between": [finite(value) for value in self.between],
-            "within": [finite(value) for value in self.within],
+        intervals = {
+            name: [value if math.isfinite(value) else None for value in getattr(self, name)]
+            for name in ("between", "within")
         }
+        return dataclasses.asdict(self) | intervals
 
 
 def method_of(run: Run) -> str | None:
@@ -155,12 +156,8 @@ def seed_rows(comparisons: Sequence[Comparison], alpha: float) -> list[SeedRow]:
             between = statistics.between_runs([row.difference.value for row in rows], alpha=alpha)
             within = _typical([row.difference for row in rows], between.value, alpha)
             first = rows[0]
-            found.append(
-                SeedRow(
-                    name, first.task, first.filter, first.metric, len(rows), between.value,
-                    (between.low, between.high), within,
-                )  # fmt: skip
-            )
+            what = (name, first.task, first.filter, first.metric, len(rows))
+            found.append(SeedRow(*what, between.value, (between.low, between.high), within))
     return found
 
 

@@ -91,7 +91,7 @@ def pair_runs(base: Run, edited: Run, tasks: Sequence[str] | None = None) -> dic
     wanted = [key for key in base.samples if tasks is None or key[0] in tasks]
     there = [key for key in edited.samples if tasks is None or key[0] in tasks]
     problems = []
-    for run, other, keys, others in ((base, edited, wanted, there), (edited, base, there, wanted)):
+    for run, keys, others in ((base, wanted, there), (edited, there, wanted)):
         if alone := [_name(key) for key in keys if key not in others]:
             problems.append(f"only {run.path} has {', '.join(alone)}; to compare fewer tasks name them with --tasks")
     pairs = {key: Pair(base.samples[key], edited.samples[key]) for key in wanted if key in edited.samples}
@@ -172,4 +172,6 @@ def _other_values(pair: Pair) -> list[str]:
             if broken.any():
                 first = int(samples.doc_id[np.argmax(broken)])
                 problems.append(f"{name} of {side} is not finite on {broken.sum()} documents (first: doc_id {first})")
+            elif not np.isfinite(value := samples.metrics[name].value):
+                problems.append(f"{name} of {side} is {value}")
     return problems

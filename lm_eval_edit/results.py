@@ -194,7 +194,7 @@ def load_run(path: str | Path, *, cluster: str | None = None) -> Run:
 
     Args:
         path: A results file, a folder that holds one or several, or a frozen baseline.
-        cluster: The document field that documents of a cluster share, instead of the known ones; "none" for no clusters.
+        cluster: The field that documents of a cluster share, instead of the known ones; "none" for no clusters.
 
     Raises:
         UserError: no results, no samples, or samples that are broken or incomplete.
@@ -317,7 +317,7 @@ def _finish(file: Path, task: str, filter_name: str, rows: _Rows, results: Mappi
     order = np.argsort(np.array(rows.doc_id, dtype=np.int64), kind="stable")
     doc_id = np.array(rows.doc_id, dtype=np.int64)[order]
     if len(twice := doc_id[:-1][np.diff(doc_id) == 0]):
-        raise UserError(f"{file}: document {twice[0]} is there twice under filter '{filter_name}'; two runs in one file?")
+        raise UserError(f"{file}: document {twice[0]} is there twice under filter '{filter_name}'; two runs?")
     field_name, clusters = _choose_clusters(rows)
     config = (results.get("configs") or {}).get(task) or {}
     figures = results["results"].get(task) or {}

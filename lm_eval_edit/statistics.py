@@ -1,6 +1,6 @@
 """Statistics of paired evaluations: the same documents answered before and after.
 
-Pure functions of numpy arrays; `docs/statistics.md` explains each figure, with its formula, source and a worked example.
+Pure functions of numpy arrays; `docs/statistics.md` explains each figure: formula, source and a worked example.
 Differences are after − before throughout. Resampling uses generators seeded by the caller's `seed`, never the global
 state. Where documents share a passage or a sentence they form a cluster, and clusters, not documents, are what is
 resampled or summed over.
@@ -221,6 +221,9 @@ def bootstrap_difference(
 ) -> Estimate:  # fmt: skip
     """Difference of a corpus-level metric with the percentile interval of a paired bootstrap over clusters.
 
+    Percentiles of m resampled clusters are too narrow by what t_(m−1) and m/(m−1) mend for a mean; the interval is
+    widened about the difference by the same factor (Hesterberg 2015, "expanded percentile interval").
+
     Args:
         before, after: (m, k) what each cluster adds to the sums; both are resampled by the same draw.
         statistic: (b, k) sums -> (b,) values, NaN where a draw leaves it undefined (those draws are left out).
@@ -236,11 +239,15 @@ def bootstrap_difference(
         row[:] = np.bincount(rng.integers(m, size=m), minlength=m) @ both
     drawn = statistic(sums[:, k:]) - statistic(sums[:, :k])
     drawn = drawn[np.isfinite(drawn)]
-    low, high = np.quantile(drawn, [alpha / 2, 1 - alpha / 2])
-    return Estimate(value, float(drawn.std(ddof=1)), float(low), float(high), np.inf, "bootstrap")
+    factor = np.sqrt(m / (m - 1)) * stats.t.isf(alpha / 2, m - 1) / stats.norm.isf(alpha / 2)
+    low, high = value + factor * (np.quantile(drawn, [alpha / 2, 1 - alpha / 2]) - value)
+    stderr = float(np.sqrt(m / (m - 1)) * drawn.std(ddof=1))
+    return Estimate(value, stderr, float(low), float(high), m - 1, "bootstrap")
 
 
-def weighted_mean(parts: Sequence[Estimate], weights: Sequence[float], *, alpha: float = 0.05) -> tuple[Estimate, float]:
+def weighted_mean(
+    parts: Sequence[Estimate], weights: Sequence[float], *, alpha: float = 0.05
+) -> tuple[Estimate, float]:
     """A weighted mean of independent differences, such as the mean over the tasks of a suite.
 
     Args:

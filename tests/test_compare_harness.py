@@ -28,7 +28,10 @@ num_fewshot: 1
 {extra}
 """
 KINDS = {
-    "choice": ("multiple_choice", 'doc_to_choice: ["German", "Oslo"]\nmetric_list: [{metric: acc}, {metric: acc_norm}]'),
+    "choice": (
+        "multiple_choice",
+        'doc_to_choice: ["German", "Oslo"]\nmetric_list: [{metric: acc}, {metric: acc_norm}]',
+    ),
     "text": (
         "generate_until",
         "repeats: 2\ngeneration_kwargs: {until: [], max_gen_toks: 3}\nmetric_list: [{metric: exact_match}]\n"
@@ -106,7 +109,10 @@ def test_another_batch_size_is_identical(world, base, tmp_path):
         ({"num_fewshot": 2}, "tiny_choice: few-shot examples: 1 against 2"),
         ({"fewshot_random_seed": 7}, r"the prompts of \d+ of 20 documents differ .*few-shot seed \(1234 against 7\)"),
         ({"gen_kwargs": "max_gen_toks=2"}, "tiny_text .*: generation settings: .*3.* against .*2"),
-        ({"system_instruction": "Be brief ."}, "the prompts of 20 of 20 .*what differs between the runs: system instruct"),
+        (
+            {"system_instruction": "Be brief ."},
+            "the prompts of 20 of 20 .*differs between the runs: system instruction",
+        ),
     ],
 )
 def test_other_settings_do_not_pair(world, base, tmp_path, options, message):

@@ -44,10 +44,7 @@ def test_a_json_output_path_and_a_renamed_file(tmp_path):
 @pytest.mark.parametrize("version", ["0.4.12", "0.4.13"])
 def test_both_versions(tmp_path, version):
     """0.4.12 counts a task's documents by its last metric, here by one that half the documents have."""
-    rows = [
-        sample(i, {"acc": float(i % 2), "rare": 1.0} if i >= 5 else {"acc": float(i % 2)})
-        for i in range(10)
-    ]
+    rows = [sample(i, {"acc": float(i % 2), "rare": 1.0} if i >= 5 else {"acc": float(i % 2)}) for i in range(10)]
     run = load_run(write_run(tmp_path, {"t": rows}, version=version))
     effective = run.results["n-samples"]["t"]["effective"]
     assert effective == (5 if version == "0.4.12" else 10)
@@ -127,7 +124,9 @@ def test_clusters(tmp_path):
     run = load_run(file)
     assert run.samples["shared", "none"].cluster_field == "passage"
     assert run.samples["shared", "none"].clusters.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
-    assert run.samples["alone", "none"].cluster_field is None, "one text for all is an instruction; a new one each is none"
+    assert run.samples["alone", "none"].cluster_field is None, (
+        "one text for all is an instruction; a new one each is none"
+    )
     assert load_run(file, cluster="none").samples["shared", "none"].cluster_field is None
     assert load_run(file, cluster="question").samples["shared", "none"].cluster_field is None
 
@@ -151,14 +150,26 @@ def test_answers_of_choices_are_compared_by_which_is_likeliest(tmp_path):
     ("break_it", "message"),
     [
         (lambda d: (d / f"samples_t_{DATE}.jsonl").unlink(), r"the samples of t are missing; were files moved"),
-        (lambda d: [f.unlink() for f in d.glob("samples_*")], "has no samples_.*.jsonl beside it; run lm_eval with --log_s"),
+        (
+            lambda d: [f.unlink() for f in d.glob("samples_*")],
+            "has no samples_.*.jsonl beside it; run lm_eval with --log_s",
+        ),
         (lambda d: [f.unlink() for f in d.iterdir()], r"holds no results_\*.json; run lm_eval with --output_path"),
-        (lambda d: edit_samples(d, lambda lines: lines[:-1]), "is incomplete: 3 documents of filter 'none', the results co"),
-        (lambda d: edit_samples(d, lambda lines: lines * 2), "document 0 is there twice under filter 'none'; two runs in"),
-        (lambda d: edit_samples(d, lambda lines: [*lines[:2], '{"doc_id"']), r"line 3: not a sample of lm_eval \(Expect"),
+        (
+            lambda d: edit_samples(d, lambda lines: lines[:-1]),
+            "is incomplete: 3 documents of filter 'none', the results co",
+        ),
+        (lambda d: edit_samples(d, lambda lines: lines * 2), "document 0 is there twice under filter 'none'; two runs"),
+        (
+            lambda d: edit_samples(d, lambda lines: [*lines[:2], '{"doc_id"']),
+            r"line 3: not a sample of lm_eval \(Expect",
+        ),
         (lambda d: edit_samples(d, lambda lines: ["{}"]), r"line 1: not a sample of lm_eval \(no 'filter'\)"),
         (lambda d: edit_samples(d, lambda lines: []), "is empty"),
-        (lambda d: (d / f"results_{DATE}.json").write_text("[1]"), "is no results file of lm_eval: it has no 'results'"),
+        (
+            lambda d: (d / f"results_{DATE}.json").write_text("[1]"),
+            "is no results file of lm_eval: it has no 'results'",
+        ),
         (lambda d: (d / f"results_{DATE}.json").write_text("{"), "line 1: not JSON"),
     ],
 )
@@ -187,8 +198,8 @@ BASE = samples([1, 0, 1, 1])
 @pytest.mark.parametrize(
     ("tasks", "changes", "message"),
     [
-        ({"t": BASE[:3]}, {"config": {"limit": 3.0}}, r"t: 4 documents against 3, 3 in common \(limit: None against 3.0\)"),
-        ({"t": samples([1, 0, 1, 1], prompt="Q")}, {}, r"t: the prompts of 4 of 4 documents differ \(first: doc_id 0\)$"),
+        ({"t": BASE[:3]}, {"config": {"limit": 3.0}}, r"4 documents against 3, 3 in common \(limit: None against 3"),
+        ({"t": samples([1, 0, 1, 1], prompt="Q")}, {}, r"the prompts of 4 of 4 documents differ \(first: doc_id 0\)$"),
         (
             {"t": samples([1, 0, 1, 1], prompt="Q")}, {"chat_template_sha": "ab", "config": {"fewshot_seed": 7}},
             r"differs between the runs: chat template, few-shot seed \(None against 7\)",
@@ -196,10 +207,10 @@ BASE = samples([1, 0, 1, 1])
         ({"t": samples([1, 0, 1, 1], doc={"q": 1})}, {}, "t: the documents of 4 of 4 documents differ"),
         ({"t": samples([1, 0, 1, 1], target_hash="0" * 64)}, {}, "t: the targets of 4 of 4 documents differ"),
         ({"t": BASE}, {"configs": {"t": {"num_fewshot": 5}}}, "t: few-shot examples: 0 against 5"),
-        ({"t": BASE}, {"configs": {"t": {"generation_kwargs": {"until": ["\n"]}}}}, "t: generation settings: .* against"),
+        ({"t": BASE}, {"configs": {"t": {"generation_kwargs": {"until": ["\n"]}}}}, "generation settings: .* against"),
         ({"t": BASE}, {"versions": {"t": 2.0}}, "t: version 1.0 of the task against version 2.0"),
         ({"t": samples([1, 0, 1, 1], "em")}, {}, r"t: only one of the runs has metric acc \(absent\), em \(absent\)"),
-        ({"t": samples([1, 0, float("nan"), 1])}, {}, r"t: acc of edited is not finite on 1 documents \(first: doc_id 2\)"),
+        ({"t": samples([1, 0, float("nan"), 1])}, {}, r"acc of edited is not finite on 1 documents \(first: doc_id 2"),
         ({"u": BASE}, {}, r"only .* has t; to compare fewer tasks name them with --tasks"),
     ],
 )  # fmt: skip
@@ -210,9 +221,22 @@ def test_what_does_not_pair_is_an_error_that_says_what_differs(tmp_path, tasks, 
         pair_runs(base, edited)
 
 
+def test_a_figure_that_is_not_finite_does_not_pair(tmp_path):
+    """Log-likelihoods may be finite where their perplexity is not."""
+    layout = {"aggregations": {"perplexity": "perplexity"}, "results": {"t": {"perplexity,none": None}}}
+    base, edited = (
+        load_run(write_run(tmp_path / name, {"t": samples([value] * 3, "perplexity")}, **layout))
+        for name, value in (("a", -2.0), ("b", -2000.0))
+    )
+    with pytest.raises(PairingError, match="t: perplexity of edited is inf"):
+        pair_runs(base, edited)
+
+
 def test_functions_dumped_with_their_address_are_the_same(tmp_path):
     runs = [
-        load_run(write_run(tmp_path / at, {"t": BASE}, configs={"t": {"filter_list": [{"f": f"<function f at {at}>"}]}}))
+        load_run(
+            write_run(tmp_path / at, {"t": BASE}, configs={"t": {"filter_list": [{"f": f"<function f at {at}>"}]}})
+        )
         for at in ("0x7f01", "0x7f02")
     ]
     assert len(pair_runs(*runs)) == 1
@@ -222,7 +246,7 @@ def test_choosing_tasks(tmp_path):
     base = load_run(write_run(tmp_path / "a", {"t": BASE, "u": BASE}))
     edited = load_run(write_run(tmp_path / "b", {"t": BASE}))
     assert list(pair_runs(base, edited, ["t"])) == [("t", "none")]
-    with pytest.raises(UserError, match="no task tt in .* Did you mean 't'"):
+    with pytest.raises(UserError, match=r"no task tt in .* Did you mean 't'"):
         pair_runs(base, edited, ["tt"])
 
 
@@ -231,7 +255,8 @@ def test_choosing_tasks(tmp_path):
 
 def frozen_run(tmp_path):
     ner = [
-        sample(i, {"score": (i // 4, i % 2, 1, 1), "valid": 1.0}, doc={"sentence_id": i // 4, "i": i}) for i in range(12)
+        sample(i, {"score": (i // 4, i % 2, 1, 1), "valid": 1.0}, doc={"sentence_id": i // 4, "i": i})
+        for i in range(12)
     ]
     items = [row["score"] for row in ner]
     folder = tmp_path / "run"

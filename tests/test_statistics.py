@@ -70,7 +70,8 @@ def test_sampled_sign_flip_is_scipys_permutation_test_and_repeats_itself():
     ).pvalue
     p = s.sign_flip(after - before, singletons(60), seed=1)
     assert p == pytest.approx(expected, abs=0.015)
-    assert p == s.sign_flip(after - before, singletons(60), seed=1) != s.sign_flip(after - before, singletons(60), seed=2)
+    again, other = (s.sign_flip(after - before, singletons(60), seed=seed) for seed in (1, 2))
+    assert p == again != other
 
 
 def test_sign_flip_has_its_normal_limit():
@@ -169,7 +170,9 @@ def test_detectable_drop_is_detected_with_its_power():
     n, share = 400, 0.05
     stderr = s.proportion_difference(20, 20, n).stderr
     drop = s.detectable_drop(stderr)
-    hits = [s.mcnemar(*rng.multinomial(n, [share + drop, share, 1 - 2 * share - drop])[:2]) <= 0.05 for _ in range(1000)]
+    hits = [
+        s.mcnemar(*rng.multinomial(n, [share + drop, share, 1 - 2 * share - drop])[:2]) <= 0.05 for _ in range(1000)
+    ]
     assert 0.65 < np.mean(hits) < 0.85, "the stderr grows a little with the drop, so a little less than 80 %"
 
 

@@ -40,7 +40,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
     parser.add_argument("--max-drop", type=float, help="largest absolute drop (default: 0.02)")
     parser.add_argument("--min-recovery", type=float, metavar="SHARE", help="smallest current / baseline")
     parser.add_argument("--min", action="append", default=[], metavar="NAME=VALUE",
-                        help="floor: efficacy.em=0.9, retained.em=0.9, or TASK.METRIC=VALUE; may be repeated")  # fmt: skip
+                        help="floor: efficacy.em=0.9, retained.em=0.9, or TASK.METRIC=VALUE; repeatable")  # fmt: skip
     parser.add_argument("--alpha", type=float, help="level of tests and intervals (default: 0.05)")
     parser.add_argument("--seed", type=int, help="of permutations and bootstraps (default: 0)")
     parser.add_argument("--cluster", metavar="FIELD", help="document field that dependent documents share, or none")

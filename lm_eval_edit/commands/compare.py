@@ -21,7 +21,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
         "docs/statistics.md explains every figure.",
     )
     parser.add_argument("base", metavar="BASE", help="results_*.json, a folder with one, or a frozen baseline")
-    parser.add_argument("edited", metavar="EDITED", nargs="+", help="the same, of one or several runs to compare with it")
+    parser.add_argument("edited", metavar="EDITED", nargs="+", help="the same, of the runs to compare with it")
     parser.add_argument("--tasks", metavar="NAMES", help="compare these tasks only, separated by commas")
     parser.add_argument("--metrics", metavar="NAMES", help="show these metrics only, separated by commas")
     parser.add_argument("--delta", type=float, default=0.02, help="a drop that may be tolerated (default: %(default)s)")
@@ -42,7 +42,8 @@ def names(given: str | None) -> list[str] | None:
 def run(args: argparse.Namespace) -> int:
     """Compare and print; the exit status is 0 whatever the verdicts (`check` is the gate)."""
     from lm_eval_edit import comparison_tables as tables
-    from lm_eval_edit.compare import Settings, compare_runs, to_json
+    from lm_eval_edit.compare import Settings, compare_runs
+    from lm_eval_edit.comparison_json import to_json
     from lm_eval_edit.flips import write_flips
     from lm_eval_edit.group_means import seed_rows
     from lm_eval_edit.results import load_run
