@@ -49,6 +49,12 @@ def _divide(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     return np.divide(part, whole, out=np.full(len(part), np.nan), where=whole != 0)
 
 
+def _perplexity(sums: np.ndarray) -> np.ndarray:
+    """Sums of log-likelihoods and of what they are of -> exp(−mean); infinite where that overflows."""
+    with np.errstate(over="ignore"):
+        return np.exp(-_divide(sums[:, 0], sums[:, 1]))
+
+
 def _scalars(values: Sequence[Any]) -> np.ndarray:
     if not all(isinstance(value, int | float) for value in values):
         raise TypeError("not numbers")
@@ -94,8 +100,8 @@ def _right(counts: np.ndarray) -> np.ndarray:
 _ALL = (
     Aggregation("mean", _scalars, lambda s: _divide(s[:, 0], s[:, 1]), lambda c: c[:, 0]),
     # Log-likelihoods: less negative is a smaller perplexity.
-    Aggregation("perplexity", _scalars, lambda s: np.exp(-_divide(s[:, 0], s[:, 1])), lambda c: -c[:, 0]),
-    Aggregation("weighted_perplexity", _pairs, lambda s: np.exp(-_divide(s[:, 0], s[:, 1])), lambda c: -c[:, 0]),
+    Aggregation("perplexity", _scalars, _perplexity, lambda c: -c[:, 0]),
+    Aggregation("weighted_perplexity", _pairs, _perplexity, lambda c: -c[:, 0]),
     Aggregation("bits_per_byte", _pairs, lambda s: -_divide(s[:, 0], s[:, 1]) / np.log(2), lambda c: -c[:, 0]),
     # IFEval's accuracy over instructions, of which a document has several.
     Aggregation("agg_inst_level_acc", _lists, lambda s: _divide(s[:, 0], s[:, 1]), lambda c: c[:, 0]),

@@ -17,7 +17,7 @@ from lm_eval_edit import __version__
 from lm_eval_edit.compare import INCONCLUSIVE, REGRESSED, Comparison, Row, Settings, compare_runs
 from lm_eval_edit.comparison_json import row_json, run_json
 from lm_eval_edit.errors import UserError, nearest
-from lm_eval_edit.results import Run
+from lm_eval_edit.results import Metric, Run
 
 PASS, REGRESSION, UNUSABLE = 0, 1, 2
 STATUS = {PASS: "pass", REGRESSION: "regression", UNUSABLE: "inconclusive"}
@@ -161,13 +161,17 @@ def check(baseline: Run, current: Run, gate: Gate) -> Report:
             raise UserError(f"tasks.{task}: the baseline has no such task.{nearest(task, baseline.tasks)}")
     extra = [task for task in current.tasks if task not in baseline.tasks]
     headlines = {task: limits.metric for task, limits in gate.tasks.items() if limits.metric}
-    settings = Settings(gate.alpha, 0.0, gate.seed, baseline.tasks, None, headlines)
-    headline_rows = [row for row in compare_runs(baseline, current, settings).rows if row.headline]
-    if missing := [task for task in baseline.tasks if task not in {row.task for row in headline_rows}]:
+    limits: dict[str, float] = {}
+    for samples in baseline.samples.values():
+        name = headlines.get(samples.task, next(iter(samples.metrics), None))
+        if name in samples.metrics and math.isfinite(samples.metrics[name].value):
+            limits.setdefault(samples.task, limit(samples.task, samples.metrics[name], gate))
+    settings = Settings(gate.alpha, 0.0, gate.seed, baseline.tasks, None, headlines, limits)
+    comparison = compare_runs(baseline, current, settings)
+    rows = [row for row in comparison.rows if row.headline]
+    if missing := [task for task in baseline.tasks if task not in {row.task for row in rows}]:
         raise UserError(f"{', '.join(missing)}: no metric of the task can be compared")
-    limits = {row.task: limit(row, gate) for row in headline_rows}
-    comparison = compare_runs(baseline, current, dataclasses.replace(settings, limits=limits))
-    findings = [_finding(row) for row in comparison.rows if row.headline]
+    findings = [_finding(row) for row in rows]
     findings += [_floor(name, floor, current) for name, floor in gate.floors.items()]
     notices = [*baseline.notices, *current.notices]
     if extra:
@@ -175,14 +179,14 @@ def check(baseline: Run, current: Run, gate: Gate) -> Report:
     return Report(tuple(findings), None, tuple(notices), comparison)
 
 
-def limit(row: Row, gate: Gate) -> float:
+def limit(task: str, base: Metric, gate: Gate) -> float:
     """The largest drop that a task may show, in the metric's units: the stricter of its two limits."""
-    own = gate.tasks.get(row.task, TaskLimits())
+    own = gate.tasks.get(task, TaskLimits())
     drop = gate.max_drop if own.max_drop is None else own.max_drop
     share = gate.min_recovery if own.min_recovery is None else own.min_recovery
     limits = [] if drop is None else [drop]
     if share is not None:
-        limits.append(row.base * (1 - share) if row.higher_is_better else row.base * (1 / share - 1))
+        limits.append(base.value * (1 - share if base.higher_is_better else 1 / share - 1))
     return max(0.0, min(limits))
 
 

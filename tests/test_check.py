@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 from xml.etree import ElementTree
@@ -113,6 +114,17 @@ def test_another_metric_of_a_task(tmp_path, capsys):
     (tmp_path / "gate.yaml").write_text("tasks: {t: {metric: acc_norm}}")
     command = ["check", "--baseline", str(tmp_path / "a"), "--current", str(tmp_path / "b")]
     assert cli.main(command) == 0 and cli.main([*command, "--config", str(tmp_path / "gate.yaml")]) == 1
+
+
+def test_recovery_where_lower_is_better(tmp_path):
+    """A perplexity of e², and one of e^2.05: a recovery of 95.1 %."""
+    for name, value in (("a", -2.0), ("b", -2.05)):
+        rows = samples([value] * 100, "perplexity")
+        layout = {"aggregations": {"perplexity": "perplexity"}, "better": {"perplexity": False}}
+        write_run(tmp_path / name, {"t": rows}, results={"t": {"perplexity,none": math.exp(-value)}}, **layout)
+    command = ["check", "--baseline", str(tmp_path / "a"), "--current", str(tmp_path / "b"), "--max-drop", "9"]
+    assert cli.main([*command, "--min-recovery", "0.95"]) == 0
+    assert cli.main([*command, "--min-recovery", "0.96"]) == 1
 
 
 # -------------------------------------------------------------------------------------------------------------- floors
