@@ -67,6 +67,9 @@ class Gate:
                 raise UserError(f"max_drop={drop}: want a number of at least 0, such as 0.02")
             if share is not None and not (_number(share) and 0 < share <= 1):
                 raise UserError(f"min_recovery={share}: want a share above 0 and up to 1, such as 0.95")
+        for name, value in (("alpha", self.alpha), ("seed", self.seed)):
+            if not _number(value):
+                raise UserError(f"{name}={value}: want a number")
         for name, floor in self.floors.items():
             if not _number(floor) or "." not in name:
                 raise UserError(f"min {name}={floor}: want NAME.FIELD=NUMBER, such as efficacy.em=0.9")
@@ -87,6 +90,9 @@ def read_gate(content: Any, where: str) -> Gate:
     if not isinstance(content, dict):
         raise UserError(f"{where}: want a mapping with some of {', '.join(_KEYS)}")
     _check_keys(content, _KEYS, where)
+    for key in ("tasks", "min"):
+        if not isinstance(content.get(key) or {}, dict):
+            raise UserError(f"{where}: {key}: want a mapping, got {content[key]!r}")
     tasks = {}
     for task, limits in (content.get("tasks") or {}).items():
         if not isinstance(limits, dict):
