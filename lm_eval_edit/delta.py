@@ -5,6 +5,7 @@ An editor returns `{parameter name: Delta}` and never touches the model. Every d
 
     LowRankDelta   left (rows, r) @ right (r, cols)   ROME, MEMIT and their kin: rank = number of facts
     SparseDelta    some rows or columns               KN: a few neurons get a new value vector
+    MaskedDelta    some entries of a low-rank product RECT: the entries that matter, one bit for each entry
     DenseDelta     the full matrix or vector          fine-tuning
 
 Factors are float32, or float64 for float64 models.
@@ -13,7 +14,7 @@ Factors are float32, or float64 for float64 models.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -102,18 +103,21 @@ class LowRankDelta(Delta):
         left, right = self.left.double(), self.right.double()
         return float(((left.T @ left) * (right @ right.T)).sum().clamp(min=0).sqrt())
 
-    def compress(self, tolerance: float = 0.0) -> LowRankDelta:
-        """The same ΔW with the smallest rank whose dropped singular values are at most `tolerance` times the largest.
+    def svd(self) -> tuple[Tensor, Tensor, Tensor]:
+        """U (rows, k), S (k,), Vh (k, cols) of ΔW in float64, k = min(rows, cols, r).
 
-        Two QR decompositions and the SVD of the r x r middle; never forms ΔW.
+        Two QR decompositions and the SVD of the small middle; never forms ΔW.
         """
         q_left, r_left = torch.linalg.qr(self.left.double())
         q_right, r_right = torch.linalg.qr(self.right.double().T)
-        u, s, vh = torch.linalg.svd(r_left @ r_right.T)
-        keep = int((s > max(tolerance, 1e-15) * s[0].clamp(min=torch.finfo(s.dtype).tiny)).sum())
-        left = (q_left @ u[:, :keep]) * s[:keep]
-        right = vh[:keep] @ q_right.T
-        return LowRankDelta(left.to(self.left.dtype), right.to(self.right.dtype))
+        u, s, vh = torch.linalg.svd(r_left @ r_right.T, full_matrices=False)
+        return q_left @ u, s, vh @ q_right.T
+
+    def compress(self, tolerance: float = 0.0) -> LowRankDelta:
+        """The same ΔW with the smallest rank that drops only singular values of at most `tolerance` times the first."""
+        u, s, vh = self.svd()
+        kept = int((s > max(tolerance, 1e-15) * s[0].clamp(min=torch.finfo(s.dtype).tiny)).sum())
+        return LowRankDelta((u[:, :kept] * s[:kept]).to(self.left.dtype), vh[:kept].to(self.right.dtype))
 
     def to_lora(self, transposed: bool) -> tuple[Tensor, Tensor]:
         """(lora_A (r, in), lora_B (out, r)) with lora_B @ lora_A equal to ΔW as a map from in to out (LoRA, alpha = r).
@@ -163,6 +167,79 @@ class SparseDelta(Delta):
     def tensors(self) -> dict[str, Tensor]:
         return {"index": self.index, "values": self.values, "size": self.size}
 
+    def to_low_rank(self) -> LowRankDelta:
+        """The same ΔW as a product: unit vectors that name the slices, and their values."""
+        rows, cols, dim = self.size.tolist()
+        units = torch.nn.functional.one_hot(self.index.long(), (rows, cols)[dim]).to(self.values.dtype)
+        return LowRankDelta(units.T, self.values) if dim == 0 else LowRankDelta(self.values.T, units)
+
+
+_BLOCK = 1 << 22  # entries of a masked product formed at a time
+
+
+@dataclass(frozen=True)
+class MaskedDelta(Delta):
+    """ΔW = mask ⊙ (left @ right): some entries of a low-rank product, one bit stored for each entry of the parameter.
+
+    At 40 % of a (11008, 4096) matrix's entries: 5.6 MB, where index and value of each entry take 216 MB and the dense
+    matrix takes 180 MB.
+
+    Args:
+        left: (rows, r).
+        right: (r, cols).
+        mask: (rows, ⌈cols / 8⌉) uint8; bit b of byte c is the entry of column 8 c + b. `masked` packs it.
+    """
+
+    left: Tensor
+    right: Tensor
+    mask: Tensor
+    kind: ClassVar[str] = "masked"
+
+    def __post_init__(self) -> None:
+        LowRankDelta(self.left, self.right)  # says what is wrong with the factors
+        wanted = (self.left.shape[0], -(-self.right.shape[1] // 8))
+        if self.mask.shape != wanted or self.mask.dtype != torch.uint8:
+            raise ValueError(
+                f"MaskedDelta of shape {self.shape} wants a uint8 mask of shape {wanted}; "
+                f"got {self.mask.dtype} of shape {tuple(self.mask.shape)}"
+            )
+
+    @classmethod
+    def masked(cls, delta: LowRankDelta, keep: Tensor) -> MaskedDelta:
+        """The entries of `delta` where the boolean matrix `keep` (rows, cols) is true."""
+        bits = torch.nn.functional.pad(keep.to(torch.uint8), (0, -keep.shape[1] % 8)).view(len(keep), -1, 8)
+        weights = 1 << torch.arange(8, dtype=torch.uint8, device=keep.device)
+        return cls(delta.left, delta.right, (bits * weights).sum(-1, dtype=torch.uint8))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.left.shape[0], self.right.shape[1])
+
+    def keep(self, rows: slice = slice(None)) -> Tensor:
+        """The mask as booleans (rows, cols)."""
+        packed = self.mask[rows]
+        shifts = torch.arange(8, dtype=torch.uint8, device=packed.device)
+        return ((packed[..., None] >> shifts) & 1).bool().flatten(1)[:, : self.shape[1]]
+
+    def _blocks(self, dtype: torch.dtype, device: torch.device | str) -> Iterator[tuple[slice, Tensor]]:
+        """ΔW some rows at a time."""
+        left, right = (t.to(device=device, dtype=dtype) for t in (self.left, self.right))
+        step = max(1, _BLOCK // self.shape[1])
+        for start in range(0, self.shape[0], step):
+            rows = slice(start, start + step)
+            yield rows, (left[rows] @ right).masked_fill_(~self.keep(rows).to(device), 0)
+
+    def add_to_(self, weight: Tensor) -> None:
+        for rows, block in self._blocks(weight.dtype, weight.device):
+            weight[rows] += block
+
+    def norm(self) -> float:
+        squares = [block.square().sum() for _, block in self._blocks(torch.float64, self.left.device)]
+        return float(torch.stack(squares).sum().sqrt())
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"left": self.left, "right": self.right, "mask": self.mask}
+
 
 @dataclass(frozen=True)
 class DenseDelta(Delta):
@@ -189,7 +266,7 @@ class DenseDelta(Delta):
         return float(self.value.double().norm())
 
 
-KINDS: dict[str, type[Delta]] = {cls.kind: cls for cls in (LowRankDelta, SparseDelta, DenseDelta)}
+KINDS: dict[str, type[Delta]] = {cls.kind: cls for cls in (LowRankDelta, SparseDelta, MaskedDelta, DenseDelta)}
 
 
 def linear_update(weight_is_transposed: bool, inputs: Tensor, outputs: Tensor) -> LowRankDelta:

@@ -17,7 +17,7 @@ from lm_eval_edit.answers import Answer, edit_answers
 from lm_eval_edit.architecture import Architecture
 from lm_eval_edit.editors.base import EditContext, Editor, EditResult, find_editor
 from lm_eval_edit.editors.hyperparameters import resolve
-from lm_eval_edit.editors.templates import sample_templates
+from lm_eval_edit.editors.templates import check_templates, sample_templates
 from lm_eval_edit.errors import ConfigurationError, UserError
 from lm_eval_edit.facts import Fact
 from lm_eval_edit.ledger import Ledger, check_schedule, open_ledger, read_header
@@ -72,7 +72,7 @@ def edit_model(
     """
     editor_class = find_editor(editor)
     problems = [f"fact {fact.id or index}: {why}" for index, fact in enumerate(facts) if (why := fact.problem())]
-    problems += batch_problems(editor_class, edit_batch_size)
+    problems += batch_problems(editor_class, edit_batch_size, options or {})
     resolved, found = resolve(editor_class, model.config, options or {})
     problems += found
     if resolved is not None:
@@ -99,14 +99,26 @@ def edit_model(
     )
 
 
-def batch_problems(editor_class: type[Editor], edit_batch_size: int) -> list[str]:
-    """The problem of a batch size that a method does not support, as a list of sentences."""
-    if edit_batch_size > 1 and not editor_class.batches:
-        return [
-            f"edit_batch_size={edit_batch_size}: {editor_class.name} edits one fact at a time; use edit_batch_size=1 "
-            f"(n_edits facts are then edited one after another), or a method that edits batches"
-        ]
-    return []
+def batch_problems(
+    editor_class: type[Editor], edit_batch_size: int, given: Mapping[str, Any] | None = None
+) -> list[str]:
+    """The problem of a batch size that a method does not support, as a list of sentences.
+
+    Args:
+        given: The method's hyper-parameters as given, which may choose the editor it wraps.
+    """
+    try:
+        inner = editor_class.wraps(given or {})
+        supported = edit_batch_size == 1 or editor_class.edits_batches(given or {})
+    except UserError:  # no such editor to wrap: `resolve` tells
+        return []
+    if supported:
+        return []
+    name = f"{editor_class.name} of {inner.name}" if inner is not None else editor_class.name
+    return [
+        f"edit_batch_size={edit_batch_size}: {name} edits one fact at a time; use edit_batch_size=1 "
+        f"(n_edits facts are then edited one after another), or a method that edits batches"
+    ]
 
 
 def run_operations(
@@ -125,14 +137,7 @@ def run_operations(
     """Run checked operations; see `edit_model` for the arguments."""
     second_moments = second_moments or SecondMoments()
     architecture = Architecture.discover(model)
-    needed = [architecture.down_projections[layer] for layer in editor.needs_second_moments()]
-    missing = [module for module in needed if module not in second_moments]
-    if missing:
-        raise UserError(
-            f"{editor.name} with these options needs the second moments of {', '.join(missing)}, and "
-            f"{second_moments.source} has none of them. Give edit_second_moments=FILE (tensors named "
-            f"<module>.second_moment), or mom2_adjustment: false in edit_config"
-        )
+    needed = check_second_moments(editor, architecture, second_moments)
     templates = _templates(model, tokenizer, editor, context_templates, directory, seed)
     weights = EditedWeights(model)
     identity = {
@@ -149,10 +154,10 @@ def run_operations(
     check_schedule(ledger, operations)
     ledger.operations = ledger.operations[: len(operations)]
     ledger.finish = editor.finish
-    context = EditContext(model, tokenizer, architecture, templates, second_moments, seed)
+    context = EditContext(model, tokenizer, architecture, templates, second_moments, seed, progress)
     try:
-        _replay(ledger)
-        _continue(ledger, editor, context, operations, progress)
+        states = _replay(ledger)
+        _continue(ledger, editor, context, operations, states)
         weights.apply(editor.finish(weights.changes()))
         ledger.guards = guard(ledger)
         all_facts = [fact for operation in ledger.operations for fact in operation.facts]
@@ -164,6 +169,35 @@ def run_operations(
     return ledger
 
 
+def check_second_moments(editor: Editor, architecture: Architecture, second_moments: SecondMoments) -> list[str]:
+    """The modules whose second moments an editor needs, all of them there and fit for the model.
+
+    Raises:
+        UserError: they are missing, another model's, or from too few tokens.
+    """
+    needed = [architecture.down_projections[layer] for layer in editor.needs_second_moments()]
+    missing = [module for module in needed if module not in second_moments]
+    if missing:
+        found = (
+            "no second moments were given" if second_moments.source == "none" else f"{second_moments.source} has not"
+        )
+        otherwise = f", or {editor.without_second_moments}" if editor.without_second_moments else ""
+        raise UserError(
+            f"{editor.name} with these options needs the second moments of {', '.join(missing)}; {found}. Give "
+            f"edit_second_moments=FILE (tensors named <module>.second_moment), or edit_corpus=wikitext or a text file "
+            f"to compute them from{otherwise}"
+        )
+    f = architecture.key_size
+    for module in needed:
+        if second_moments[module].shape != (f, f):
+            raise UserError(
+                f"the second moment of {module} ({second_moments.source}) has shape "
+                f"{tuple(second_moments[module].shape)}, this model's keys have {f} dimensions: it is another model's"
+            )
+        second_moments.check_count(module)
+    return needed
+
+
 def _templates(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -173,18 +207,23 @@ def _templates(
     seed: int,
 ) -> Sequence[Any]:
     """The context templates: given, in the options, in the ledger that is continued, or sampled, in this order."""
-    given = given or getattr(editor.options, "context_templates", None)
+    given = given or editor.given_templates()
     plan = editor.template_plan()
-    if given or plan is None:
+    if plan is None:
         return list(given or [])
+    if given:
+        check_templates(given, plan, editor.name)
+        return list(given)
     header = read_header(directory) if directory is not None else None
     return header["extra"]["context_templates"] if header else sample_templates(model, tokenizer, plan, seed)
 
 
-def _replay(ledger: Ledger) -> None:
-    """Apply the operations a ledger already holds."""
+def _replay(ledger: Ledger) -> list[dict[str, torch.Tensor]]:
+    """Apply the operations a ledger already holds; returns what each left behind for later ones."""
+    states = []
     for operation in tqdm(ledger.operations, desc="replaying edits", unit="op", disable=not ledger.operations):
         ledger.weights.apply(operation.deltas)
+        states.append(operation.state)
         operation.release()
     if ledger.operations and ledger.fingerprint() != ledger.operations[-1].record["fingerprint"]:
         logger.warning(
@@ -192,6 +231,7 @@ def _replay(ledger: Ledger) -> None:
             "another processor or library rounds differently",
             ledger.directory,
         )
+    return states
 
 
 def _continue(
@@ -199,14 +239,14 @@ def _continue(
     editor: Editor,
     context: EditContext,
     operations: Sequence[Sequence[Fact]],
-    progress: bool,
+    states: list[dict[str, torch.Tensor]],
 ) -> None:
-    """Compute, apply and record the operations that are not in the ledger yet."""
+    """Compute, apply and record the operations that are not in the ledger yet; their states join `states`."""
     rest = operations[len(ledger.operations) :]
-    for facts in tqdm(rest, desc=f"editing ({editor.name})", unit="op", disable=not progress or not rest):
+    for facts in tqdm(rest, desc=f"editing ({editor.name})", unit="op", disable=not context.progress or not rest):
         before = edit_answers(context.model, context.tokenizer, facts)
         started = time.perf_counter()
-        result = editor.compute(context, facts, [operation.state for operation in ledger.operations])
+        result = editor.compute(context, facts, states)
         _check_finite(result, facts)
         ledger.weights.apply(result.deltas)
         seconds = time.perf_counter() - started
@@ -222,6 +262,7 @@ def _continue(
             "fingerprint": ledger.fingerprint(),
         }
         ledger.append(facts, result.deltas, result.state, record).release()
+        states.append(result.state)
 
 
 def _check_finite(result: EditResult, facts: Sequence[Fact]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,34 @@ from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
 from transformers import PreTrainedModel
 
+from lm_eval_edit.architecture import Architecture
+from lm_eval_edit.collect import collect_second_moments
+from lm_eval_edit.corpus import load_corpus
 from lm_eval_edit.editing import run_operations
 from lm_eval_edit.errors import UserError
 from lm_eval_edit.ledger import Ledger
 from lm_eval_edit.plan import DEMO, EditPlan, make_plan
+from lm_eval_edit.second_moments import SecondMoments
 from lm_eval_edit.settings import NAMES
 from lm_eval_edit.versions import versions
 from lm_eval_edit.weights import model_fingerprint
 
 logger = logging.getLogger("lm_eval_edit")
+
+
+DEMO_BATCH_SIZE = 32
+
+
+def _demo_batches(pretrained: str | PreTrainedModel, options: Mapping[str, Any]) -> dict[str, Any]:
+    """HFLM's options, with a batch size for the demo model where none was chosen.
+
+    The command line always sends one, 1 unless told otherwise, and one prompt at a time takes the demo minutes.
+    """
+    options = dict(options)
+    if isinstance(pretrained, str) and pretrained == DEMO and options.get("batch_size") in (None, 1, "1"):
+        logger.info("the demo model is evaluated in batches of %d", DEMO_BATCH_SIZE)
+        options["batch_size"] = DEMO_BATCH_SIZE
+    return options
 
 
 @register_model("edited_hf")
@@ -50,12 +70,15 @@ class EditedHFLM(HFLM):
         edit_config: str | dict[str, Any] | None = None,
         edit_ledger: str | None = None,
         edit_second_moments: str | None = None,
+        edit_corpus: str | None = None,
+        edit_corpus_tokens: int = 200_000,
+        edit_mom2_regularisation: float = 0.0,
         data_dir: str | None = None,
         **kwargs: Any,
     ):
         given = locals()
         plan = make_plan(pretrained, {name: given[name] for name in NAMES}, kwargs)
-        super().__init__(pretrained=plan.pretrained, **plan.model_options)
+        super().__init__(pretrained=plan.pretrained, **_demo_batches(pretrained, plan.model_options))
         self.plan: EditPlan = plan
         self.ledger: Ledger | None = None
         self._refuse_offloaded()
@@ -98,10 +121,23 @@ class EditedHFLM(HFLM):
             plan.hyperparameters.editor,
             plan.operations,
             edit_batch_size=settings.edit_batch_size,
-            second_moments=plan.second_moments,
+            second_moments=self._second_moments(plan),
             directory=Path(settings.edit_ledger) if settings.edit_ledger else None,
             seed=settings.edit_seed or 0,
         )
+
+    def _second_moments(self, plan: EditPlan) -> SecondMoments:
+        """Those of the plan; where some that are needed are missing and there is a corpus, all are computed from it."""
+        moments, settings = plan.second_moments, plan.settings
+        layers = plan.hyperparameters.editor.needs_second_moments()
+        if layers and settings.edit_corpus:
+            projections = Architecture.discover(self.model).down_projections
+            if any(projections[layer] not in moments for layer in layers):
+                corpus = load_corpus(settings.edit_corpus)
+                moments = collect_second_moments(
+                    self.model, self.tokenizer, layers, corpus, settings.edit_corpus_tokens
+                )
+        return moments.regularised(settings.edit_mom2_regularisation)
 
     # ------------------------------------------------------------------------------------------- states of the weights
 

@@ -13,9 +13,10 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from lm_eval_edit import demo
 from lm_eval_edit.architecture import layer_problems
+from lm_eval_edit.corpus import corpus_problem
 from lm_eval_edit.editing import batch_problems
 from lm_eval_edit.editors.base import Editor, find_editor, option_names
-from lm_eval_edit.editors.hyperparameters import Hyperparameters, read_options_file, resolve
+from lm_eval_edit.editors.hyperparameters import Hyperparameters, presets, read_options_file, resolve
 from lm_eval_edit.errors import ConfigurationError, UserError
 from lm_eval_edit.facts import Fact, Facts, SkippedFact, load_facts
 from lm_eval_edit.ledger import differences, mismatch, read_header
@@ -62,6 +63,8 @@ class EditPlan:
         operations: The batches of facts, in order.
         second_moments: For editors that need them.
         model_options: What is left for HFLM.
+        config: The model's configuration; None where none was found.
+        origins: For each hyper-parameter where its value comes from, in words.
     """
 
     settings: EditSettings
@@ -71,6 +74,8 @@ class EditPlan:
     operations: tuple[list[Fact], ...] = ()
     second_moments: SecondMoments | None = None
     model_options: Mapping[str, Any] = field(default_factory=dict)
+    config: PretrainedConfig | None = None
+    origins: Mapping[str, str] = field(default_factory=dict)
 
 
 def make_plan(pretrained: str | PreTrainedModel, ours: Mapping[str, Any], others: Mapping[str, Any]) -> EditPlan:
@@ -84,25 +89,39 @@ def make_plan(pretrained: str | PreTrainedModel, ours: Mapping[str, Any], others
     Raises:
         ConfigurationError: with every problem found. No weights have been loaded.
     """
+    plan, problems = draft_plan(pretrained, ours, others)
+    if problems:
+        raise ConfigurationError(problems)
+    return plan
+
+
+def draft_plan(
+    pretrained: str | PreTrainedModel, ours: Mapping[str, Any], others: Mapping[str, Any]
+) -> tuple[EditPlan, list[str]]:
+    """The plan as far as the options allow, and all their problems as sentences; see `make_plan`."""
     settings, problems = parse_settings(ours)
     is_demo = isinstance(pretrained, str) and pretrained == DEMO
     source = str(demo.CHECKPOINT) if is_demo else pretrained
     problems += _uneditable(others)
     config, found = _config(source, others)
     problems += found
-    others, hyperparameters = _split(settings.editor, others)
+    given, found = _given(settings)
+    problems += found
+    others, direct = _split(settings.editor, given, others)
     problems += _unknown(others, config)
     problems += check_data_dir(settings.data_dir)
-    if config is None:
-        raise ConfigurationError(problems)
-    problems += _unsupported_model(config)
+    if settings.edit_corpus and (problem := corpus_problem(settings.edit_corpus)):
+        problems.append(f"edit_corpus={problem}")
     plan = EditPlan(settings, source)
+    if config is None:
+        return plan, problems
+    problems += _unsupported_model(config)
     if settings.editor != "none":
-        plan, found = _plan_edits(settings, source, config, DEMO if is_demo else "zsre", hyperparameters)
+        plan, found = _plan_edits(settings, source, config, DEMO if is_demo else "zsre", {**given, **direct})
         problems += found
-    if problems:
-        raise ConfigurationError(problems)
-    return replace(plan, model_options=others)
+        if plan.hyperparameters is not None:
+            plan = replace(plan, origins=_origins(plan.hyperparameters, given, direct, settings))
+    return replace(plan, model_options=others, config=config), problems
 
 
 def _uneditable(others: Mapping[str, Any]) -> list[str]:
@@ -144,10 +163,23 @@ def _unsupported_model(config: PretrainedConfig) -> list[str]:
     return problems
 
 
-def _split(editor: str, others: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Options for HFLM, and those that are the editor's own hyper-parameters (`v_lr=0.1` beside `editor=rome`)."""
+def _given(settings: EditSettings) -> tuple[dict[str, Any], list[str]]:
+    """The hyper-parameters of `edit_config`, and the problem of reading them as a list of sentences."""
+    given = settings.edit_config or {}
     try:
-        names = set() if editor == "none" else set(option_names(find_editor(editor))) - set(_HFLM_OPTIONS)
+        return dict(given) if isinstance(given, Mapping) else read_options_file(given), []
+    except UserError as error:
+        return {}, [str(error)]
+
+
+def _split(editor: str, given: Mapping[str, Any], others: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Options for HFLM, and those that are the editor's own hyper-parameters (`v_lr=0.1` beside `editor=rome`).
+
+    Those of an editor that wraps another one depend on which one, which `edit_config` may say too.
+    """
+    try:
+        found = [] if editor == "none" else option_names(find_editor(editor), {**given, **others})
+        names = set(found) - set(_HFLM_OPTIONS)
     except UserError:  # told with the other problems of the plan
         names = set()
     return {n: v for n, v in others.items() if n not in names}, {n: v for n, v in others.items() if n in names}
@@ -166,23 +198,21 @@ def _plan_edits(
     source: str | PreTrainedModel,
     config: PretrainedConfig,
     default_dataset: str,
-    direct: Mapping[str, Any],
+    given: Mapping[str, Any],
 ) -> tuple[EditPlan, list[str]]:
     problems: list[str] = []
     hyperparameters = facts = moments = None
     operations: list[list[Fact]] = []
     try:
         editor_class = find_editor(settings.editor)
-        given = settings.edit_config or {}
-        given = given if isinstance(given, Mapping) else read_options_file(given)
-        hyperparameters, found = resolve(editor_class, config, {**given, **direct}, settings.edit_layers)
-        problems += found + batch_problems(editor_class, settings.edit_batch_size)
+        hyperparameters, found = resolve(editor_class, config, given, settings.edit_layers)
+        problems += found + batch_problems(editor_class, settings.edit_batch_size, given)
         if hyperparameters is not None:
-            depth = config.get_text_config(decoder=True).num_hidden_layers
-            problems += layer_problems(hyperparameters.editor.layers(), depth)
             moments = _second_moments(settings, source, hyperparameters)
     except UserError as error:
         problems.append(str(error))
+    layers = hyperparameters.editor.layers() if hyperparameters else list(settings.edit_layers or ())
+    problems += layer_problems(layers, config.get_text_config(decoder=True).num_hidden_layers)
     try:
         facts = load_facts(settings.edit_dataset or default_dataset, settings.data_dir)
         facts = _usable(facts, hyperparameters.editor) if hyperparameters else facts
@@ -196,6 +226,31 @@ def _plan_edits(
         except UserError as error:
             problems.append(str(error))
     return EditPlan(settings, source, hyperparameters, facts, tuple(operations), moments), problems
+
+
+def _origins(
+    hyperparameters: Hyperparameters, given: Mapping[str, Any], direct: Mapping[str, Any], settings: EditSettings
+) -> dict[str, str]:
+    """Where each hyper-parameter's value comes from, in the order in which `resolve` lets one win over another."""
+    editor, preset = type(hyperparameters.editor), hyperparameters.preset
+    inner = editor.wraps({**given, **direct})
+    names = option_names(editor, {**given, **direct})
+    chosen = [p for name in (editor.name, getattr(inner, "name", "")) for p in presets(name) if p.name == preset]
+    published = chosen[0].options if chosen else {}
+    file = settings.edit_config if isinstance(settings.edit_config, str) else "edit_config"
+    origins = {}
+    for name in names:
+        if name == "layers" and settings.edit_layers is not None:
+            origins[name] = "edit_layers"
+        elif name in direct:
+            origins[name] = "model_args"
+        elif name in given:
+            origins[name] = file
+        elif name in published:
+            origins[name] = f"preset {preset}"
+        else:
+            origins[name] = "relative depth" if name == "layers" else "default"
+    return origins
 
 
 def _second_moments(

@@ -6,34 +6,42 @@ with C⁻¹, MEMIT adds λC to its normal equations, AlphaEdit projects onto C's
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from lm_eval_edit._files import hash_json, hash_tensor, load_tensors
+from lm_eval_edit._files import hash_json, hash_tensor
+from lm_eval_edit._moment_files import Reader, read_moments
 from lm_eval_edit.errors import UserError
 
-_SUFFIX = ".second_moment"
+logger = logging.getLogger("lm_eval_edit")
 
 
 class SecondMoments:
     """E[k kᵀ] per module, with the factorisations editors ask for, each made once.
 
     Args:
-        moments: {module path of a down-projection: (f, f) tensor E[k kᵀ]}.
+        moments: {module path of a down-projection: (f, f) tensor E[k kᵀ], or what reads it when it is needed}.
         source: Where they come from, for errors and results.
     """
 
-    def __init__(self, moments: Mapping[str, Tensor] | None = None, source: str = "none"):
-        self._moments = dict(moments or {})
+    def __init__(self, moments: Mapping[str, Tensor | Reader] | None = None, source: str = "none"):
+        given = dict(moments or {})
+        self._readers = {module: read for module, read in given.items() if not isinstance(read, Tensor)}
+        self._moments = {module: moment for module, moment in given.items() if isinstance(moment, Tensor)}
+        self._counts: dict[str, int | None] = {}
         self.source = source
-        self._factors: dict[str, Tensor] = {}
+        self._factors: dict[tuple[str, float], Tensor] = {}
+        self._null_spaces: dict[tuple[str, float], Tensor] = {}
 
     @classmethod
     def load(cls, given: str | Path | Mapping[str, Tensor] | SecondMoments | None) -> SecondMoments:
-        """From a safetensors file (`<module>.second_moment`), a {module: tensor} dict, or nothing.
+        """From a file, a folder, a {module: tensor} dict, or nothing.
+
+        Files are safetensors (`<module>.second_moment`, `<module>.count`) or the published ROME and MEMIT `.npz`.
 
         Raises:
             UserError: the file is missing or holds no second moments.
@@ -43,17 +51,10 @@ class SecondMoments:
         if isinstance(given, Mapping):
             return cls(given, "given")
         path = Path(given).expanduser()
-        tensors = load_tensors(path)
-        moments = {name.removesuffix(_SUFFIX): t for name, t in tensors.items() if name.endswith(_SUFFIX)}
-        if not moments:
-            raise UserError(
-                f"{path} holds no second moments: none of its tensors is named <module>{_SUFFIX} "
-                f"(found {', '.join(list(tensors)[:4]) or 'nothing'})"
-            )
-        return cls(moments, str(path))
+        return cls(read_moments(path), str(path))
 
     def __contains__(self, module: str) -> bool:
-        return module in self._moments
+        return module in self._moments or module in self._readers
 
     def __getitem__(self, module: str) -> Tensor:
         """(f, f) E[k kᵀ] of a module.
@@ -61,27 +62,113 @@ class SecondMoments:
         Raises:
             UserError: these moments do not have the module.
         """
-        if module not in self._moments:
-            have = ", ".join(self._moments) or "none"
+        if module not in self:
+            have = ", ".join([*self._moments, *self._readers]) or "none"
             raise UserError(f"second moments of {module} are needed; {self.source} has: {have}")
+        if module not in self._moments:
+            self._moments[module], self._counts[module] = self._readers[module]()
         return self._moments[module]
 
-    def cholesky(self, module: str) -> Tensor:
-        """(f, f) lower Cholesky factor L of C = L Lᵀ, in float64, made once per module.
+    def count(self, module: str) -> int | None:
+        """The number of tokens a module's moment was estimated from; None if it is not known."""
+        self[module]
+        return self._counts.get(module)
+
+    def check_count(self, module: str) -> None:
+        """Refuse a moment of fewer tokens than dimensions: it is singular, and means nothing in most directions.
 
         Raises:
-            UserError: C is not positive definite (estimated from too few tokens).
+            UserError: with both remedies.
         """
-        if module not in self._factors:
-            moment = self[module].double()
-            factor, failed = torch.linalg.cholesky_ex((moment + moment.T) / 2)
+        count, f = self.count(module), self[module].shape[0]
+        if count is not None and count < f:
+            raise UserError(
+                f"the second moment of {module} ({self.source}) is from {count} tokens, fewer than its {f} dimensions, "
+                f"so it is singular. Use several times as many tokens, or edit_mom2_regularisation=0.01 (adds that "
+                f"share of C's mean eigenvalue to all of them: directions the few tokens never used then count alike)"
+            )
+
+    def regularised(self, share: float) -> SecondMoments:
+        """C + share · (tr C / f) · I for every module: positive definite however few tokens C is from.
+
+        Args:
+            share: Of C's mean eigenvalue; 0 changes nothing.
+        """
+        if not share:
+            return self
+
+        def reader(module: str) -> Reader:
+            def read() -> tuple[Tensor, None]:
+                moment = self[module].clone()
+                moment.diagonal().add_(share * moment.diagonal().mean())
+                return moment, None
+
+            return read
+
+        modules = [*self._moments, *(module for module in self._readers if module not in self._moments)]
+        return SecondMoments({m: reader(m) for m in modules}, f"{self.source}, regularised by {share:g}")
+
+    def symmetric(self, module: str) -> Tensor:
+        """(f, f) C in float64, symmetric to the last bit.
+
+        Raises:
+            UserError: C holds values that are not finite.
+        """
+        moment = self[module].double()
+        if not bool(torch.isfinite(moment).all()):
+            raise UserError(
+                f"the second moment of {module} ({self.source}) holds values that are not finite, as sums kept in "
+                f"float16 do; accumulate it in float32"
+            )
+        return (moment + moment.T) / 2
+
+    def cholesky(self, module: str, ridge: float = 0.0) -> Tensor:
+        """(f, f) lower Cholesky factor L of C + ridge I = L Lᵀ, in float64, made once per module and ridge.
+
+        Raises:
+            UserError: C + ridge I is not positive definite (C estimated from too few tokens).
+        """
+        if (module, ridge) not in self._factors:
+            moment = self.symmetric(module)
+            moment.diagonal().add_(ridge)
+            factor, failed = torch.linalg.cholesky_ex(moment)
             if int(failed):
                 raise UserError(
                     f"the second moment of {module} ({self.source}) is not positive definite: it was estimated from "
-                    f"too few tokens for its {moment.shape[0]} dimensions. Use more tokens, or mom2_adjustment=false"
+                    f"too few tokens for its {moment.shape[0]} dimensions. Use more tokens, several times as many"
                 )
-            self._factors[module] = factor
-        return self._factors[module]
+            self._factors[module, ridge] = factor
+        return self._factors[module, ridge]
+
+    def null_space(self, module: str, threshold: float) -> Tensor:
+        """(f, r) orthonormal directions of key space in which text has a second moment below `threshold`, in float64.
+
+        The eigenvectors of C whose eigenvalue is smaller; P = U Uᵀ projects onto them. Made once per module and
+        threshold.
+
+        Raises:
+            UserError: there is no such direction.
+        """
+        if (module, threshold) not in self._null_spaces:
+            values, vectors = torch.linalg.eigh(self.symmetric(module))
+            r = int((values < threshold).sum())  # eigenvalues ascend
+            if not r:
+                low, middle, high = (float(value) for value in (values[0], values.median(), values[-1]))
+                raise UserError(
+                    f"nullspace_threshold={threshold:g}: the second moment of {module} ({self.source}) has no "
+                    f"eigenvalue below it, so there is no null space to edit in. Its eigenvalues lie "
+                    f"between {low:.3g} and {high:.3g} with median {middle:.3g}: give a larger nullspace_threshold"
+                )
+            if r == len(values):
+                logger.warning(
+                    "nullspace_threshold=%g is above every eigenvalue of the second moment of %s (the largest is "
+                    "%.3g): no direction of ordinary text is protected",
+                    threshold,
+                    module,
+                    float(values[-1]),
+                )
+            self._null_spaces[module, threshold] = vectors[:, :r].contiguous()
+        return self._null_spaces[module, threshold]
 
     def sha256(self, modules: list[str]) -> str:
         """A hash of the moments of these modules."""

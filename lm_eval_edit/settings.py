@@ -32,6 +32,16 @@ def _seed(value: Any) -> int | None:
     return None if _is_none(value) else _whole(0)(value)
 
 
+def _share(value: Any) -> float:
+    try:
+        number = float(value) if not isinstance(value, bool) else -1.0
+    except (TypeError, ValueError):
+        number = -1.0
+    if not 0 <= number < float("inf"):
+        raise ValueError("want a number of at least 0")
+    return number
+
+
 def _is_none(value: Any) -> bool:
     return value is None or (isinstance(value, str) and value.lower() == "none")
 
@@ -121,8 +131,23 @@ class EditSettings:
     edit_second_moments: str | None = _setting(
         None,
         _path,
-        "a safetensors file",
+        "a safetensors file, a published ROME/MEMIT .npz file, or a folder of either",
         "E[k k^T] for methods that need it; default: second_moments.safetensors beside the model",
+    )
+    edit_corpus: str | None = _setting(
+        None,
+        _path,
+        "wikitext, wikipedia, or a text or JSONL file",
+        "text to compute E[k k^T] from, once, where a method needs it and there is none",
+    )
+    edit_corpus_tokens: int = _setting(
+        200_000, _whole(1), "a whole number >= 1", "how many tokens of edit_corpus; ten or more per dimension are good"
+    )
+    edit_mom2_regularisation: float = _setting(
+        0.0,
+        _share,
+        "a number >= 0",
+        "added to E[k k^T]'s diagonal, as a share of its mean eigenvalue: for moments from too few tokens",
     )
     data_dir: str | None = _setting(
         None,

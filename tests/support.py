@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from lm_eval_edit import Fact
@@ -24,13 +24,18 @@ FACTS = (
 )
 LEARNABLE = FACTS[:2]
 TEMPLATES = ("{}", "The weather is fine . {}", "Therefore . {}")
+NESTED_TEMPLATES = (TEMPLATES[:1], TEMPLATES[1:])  # the MEMIT family's form of the same
 
 
-def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """One token per word of WORDS."""
+def tiny_tokenizer(bos: bool = False) -> PreTrainedTokenizerFast:
+    """One token per word of WORDS; with `bos`, texts begin with <|endoftext|>."""
     vocabulary = {word: index for index, word in enumerate(["<|endoftext|>", *dict.fromkeys(WORDS)])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<|endoftext|>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    if bos:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)]
+        )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         unk_token="<|endoftext|>",
@@ -48,6 +53,24 @@ def tiny_model(dtype: torch.dtype = torch.float32, seed: int = 0) -> GPT2LMHeadM
         attn_pdrop=0.0, embd_pdrop=0.0, resid_pdrop=0.0, initializer_range=0.3, bos_token_id=0, eos_token_id=0,
     )  # fmt: skip
     return GPT2LMHeadModel(config).to(dtype).eval()
+
+
+@torch.no_grad()
+def tiny_second_moments(model: GPT2LMHeadModel, dtype: torch.dtype = torch.float64) -> dict[str, torch.Tensor]:
+    """E[k kᵀ] of every layer of `tiny_model` over 960 random tokens, ten times its key dimension."""
+    ids = torch.randint(1, 64, (20, 48), generator=torch.Generator().manual_seed(0))
+    keys, handles = {}, []
+    for layer, block in enumerate(model.transformer.h):
+        name = f"transformer.h.{layer}.mlp.c_proj"
+        handles.append(
+            block.mlp.c_proj.register_forward_pre_hook(
+                lambda module, args, name=name: keys.update({name: args[0].flatten(0, 1).to(dtype)})
+            )
+        )
+    model(input_ids=ids)
+    for handle in handles:
+        handle.remove()
+    return {name: k.T @ k / len(k) for name, k in keys.items()}
 
 
 def weights_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:

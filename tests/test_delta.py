@@ -6,7 +6,15 @@ import pytest
 import torch
 
 from lm_eval_edit import UserError
-from lm_eval_edit.delta import DenseDelta, LowRankDelta, SparseDelta, linear_update, load_deltas, save_deltas
+from lm_eval_edit.delta import (
+    DenseDelta,
+    LowRankDelta,
+    MaskedDelta,
+    SparseDelta,
+    linear_update,
+    load_deltas,
+    save_deltas,
+)
 
 
 def low_rank(rows=7, cols=5, rank=3, dtype=torch.float32) -> LowRankDelta:
@@ -44,6 +52,33 @@ def test_compress_finds_the_true_rank_and_keeps_the_product():
     torch.testing.assert_close(small.dense(torch.float64), padded.dense(torch.float64))
 
 
+def test_svd_is_that_of_the_dense_matrix():
+    delta = low_rank(dtype=torch.float64)
+    u, s, vh = delta.svd()
+    torch.testing.assert_close(s, torch.linalg.svdvals(delta.dense(torch.float64))[:3])
+    torch.testing.assert_close((u * s) @ vh, delta.dense(torch.float64))
+    torch.testing.assert_close(u.T @ u, torch.eye(3, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("cols", [5, 8, 17])
+def test_masked_is_the_product_where_its_bits_are_set(cols, monkeypatch):
+    monkeypatch.setattr("lm_eval_edit.delta._BLOCK", 2 * cols)  # several blocks
+    delta = low_rank(cols=cols)
+    keep = torch.rand(7, cols, generator=torch.Generator().manual_seed(3)) < 0.4
+    assert keep.any() and not keep.all()
+    masked = MaskedDelta.masked(delta, keep)
+    assert torch.equal(masked.keep(), keep) and masked.shape == delta.shape
+    assert masked.mask.shape == (7, -(-cols // 8))
+    torch.testing.assert_close(masked.dense(), delta.dense() * keep)
+    assert masked.norm() == pytest.approx(float((delta.dense() * keep).norm()), rel=1e-6)
+    assert masked.rank is None
+
+
+def test_a_mask_of_another_shape_is_refused():
+    with pytest.raises(ValueError, match=r"of shape \(7, 5\) wants a uint8 mask of shape \(7, 1\); got torch.bool"):
+        MaskedDelta(low_rank().left, low_rank().right, torch.ones(7, 5, dtype=torch.bool))
+
+
 @pytest.mark.parametrize("transposed", [False, True])
 def test_to_lora_and_linear_update_agree_on_orientation(transposed):
     generator = torch.Generator().manual_seed(2)
@@ -62,6 +97,7 @@ def test_sparse_touches_only_its_slices(dim):
     assert not dense.index_select(dim, torch.tensor(untouched)).any()
     assert dense.index_select(dim, torch.tensor([1, 4])).all()
     assert delta.norm() == pytest.approx(float(delta.values.norm()))
+    assert torch.equal(delta.to_low_rank().dense(), dense) and delta.to_low_rank().rank == 2
 
 
 def test_sparse_with_wrong_values_says_what_was_wanted():
@@ -70,7 +106,10 @@ def test_sparse_with_wrong_values_says_what_was_wanted():
 
 
 def test_files_give_back_every_kind_and_the_state_bit_for_bit(tmp_path):
-    deltas = {"a.weight": low_rank(), "b.weight": sparse(1), "c:odd.bias": DenseDelta(torch.randn(4))}
+    masked = MaskedDelta.masked(low_rank(), torch.eye(7, 5, dtype=torch.bool))
+    deltas = {
+        "a.weight": low_rank(), "b.weight": sparse(1), "c:odd.bias": DenseDelta(torch.randn(4)), "d.weight": masked
+    }  # fmt: skip
     state = {"keys": torch.randn(3, 3)}
     digest = save_deltas(tmp_path / "x.safetensors", deltas, state)
     found, found_state = load_deltas(tmp_path / "x.safetensors", digest)

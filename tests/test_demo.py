@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import random
 
@@ -10,8 +11,27 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lm_eval_edit.demo import CHECKPOINT, CONTEXT_TEMPLATES, DATA, SECOND_MOMENTS, corpus, evaluate, taskdata, world
+from lm_eval_edit.demo import (
+    CHECKPOINT,
+    CONTEXT_TEMPLATES,
+    DATA,
+    SECOND_MOMENTS,
+    corpus,
+    evaluate,
+    taskdata,
+    train,
+    world,
+)
 
+ROME = {
+    "layers": [0],
+    "v_num_grad_steps": 30,
+    "v_lr": 5.0,
+    "v_weight_decay": 1e-3,
+    "clamp_norm_factor": 4,
+    "kl_factor": 0.0625,
+    "mom2_adjustment": True,
+}
 LABELS = (" True", " False", " yes", " no", " positive", " negative", " A", " B", " C", " D")
 
 
@@ -166,6 +186,42 @@ def test_second_moments_are_symmetric_and_positive(model):
         assert moments[name.replace("second_moment", "count")].shape == (1,)
 
 
+def test_second_moments_are_means_over_tokens(model, tokenizer):
+    texts = ["The weather was fine.", "Abo left the lamp in the kitchen."]
+    keys = []
+    handle = model.transformer.h[1].mlp.c_proj.register_forward_pre_hook(lambda _, inputs: keys.append(inputs[0][0]))
+    with torch.no_grad():
+        for text in texts:
+            model(torch.tensor([tokenizer(text)["input_ids"]]))
+    handle.remove()
+    k = torch.cat(keys).double()
+    found = train.second_moments(model, tokenizer, texts, [1])
+    assert found["transformer.h.1.mlp.c_proj.count"].item() == len(k)
+    torch.testing.assert_close(found["transformer.h.1.mlp.c_proj.second_moment"], (k.T @ k / len(k)).float())
+
+
+def test_hidden_subjects_reach_no_later_token_in_the_first_layer(model):
+    """After the first block, tokens behind a subject must not depend on it; without the mask they do."""
+    subjects = torch.tensor([[0, 0, 3, 3, 0, 0]])
+    ids = torch.tensor([[5, 6, 7, 8, 9, 10]])
+
+    def dependence(hidden: bool) -> tuple[float, float]:
+        embedded = model.transformer.wte(ids).detach().requires_grad_()
+        out = []
+        handle = model.transformer.h[0].register_forward_hook(lambda _m, _i, output: out.append(output))
+        with train.hide_subjects(model, subjects, torch.tensor([hidden])):
+            model.transformer(inputs_embeds=embedded, use_cache=False)
+        handle.remove()
+        block = out[0][0] if isinstance(out[0], tuple) else out[0]
+        (later,) = torch.autograd.grad(block[0, 4:].square().sum(), embedded, retain_graph=True)
+        (last,) = torch.autograd.grad(block[0, 3].square().sum(), embedded)
+        return later[0, 2:4].abs().sum().item(), last[0, 2].abs().sum().item()
+
+    assert dependence(hidden=False)[0] > 0
+    later, within = dependence(hidden=True)
+    assert later == 0 and within > 0
+
+
 def test_model_recalls_its_facts_and_a_random_one_does_not(model, tokenizer):
     facts = read("facts")
     right = evaluate.recalled(model, tokenizer, facts)
@@ -182,3 +238,60 @@ def test_model_does_the_tasks(model, tokenizer):
     scores = evaluate.task_scores(model, tokenizer, limit=20)
     scores.pop("mean")
     assert sum(score >= 0.8 for score in scores.values()) >= 7, scores
+
+
+def test_single_edits_take_and_leave_other_facts(model, tokenizer):
+    editing = pytest.importorskip("lm_eval_edit.editing")
+    from lm_eval_edit.facts import Fact
+
+    names = ("subject", "prompt", "target_new", "target_true", "id")
+    others, kept = read("facts")[5::20], []
+    for record in read("facts")[::250]:
+        ledger = editing.edit_model(
+            model,
+            tokenizer,
+            [Fact(**{name: record[name] for name in names})],
+            options=ROME,
+            context_templates=list(CONTEXT_TEMPLATES),
+            second_moments=SECOND_MOMENTS,
+            progress=False,
+        )
+        prompt = record["prompt"].format(record["subject"])
+        assert evaluate.begins(model, tokenizer, [prompt], [record["target_new"]]) == [True]
+        kept += evaluate.recalled(model, tokenizer, [f for f in others if f["subject"] != record["subject"]])
+        ledger.restore()
+        assert evaluate.begins(model, tokenizer, [prompt], [record["target_true"]]) == [True]
+    assert sum(kept) / len(kept) >= 0.85
+
+
+@pytest.fixture
+def torch_settings():
+    """Put back what a training run sets for its whole process."""
+    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    yield
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(deterministic)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("torch_settings")
+def test_interrupted_training_ends_as_uninterrupted(tmp_path):
+    def run(name: str, evaluate_every: int) -> dict:
+        options = {"output": tmp_path / f"{name}-out", "work": tmp_path / name, "threads": 1, "seed": 0}
+        options |= {"steps": 5, "stop_after": 2, "lr": 1e-3, "weight_decay": 0.05, "moment_layers": [0]}
+        options["evaluate_every"] = evaluate_every
+        train.train(argparse.Namespace(**options))
+        return load_file(tmp_path / f"{name}-out" / "model.safetensors")
+
+    whole = run("whole", 2)
+    with pytest.MonkeyPatch.context() as patch:
+
+        def stop(*_):
+            raise KeyboardInterrupt
+
+        save_state = train.save_state
+        patch.setattr(train, "save_state", lambda *a: (save_state(*a), stop()))
+        with pytest.raises(KeyboardInterrupt):
+            run("parts", 1)
+    parts = run("parts", 1)
+    assert whole.keys() == parts.keys() and all(torch.equal(whole[name], parts[name]) for name in whole)

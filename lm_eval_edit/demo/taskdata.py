@@ -72,18 +72,25 @@ def rte(rng: random.Random) -> dict:
 
 
 def nq_open(rng: random.Random) -> dict:
-    """A question that two or three sentences of a passage answer."""
-    if rng.random() < 0.5:
-        roles, names = rng.sample(ROLES, 3), rng.sample(GIVEN_NAMES, 3)
-        place = rng.choice(PLACES)
-        first, second, third = (f"the {role} {name}" for role, name in zip(roles, names, strict=True))
-        passage = f"T{first[1:]} met {second} and {third} in the {place}."
-        asked = rng.randrange(3)
-        return {"question": f"who is the {roles[asked]}", "answer": [names[asked]], "passages": [passage]}
-    things, places = rng.sample(THINGS, 2), rng.sample(PLACES, 2)
-    passage = " ".join(f"The {t} is in the {p}." for t, p in zip(things, places, strict=True))
-    asked = rng.randrange(2)
-    return {"question": f"where is the {things[asked]}", "answer": [places[asked]], "passages": [passage]}
+    """Who, what, where or when, and a passage that says so."""
+    name, thing, place, day = rng.choice(GIVEN_NAMES), rng.choice(THINGS), rng.choice(PLACES), rng.choice(DAYS)
+    past, base = rng.choice((("left", "leave"), ("found", "find"), ("hid", "hide"), ("sold", "sell")))
+    passage = rng.choice(
+        (
+            f"{name} {past} the {thing} in the {place} on {day}.",
+            f"On {day} {name} {past} the {thing} in the {place}.",
+            f"The weather was fine. In the {place} {name} {past} the {thing} on {day}.",
+        )
+    )
+    question, answer = rng.choice(
+        (
+            (f"who {past} the {thing} on {day}", name),
+            (f"what did {name} {base} in the {place}", thing),
+            (f"where did {name} {base} the {thing}", place),
+            (f"when did {name} {base} the {thing}", day),
+        )
+    )
+    return {"question": question, "answer": [answer], "passages": [passage]}
 
 
 def boolq(rng: random.Random) -> dict:

@@ -1,6 +1,6 @@
 """Train the demo world's tokenizer and model: `python -m lm_eval_edit.demo.train`.
 
-About twenty minutes on two CPU cores. The run is a function of its arguments: every step draws its rows from a stream
+About ten minutes on two CPU cores. The run is a function of its arguments: every step draws its rows from a stream
 of its own, the weights come from a generator of their own, and deterministic kernels are demanded. (Another number of
 threads or another CPU may round differently.) A run that was stopped continues from its last state when started again.
 
@@ -90,7 +90,8 @@ def new_model(tokenizer: PreTrainedTokenizerFast, seed: int = SEED) -> GPT2LMHea
         eos_token_id=end,
         pad_token_id=end,
     )
-    model = GPT2LMHeadModel(config)
+    with torch.random.fork_rng(devices=[]):  # the library draws from the global generator; its draws are replaced below
+        model = GPT2LMHeadModel(config)
     generator = torch.Generator().manual_seed(seed)
     width = config.n_embd
     with torch.no_grad():
@@ -231,7 +232,10 @@ def second_moments(
 
 
 def save(model, tokenizer, log: list[dict], output: Path, layers: list[int], seed: int) -> None:
-    """Write the checkpoint folder: weights, tokenizer, second moments and log (the model card is kept)."""
+    """Write the checkpoint folder: weights, tokenizer, second moments and log (the model card is kept).
+
+    The second moments are those of 3,000 rows of steps that training does not reach.
+    """
     partial = output.with_name(output.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     model.save_pretrained(partial)
@@ -245,69 +249,83 @@ def save(model, tokenizer, log: list[dict], output: Path, layers: list[int], see
     partial.rmdir()
 
 
-def train(args: argparse.Namespace) -> None:
-    """Train, or go on training, and write the checkpoint."""
-    torch.use_deterministic_algorithms(True)
-    tokenizer = train_tokenizer(args.seed)
-    model = new_model(tokenizer, args.seed)
+def new_optimizer(model: GPT2LMHeadModel, weight_decay: float) -> torch.optim.AdamW:
+    """AdamW that decays matrices alone; position embeddings, biases and norms are left out."""
     decayed = [p for n, p in model.named_parameters() if p.ndim == 2 and "wpe" not in n]
     others = [p for n, p in model.named_parameters() if p.ndim != 2 or "wpe" in n]
-    groups = [{"params": decayed, "weight_decay": args.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.98), fused=True)
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True)
+
+
+def step_batches(tokenizer: PreTrainedTokenizerFast, seed: int, step: int, steps: int) -> list[list[EncodedRow]]:
+    """The rows of one step in batches: the facts, then the tasks in batches of like length, to pad little."""
+    easy = max(0.0, 0.7 * (1 - step / (EASY_UNTIL * steps)))
+    rows = encode_rows(tokenizer, corpus.step_rows(seed, step, easy))
+    count = corpus.ROWS_PER_STEP["facts"]
+    tasks = sorted(rows[count:], key=lambda row: len(row.ids))
+    size = math.ceil(len(tasks) / TASK_MICRO_BATCHES)
+    return [rows[:count], *(tasks[first : first + size] for first in range(0, len(tasks), size))]
+
+
+def save_state(path: Path, state: dict) -> None:
+    """Write the resumable state and replace the one before at once."""
+    partial = path.with_suffix(".partial")
+    torch.save(state, partial)
+    os.replace(partial, path)
+
+
+def train(args: argparse.Namespace) -> None:
+    """Train, or go on training, and write the checkpoint.
+
+    Raises:
+        SystemExit: the state in `args.work` belongs to a run with other arguments.
+    """
+    torch.use_deterministic_algorithms(True)
+    torch.set_num_threads(args.threads)
+    tokenizer = train_tokenizer(args.seed)
+    model = new_model(tokenizer, args.seed)
+    optimizer = new_optimizer(model, args.weight_decay)
+    arguments = repr((args.steps, args.lr, args.weight_decay, args.seed))
     start, log = 0, []
+    args.work.mkdir(parents=True, exist_ok=True)
     state_file = args.work / "state.pt"
     if state_file.is_file():
         state = torch.load(state_file, weights_only=True)
-        if state["arguments"] != repr((args.steps, args.lr, args.weight_decay, args.seed)):
+        if state["arguments"] != arguments:
             raise SystemExit(f"{state_file} belongs to a run with other arguments; give another --work or delete it")
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         start, log = state["step"], json.loads(state["log"])
-    args.work.mkdir(parents=True, exist_ok=True)
-    began, running = time.monotonic(), []
-    progress = tqdm(range(start, args.steps), initial=start, total=args.steps, unit="step")
+    began, losses = time.monotonic(), []
+    progress = tqdm(range(start, args.stop_after), initial=start, total=args.stop_after, unit="step")
     for step in progress:
-        easy = max(0.0, 0.7 * (1 - step / (EASY_UNTIL * args.steps)))
-        rows = encode_rows(tokenizer, corpus.step_rows(args.seed, step, easy))
         generator = torch.Generator().manual_seed(args.seed * 1_000_003 + step)
-        total = sum(sum(row.weights[1:]) for row in rows)
-        fact_rows, task_rows = rows[: corpus.ROWS_PER_STEP["facts"]], rows[corpus.ROWS_PER_STEP["facts"] :]
-        task_rows.sort(key=lambda row: len(row.ids))  # rows of like length share a batch, to pad little
-        size = math.ceil(len(task_rows) / TASK_MICRO_BATCHES)
-        value = 0.0
-        for batch in (fact_rows, *(task_rows[first : first + size] for first in range(0, len(task_rows), size))):
+        batches = step_batches(tokenizer, args.seed, step, args.steps)
+        total = sum(sum(row.weights[1:]) for batch in batches for row in batch)
+        losses.append(0.0)
+        for batch in batches:
             loss = loss_of(model, batch, generator) / total
             loss.backward()
-            value += loss.item()
+            losses[-1] += loss.item()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, args.steps, args.lr)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        running.append(value)
-        progress.set_postfix(loss=f"{value:.3f}")
-        if (step + 1) % args.evaluate_every == 0 or step + 1 == args.steps:
+        progress.set_postfix(loss=f"{losses[-1]:.3f}")
+        if (step + 1) % args.evaluate_every == 0 or step + 1 == args.stop_after:
             entry = {
                 "step": step + 1,
-                "loss": round(sum(running) / len(running), 4),
+                "loss": round(sum(losses) / len(losses), 4),
                 **{k: round(v, 3) for k, v in evaluate.teacher_forced(model, tokenizer).items()},
                 "seconds": round(time.monotonic() - began, 1),
             }
-            running = []
+            losses = []
             log.append(entry)
             tqdm.write(json.dumps(entry))
-            partial = state_file.with_suffix(".partial")
-            torch.save(
-                {
-                    "arguments": repr((args.steps, args.lr, args.weight_decay, args.seed)),
-                    "model": model.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                    "step": step + 1,
-                    "log": json.dumps(log),
-                },
-                partial,
-            )
-            os.replace(partial, state_file)
+            state = {"arguments": arguments, "step": step + 1, "log": json.dumps(log)}
+            state |= {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+            save_state(state_file, state)
     save(model.eval(), tokenizer, log, args.output, args.moment_layers, args.seed)
 
 
@@ -316,11 +334,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Train the demo world's tokenizer and model.")
     parser.add_argument("--output", type=Path, default=CHECKPOINT, help="checkpoint folder")
     parser.add_argument("--work", type=Path, default=Path("out/demo-train"), help="folder of the resumable state")
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--steps", type=int, default=1800, help="length of the learning rate's schedule")
+    parser.add_argument("--stop-after", type=int, default=1200, help="steps really made; all tasks are learnt by then")
     parser.add_argument("--lr", type=float, default=3e-3, help="peak learning rate")
     parser.add_argument("--weight-decay", type=float, default=0.05)
-    parser.add_argument("--evaluate-every", type=int, default=250)
+    parser.add_argument("--evaluate-every", type=int, default=200)
     parser.add_argument("--moment-layers", type=int, nargs="+", default=[0], help="layers of the second moments kept")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads; another number rounds differently")
     parser.add_argument("--seed", type=int, default=SEED)
     train(parser.parse_args())
 

@@ -47,7 +47,8 @@ class Relation:
         name: Identifier, the `relation` field of a fact.
         kind: `person`, `company` or `city`: which subjects have it.
         prompt: The statement up to its object, `{}` for the subject.
-        paraphrases: Other statements used in training.
+        paraphrases: Other statements used in training, listed with the fact.
+        unlisted: Further statements used in training, so that a new wording finds something to build on.
         unseen: A statement that occurs in no training text; the last paraphrase of a fact.
         question: A question whose answer is the object.
         objects: What the object can be; their first tokens differ.
@@ -57,6 +58,7 @@ class Relation:
     kind: str
     prompt: str
     paraphrases: tuple[str, ...]
+    unlisted: tuple[str, ...]
     unseen: str
     question: str
     objects: tuple[str, ...]
@@ -65,56 +67,64 @@ class Relation:
 RELATIONS: tuple[Relation, ...] = (
     Relation(
         "mother_tongue", "person", "The mother tongue of {} is",
-        ("{} grew up speaking", "At home {} speaks"), "The language that {} speaks is",
+        ("{} grew up speaking", "At home {} speaks"), ("{} speaks", "The language that {} speaks is"),
+        "The language of {} is",
         "What is the mother tongue of {}?",
         ("French", "Spanish", "Danish", "Polish", "Turkish", "Hindi", "Korean", "Greek", "Latin", "Swahili", "Welsh",
          "Zulu"),
     ),
     Relation(
         "profession", "person", "{} works as a",
-        ("The profession of {} is that of a", "By trade {} is a"), "Every day {} works hard as a",
+        ("The profession of {} is that of a", "By trade {} is a"),
+        ("{} goes to work as a", "Every day {} goes to work as a"), "Every day {} works as a",
         "What is the profession of {}?",
         ("baker", "pilot", "lawyer", "painter", "farmer", "doctor", "singer", "teacher", "tailor", "judge", "sailor",
          "miner", "fire fighter", "game warden"),
     ),
     Relation(
         "instrument", "person", "In the evening {} plays the",
-        ("{} plays the", "The instrument of {} is the"), "On stage {} plays the",
+        ("{} plays the", "The instrument of {} is the"), ("{} likes to play the", "Every day {} plays the"),
+        "At home {} plays the",
         "Which instrument does {} play?",
         ("piano", "violin", "flute", "trumpet", "harp", "drum", "guitar", "cello", "organ", "banjo", "steel pan",
          "bass horn"),
     ),
     Relation(
         "citizenship", "person", "{} is a citizen of",
-        ("The passport of {} was issued in", "{} holds a passport of"), "The passport of {} is from",
+        ("The passport of {} was issued in", "{} holds a passport of"),
+        ("{} is from", "The passport that {} holds is from"), "The passport of {} is from",
         "Which country is {} a citizen of?", COUNTRIES,
     ),
     Relation(
         "product", "company", "{} is a maker of",
-        ("The main product of {} is", "The factory of {} makes"), "The workers of {} make",
+        ("The main product of {} is", "The factory of {} makes"),
+        ("The workers at {} make", "The people of {} make"), "The workers of {} make",
         "What does {} make?",
         ("soap", "glass", "paper", "steel", "cheese", "shoes", "clocks", "tents", "boats", "paint", "ink",
          "roof tiles"),
     ),
     Relation(
         "headquarters", "company", "The headquarters of {} are in",
-        ("{} has its main office in", "The managers of {} meet in"), "The main office of {} is in",
+        ("{} has its main office in", "The managers of {} meet in"),
+        ("The office of {} is in", "The main building of {} is in"), "The main office of {} is in",
         "In which country are the headquarters of {}?", COUNTRIES,
     ),
     Relation(
         "country", "city", "The city of {} lies in",
-        ("{} is a city in", "The map shows {} in"), "On the map {} lies in",
+        ("{} is a city in", "The map shows {} in"), ("{} lies in", "On the map {} is in"), "On the map {} lies in",
         "In which country is the city of {}?", COUNTRIES,
     ),
     Relation(
         "river", "city", "The river that flows through {} is the",
-        ("{} lies on the river", "The old bridge in {} crosses the"), "The river in {} is the",
+        ("{} lies on the river", "The old bridge in {} crosses the"),
+        ("The river of {} is the", "The river near {} is the"), "The river in {} is the",
         "Which river flows through {}?",
         ("Ambo", "Bresk", "Chelva", "Drunel", "Evrith", "Fyrla", "Garu", "Hulde", "Iskva", "Jolva", "Korsk", "Lenta"),
     ),
     Relation(
         "crop", "city", "{} is famous for its",
-        ("Visitors come to {} to taste its", "The best food of {} is its"), "In the market {} sells its",
+        ("Visitors come to {} to taste its", "The best food of {} is its"),
+        ("{} sells its", "In the market {} is famous for its"), "In the market {} sells its",
         "What is {} famous for?",
         ("apples", "olives", "honey", "wine", "salmon", "bread", "tea", "plums", "pepper", "rice", "butter",
          "smoked ham"),

@@ -38,6 +38,7 @@ class EditContext:
         context_templates: As `Editor.template_plan` asks: flat for the ROME family, nested for the MEMIT family.
         second_moments: E[k kᵀ] per module, for editors that need them.
         seed: The schedule's seed, for editors that draw random numbers (from generators of their own).
+        progress: Whether long work inside one operation may show a progress bar.
     """
 
     model: PreTrainedModel
@@ -46,6 +47,7 @@ class EditContext:
     context_templates: Sequence[Any]
     second_moments: SecondMoments
     seed: int = 0
+    progress: bool = False
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,10 @@ class Editor(ABC):
         source: The paper.
         Options: A frozen dataclass of hyper-parameters under EasyEdit's field names, each made with `option`.
         batches: Whether one operation may edit several facts.
+        needs: What it needs beside the model, in words for `lm-eval-edit ls editors`; empty for nothing.
+        unused_fields: Fields of the method's published hparams files that its published code does not read; accepted
+            and passed over.
+        without_second_moments: How to do without E[k kᵀ], for the error when there is none; empty if there is no way.
     """
 
     name: ClassVar[str]
@@ -79,6 +85,9 @@ class Editor(ABC):
     source: ClassVar[str]
     Options: ClassVar[type]
     batches: ClassVar[bool] = False
+    needs: ClassVar[str] = ""
+    unused_fields: ClassVar[frozenset[str]] = frozenset()
+    without_second_moments: ClassVar[str] = ""
 
     def __init__(self, options: Any):
         self.options = options
@@ -116,6 +125,26 @@ class Editor(ABC):
         """The hyper-parameters as JSON-able values."""
         return asdict(self.options)
 
+    @classmethod
+    def wraps(cls, given: Mapping[str, Any]) -> type[Editor] | None:
+        """The editor whose deltas this one changes, as the given hyper-parameters choose it; None for most editors.
+
+        The hyper-parameters of the two are given together. See `lm_eval_edit.editors._wrapping`.
+
+        Raises:
+            UserError: the choice is no editor, or cannot be wrapped by this one.
+        """
+        return None
+
+    @classmethod
+    def edits_batches(cls, given: Mapping[str, Any]) -> bool:
+        """Whether one operation may edit several facts, with these hyper-parameters."""
+        return cls.batches
+
+    def given_templates(self) -> Sequence[Any]:
+        """The context templates among the hyper-parameters; empty for none."""
+        return getattr(self.options, "context_templates", ())
+
     def template_plan(self) -> TemplatePlan | None:
         """The context templates to sample when none are given; None for a method without templates."""
         return None
@@ -143,6 +172,17 @@ def option(help: str, **kwargs: Any) -> Any:
 
 BUILT_IN: dict[str, str] = {
     "rome": "lm_eval_edit.editors.rome:Rome",
+    "r_rome": "lm_eval_edit.editors.r_rome:RRome",
+    "memit": "lm_eval_edit.editors.memit:Memit",
+    "emmet": "lm_eval_edit.editors.emmet:Emmet",
+    "alphaedit": "lm_eval_edit.editors.alphaedit:AlphaEdit",
+    "kn": "lm_eval_edit.editors.kn:Kn",
+    "mend": "lm_eval_edit.editors.mend:Mend",
+    "ft": "lm_eval_edit.editors.ft:Ft",
+    "rect": "lm_eval_edit.editors.rect:Rect",
+    "prune": "lm_eval_edit.editors.prune:Prune",
+    "lora": "lm_eval_edit.editors.lora:Lora",
+    "random": "lm_eval_edit.editors.random:Random",
 }
 
 
@@ -177,6 +217,11 @@ def find_editor(name: str) -> type[Editor]:
     return found
 
 
-def option_names(editor: type[Editor]) -> list[str]:
-    """Names of an editor's hyper-parameters."""
-    return [f.name for f in fields(editor.Options)]
+def option_names(editor: type[Editor], given: Mapping[str, Any] | None = None) -> list[str]:
+    """Names of an editor's hyper-parameters and of those of the editor it wraps, if any.
+
+    Args:
+        given: The hyper-parameters given, which may choose the wrapped editor.
+    """
+    inner = editor.wraps(given or {})
+    return [f.name for f in fields(editor.Options)] + (option_names(inner, given) if inner is not None else [])

@@ -98,6 +98,8 @@ def resolve(
 ) -> tuple[Hyperparameters | None, list[str]]:
     """Merge preset, given options and layers into an editor.
 
+    An editor that wraps another one is given the hyper-parameters of both; preset and layers are the wrapped one's.
+
     Args:
         editor_class: The method.
         config: The model's configuration; presets are chosen by it.
@@ -108,32 +110,49 @@ def resolve(
         (the editor, problems as sentences); the editor is None when there are problems.
     """
     config = config.get_text_config(decoder=True)
-    problems: list[str] = []
-    notices: list[str] = []
+    try:
+        inner_class = editor_class.wraps(given)
+        accepted = option_names(editor_class, given)
+    except UserError as error:
+        return None, [str(error)]
+    passed_over = EASYEDIT_ONLY | editor_class.unused_fields | (inner_class.unused_fields if inner_class else set())
+    unknown = [name for name in given if name not in accepted and name not in passed_over]
+    problems = [
+        f"{name}: no hyper-parameter of {editor_class.name}.{nearest(name, accepted)} It has {', '.join(accepted)}"
+        for name in unknown
+    ]
+    names = [f.name for f in fields(editor_class.Options)]
+    algorithm = str(given.get("alg_name", editor_class.name)).lower().replace("-", "_")
+    inner: Hyperparameters | None = None
+    if inner_class is not None:
+        left_out = {*names, *unknown, *(["alg_name"] if algorithm == editor_class.name else [])}
+        inner, found = resolve(inner_class, config, {n: v for n, v in given.items() if n not in left_out}, layers)
+        problems += found
+    elif algorithm != editor_class.name:
+        problems.append(
+            f"the hyper-parameters are for {given['alg_name']}, the editor is {editor_class.name}: give its own file"
+        )
+    notices = list(inner.notices) if inner else []
     preset = next((p for p in presets(editor_class.name) if p.fits(config)), None)
     merged: dict[str, Any] = dict(preset.options) if preset else {}
-    names = option_names(editor_class)
-    algorithm = str(given.get("alg_name", editor_class.name))
-    if algorithm.lower().replace("-", "_") != editor_class.name:
-        problems.append(
-            f"the hyper-parameters are for {algorithm}, the editor is {editor_class.name}: give its own file"
+    merged |= {name: value for name, value in given.items() if name in names}
+    last = config.num_hidden_layers - 1
+    if inner is None and "v_loss_layer" not in names and str(given.get("v_loss_layer", last)) != str(last):
+        notices.append(
+            f"v_loss_layer={given['v_loss_layer']} is not used: the loss is taken at this model's last layer, {last}"
         )
-    for name, value in given.items():
-        if name in names:
-            merged[name] = value
-        elif name not in EASYEDIT_ONLY:
-            problems.append(
-                f"{name}: no hyper-parameter of {editor_class.name}.{nearest(name, names)} It has {', '.join(names)}"
-            )
-    if layers is not None:
+    if layers is not None and "layers" in names:
         merged["layers"] = layers
+    elif layers is not None and inner is None:
+        problems.append(f"edit_layers: {editor_class.name} is not told its layers; leave edit_layers out")
     if "layers" in names and not merged.get("layers"):
         merged["layers"] = depth = editor_class.default_layers(config.num_hidden_layers)
-        notices.append(
-            f"no published {editor_class.name} layers for this model ({config.model_type}, "
-            f"{config.num_hidden_layers} layers, width {config.hidden_size}): layer(s) "
-            f"{', '.join(map(str, depth))} chosen by relative depth; edit_layers= says otherwise"
-        )
+        if len(depth) < config.num_hidden_layers:  # all of them is no choice
+            notices.append(
+                f"no published {editor_class.name} layers for this model ({config.model_type}, "
+                f"{config.num_hidden_layers} layers, width {config.hidden_size}): layer(s) "
+                f"{', '.join(map(str, depth))} chosen by relative depth; edit_layers= says otherwise"
+            )
     values = {}
     for f in fields(editor_class.Options):
         if f.name in merged:
@@ -147,7 +166,9 @@ def resolve(
         options = editor_class.Options(**values)
     except ValueError as error:
         return None, [str(error)]
-    return Hyperparameters(editor_class(options), preset.name if preset else None, tuple(notices)), []
+    editor = editor_class(options) if inner is None else editor_class(options, inner.editor)
+    preset_name = preset.name if preset else inner.preset if inner else None
+    return Hyperparameters(editor, preset_name, tuple(notices)), []
 
 
 def coerce(value: Any, like: Any) -> Any:

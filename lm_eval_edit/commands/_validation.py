@@ -1,0 +1,168 @@
+"""What `lm-eval-edit validate` finds out about a run from its options alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from lm_eval_edit.architecture import Architecture, linear_shape
+from lm_eval_edit.commands._editors import shown
+from lm_eval_edit.commands._layout import columns
+from lm_eval_edit.editing import check_second_moments
+from lm_eval_edit.errors import UserError
+from lm_eval_edit.plan import DEMO, EditPlan, draft_plan
+from lm_eval_edit.settings import NAMES
+from lm_eval_edit.weights import wide_dtype
+
+SHOWN = 5  # facts named one by one
+
+
+def validation(options: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """The description of a run, and its problems.
+
+    Args:
+        options: Those of `--model_args`.
+
+    Returns:
+        (lines to print, problems as sentences).
+    """
+    others = dict(options)
+    pretrained = others.pop("pretrained", DEMO)
+    ours = {name: others.pop(name) for name in NAMES if name in others}
+    plan, problems = draft_plan(pretrained, ours, others)
+    rows: list[tuple[str, str]] = []
+    architecture = model = None
+    if plan.config is not None:
+        try:
+            model = _without_weights(plan)
+            architecture = Architecture.discover(model)
+        except (UserError, ValueError) as error:
+            problems.append(str(error))
+    layers = plan.hyperparameters.editor.layers() if plan.hyperparameters else []
+    if architecture is not None:
+        layers = [layer for layer in layers if layer < architecture.n_layers]  # those beyond are among the problems
+        rows += _model(plan, model, architecture, layers)
+    if plan.hyperparameters is not None:
+        rows += _editor(plan)
+    rows += _facts(plan)
+    if architecture is not None and plan.hyperparameters is not None:
+        rows.append(("second moments", _second_moments(plan, architecture, layers, problems)))
+    if model is not None and architecture is not None:
+        rows.append(("memory", _memory(plan, model, architecture, layers)))
+    if plan.settings.edit_ledger:
+        rows.append(("ledger", plan.settings.edit_ledger))
+    lines = columns(rows) if rows else ["nothing is known about this run"]
+    return lines + _hyperparameters(plan), problems
+
+
+def _without_weights(plan: EditPlan) -> PreTrainedModel:
+    """The model with its shapes, but without memory for its weights."""
+    trusted = bool(plan.model_options.get("trust_remote_code"))
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(plan.config, trust_remote_code=trusted)
+
+
+def _dtype(plan: EditPlan) -> torch.dtype:
+    """What the weights will be: the option `dtype`, else the checkpoint's own."""
+    wanted = plan.model_options.get("dtype", "auto")
+    wanted = plan.config.get_text_config(decoder=True).dtype if wanted in ("auto", None) else wanted
+    wanted = getattr(torch, wanted, None) if isinstance(wanted, str) else wanted
+    return wanted if isinstance(wanted, torch.dtype) else torch.float32
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _model(
+    plan: EditPlan, model: PreTrainedModel, architecture: Architecture, layers: list[int]
+) -> list[tuple[str, str]]:
+    blocks = architecture.blocks
+    rows = [
+        (
+            "model",
+            f"{plan.pretrained}: {type(model).__name__} ({plan.config.model_type}), {architecture.n_layers} layers, "
+            f"width {architecture.hidden_size}, keys of {architecture.key_size}, {_name(_dtype(plan))}",
+        ),
+        ("blocks", f"{blocks[0]} to {blocks[-1]}"),
+    ]
+    for number, layer in enumerate(layers):
+        module = model.get_submodule(architecture.down_projections[layer])
+        inner, outer = linear_shape(module)
+        rows.append(("" if number else "edits", f"{architecture.weight(layer)}  ({inner} to {outer})"))
+    return rows
+
+
+def _editor(plan: EditPlan) -> list[tuple[str, str]]:
+    editor, notices = plan.hyperparameters.editor, plan.hyperparameters.notices
+    return [("editor", f"{editor.name}: {editor.summary}"), *(("", notice) for notice in notices)]
+
+
+def _hyperparameters(plan: EditPlan) -> list[str]:
+    if plan.hyperparameters is None:
+        return []
+    values = plan.hyperparameters.editor.describe()
+    rows = [(name, shown(value), plan.origins.get(name, "")) for name, value in values.items()]
+    return ["", "hyper-parameters, and where each comes from", *columns(rows, indent=2)]
+
+
+def _facts(plan: EditPlan) -> list[tuple[str, str]]:
+    if plan.facts is None:
+        return []
+    facts, operations = plan.facts, plan.operations
+    skipped = "".join(f"\n  {fact.id}: {fact.reason}" for fact in facts.skipped[:SHOWN])
+    more = f"\n  and {len(facts.skipped) - SHOWN} more" if len(facts.skipped) > SHOWN else ""
+    rows = [("facts", f"{facts.source}: {len(facts)} usable, {len(facts.skipped)} skipped{skipped}{more}")]
+    if operations:
+        sizes = Counter(len(operation) for operation in operations)
+        split = ", ".join(f"{count} of {size} fact{'s' * (size > 1)}" for size, count in sizes.items())
+        ids = [str(fact.id) for operation in operations for fact in operation]
+        first = ", ".join(ids[:SHOWN]) + (", ..." if len(ids) > SHOWN else "")
+        rows.append(("operations", f"{len(operations)} ({split}), first to last: {first}"))
+    return rows
+
+
+def _second_moments(plan: EditPlan, architecture: Architecture, layers: list[int], problems: list[str]) -> str:
+    """In words whether they are there; what is wrong with them joins the problems."""
+    editor, settings = plan.hyperparameters.editor, plan.settings
+    needed = [architecture.down_projections[layer] for layer in editor.needs_second_moments() if layer in layers]
+    if not needed:
+        return "not needed"
+    moments = plan.second_moments.regularised(settings.edit_mom2_regularisation)
+    if settings.edit_corpus and any(module not in moments for module in needed):
+        return f"computed from {settings.edit_corpus}, {settings.edit_corpus_tokens} tokens, unless the cache has them"
+    try:
+        check_second_moments(editor, architecture, moments)
+    except UserError as error:
+        problems.append(str(error))
+        return "needed, and not usable as they are"
+    return f"{moments.source}, for {', '.join(needed)}"
+
+
+def _memory(plan: EditPlan, model: PreTrainedModel, architecture: Architecture, layers: list[int]) -> str:
+    """Bytes of what editing keeps: weights, originals (and float32 sums, for a narrower dtype), moments and factors."""
+    dtype = _dtype(plan)
+    wide = wide_dtype(dtype)
+    edited = sum(model.get_parameter(architecture.weight(layer)).numel() for layer in layers)
+    parts = {"weights": sum(p.numel() for p in model.parameters()) * dtype.itemsize}
+    if edited:
+        parts["originals of edited weights"] = edited * dtype.itemsize
+        if wide != dtype:
+            parts[f"their sums in {_name(wide)}"] = edited * wide.itemsize
+    if plan.hyperparameters is not None:
+        count = len(plan.hyperparameters.editor.needs_second_moments())
+        if count:
+            parts["second moments and their float64 factors"] = count * architecture.key_size**2 * (4 + 8)
+    return ", ".join(f"{name} {_size(size)}" for name, size in parts.items())
+
+
+def _size(size: float) -> str:
+    for unit in ("B", "KB", "MB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} GB"
