@@ -8,13 +8,12 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
-
-import safetensors.torch
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from lm_eval_edit.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor  # imported where it is used: comparing results needs files, but no tensors
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -102,11 +101,15 @@ def hash_json(content: Any) -> str:
 
 def hash_tensor(tensor: Tensor) -> str:
     """The sha256 of a tensor's bits (any dtype, any device)."""
+    import torch
+
     return sha256(tensor.detach().to("cpu").contiguous().flatten().view(torch.uint8).numpy().data)
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> str:
     """Write a safetensors file atomically, with texts in its header, and return the sha256 of its bytes."""
+    import safetensors.torch
+
     held = {name: t.detach().to("cpu").contiguous() for name, t in tensors.items()}
     content = safetensors.torch.save(held, dict(metadata) if metadata else None)
     write_bytes(path, content)
@@ -119,6 +122,8 @@ def load_tensors(path: Path, expected_sha256: str | None = None) -> dict[str, Te
     Raises:
         UserError: missing, not safetensors, or not the file with the expected sha256.
     """
+    import safetensors.torch
+
     try:
         content = path.read_bytes()
     except FileNotFoundError:

@@ -47,25 +47,25 @@ def cluster_bootstrap(clusters: Sequence[int], counts: np.ndarray, statistic: St
     return float(np.concatenate(values).std(ddof=1))
 
 
-def _f1(sums: np.ndarray) -> np.ndarray:
+def f1(sums: np.ndarray) -> np.ndarray:
     """(b, 3) true positives, predicted, gold -> (b,) F1; 0 where nothing was predicted and nothing is gold."""
     tp, either = sums[:, 0], sums[:, 1] + sums[:, 2]
     return np.divide(2 * tp, either, out=np.zeros_like(tp), where=either > 0)
 
 
-def _mean_ratio(sums: np.ndarray) -> np.ndarray:
+def mean_ratio(sums: np.ndarray) -> np.ndarray:
     """(b, 2 T) hits of the T types, then asked -> (b,) mean of hits/asked over the types that were asked at all."""
     hits, asked = np.split(sums, 2, axis=1)  # (b, T) each
     ratios = np.divide(hits, asked, out=np.zeros_like(hits), where=asked > 0)
     return ratios.sum(axis=1) / np.maximum((asked > 0).sum(axis=1), 1)
 
 
-def _entity_counts(items: Sequence[Sequence]) -> tuple[list[int], np.ndarray]:
+def entity_counts(items: Sequence[Sequence]) -> tuple[list[int], np.ndarray]:
     """(sentence, tp, predicted, gold) of each document -> clusters, (n, 3) counts."""
     return [item[0] for item in items], np.array([item[1:] for item in items], dtype=float)
 
 
-def _script_counts(items: Sequence[Sequence]) -> tuple[list[int], np.ndarray]:
+def script_counts(items: Sequence[Sequence]) -> tuple[list[int], np.ndarray]:
     """(sentence, type, hits, asked) of each document -> clusters, (n, 2 T) counts: hits of each type, then asked."""
     order = {name: i for i, name in enumerate(ENTITY_NAMES)}
     counts = np.zeros((len(items), 2 * len(order)))
@@ -76,12 +76,12 @@ def _script_counts(items: Sequence[Sequence]) -> tuple[list[int], np.ndarray]:
 
 def entity_f1(items: Sequence[Sequence]) -> float:
     """Micro F1 over all sentences and types. Items: (sentence, true positives, predicted, gold)."""
-    return float(_f1(_entity_counts(items)[1].sum(axis=0, keepdims=True))[0])
+    return float(f1(entity_counts(items)[1].sum(axis=0, keepdims=True))[0])
 
 
 def entity_f1_stderr(items: Sequence[Sequence]) -> float:
     """Standard error of `entity_f1`, by a bootstrap over sentences."""
-    return cluster_bootstrap(*_entity_counts(items), _f1)
+    return cluster_bootstrap(*entity_counts(items), f1)
 
 
 def entity_script(items: Sequence[Sequence]) -> float:
@@ -89,12 +89,12 @@ def entity_script(items: Sequence[Sequence]) -> float:
 
     A type that was never asked is left out of the mean (the script would divide by zero).
     """
-    return float(_mean_ratio(_script_counts(items)[1].sum(axis=0, keepdims=True))[0])
+    return float(mean_ratio(script_counts(items)[1].sum(axis=0, keepdims=True))[0])
 
 
 def entity_script_stderr(items: Sequence[Sequence]) -> float:
     """Standard error of `entity_script`, by a bootstrap over sentences."""
-    return cluster_bootstrap(*_script_counts(items), _mean_ratio)
+    return cluster_bootstrap(*script_counts(items), mean_ratio)
 
 
 def entity_valid_stderr(items: Sequence[Sequence]) -> float:

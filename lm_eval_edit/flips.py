@@ -1,0 +1,69 @@
+"""The documents that changed, with both outputs: what one reads to see *how* a model broke."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lm_eval_edit._files import write_bytes
+from lm_eval_edit.compare import Comparison, gains, is_binary
+from lm_eval_edit.pairing import Pair
+
+
+def write_flips(comparison: Comparison, file: Path) -> int:
+    """Write every document whose headline metric changed as JSONL and return how many there are.
+
+    A line has task, filter, doc_id, metric, change (`right to wrong`, `wrong to right`, or `worse`, `better` where the
+    metric is not 0/1), the prompt, the target, and for `base` and `edited` the output, the logged value and `valid`.
+    """
+    headlines = {(row.task, row.filter): row.metric for row in comparison.rows if row.headline}
+    lines = [
+        json.dumps(record, ensure_ascii=False)
+        for key, metric in headlines.items()
+        for record in _records(comparison.pairs[key], metric)
+    ]
+    write_bytes(file, "".join(f"{line}\n" for line in lines).encode())
+    return len(lines)
+
+
+def _records(pair: Pair, metric: str) -> Iterator[dict[str, Any]]:
+    before, after = pair.base.metrics[metric], pair.edited.metrics[metric]
+    moved = gains(before, after)
+    words = ("right to wrong", "wrong to right") if is_binary(before, after) else ("worse", "better")
+    for row in np.flatnonzero(moved):
+        base, edited = pair.base.line(row), pair.edited.line(row)
+        yield {
+            "task": pair.base.task,
+            "filter": pair.base.filter,
+            "doc_id": int(pair.base.doc_id[row]),
+            "metric": metric,
+            "change": words[int(moved[row] > 0)],
+            "prompt": prompt(base),
+            "target": base.get("target"),
+            "base": _side(base, metric),
+            "edited": _side(edited, metric),
+        }
+
+
+def _side(sample: Mapping[str, Any], metric: str) -> dict[str, Any]:
+    side = {"output": output(sample), "value": sample.get(metric)}
+    return side | ({"valid": sample["valid"]} if "valid" in sample and metric != "valid" else {})
+
+
+def prompt(sample: Mapping[str, Any]) -> Any:
+    """What the model was given: the context of the first request."""
+    return ((sample.get("arguments") or {}).get("gen_args_0") or {}).get("arg_0")
+
+
+def output(sample: Mapping[str, Any]) -> Any:
+    """What the model said: the text; for choices the likeliest continuation; else the filtered responses as logged."""
+    responses = sample.get("filtered_resps")
+    arguments = sample.get("arguments") or {}
+    if isinstance(responses, list) and len(responses) > 1 and all(isinstance(each, list) for each in responses):
+        best = int(np.argmax([float(each[0]) for each in responses]))
+        return (arguments.get(f"gen_args_{best}") or {}).get("arg_1", best)
+    return responses[0] if isinstance(responses, list) and len(responses) == 1 else responses

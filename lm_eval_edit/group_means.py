@@ -1,0 +1,167 @@
+"""Means over tasks with a paired interval of their own, and over edit seeds with the spread between them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from lm_eval_edit import statistics
+from lm_eval_edit.compare import INCONCLUSIVE, Comparison, Row, Settings, judge
+from lm_eval_edit.results import Run
+from lm_eval_edit.statistics import Estimate
+
+OVERALL = "mean of tasks"
+
+
+def group_rows(base: Run, rows: Sequence[Row], settings: Settings) -> Iterator[Row]:
+    """The means that the harness reports for groups, and the mean of all headline metrics where no group has it.
+
+    A group's weights (by task or by document) are not in the results; those are taken that give its reported figure. A
+    group whose tasks were not all compared, or whose figure neither gives, is left out.
+    """
+    children = base.results.get("group_subtasks") or {}
+    headlines = {(row.task, row.metric, row.filter): row for row in rows if row.headline}
+    covered = False
+    for group, figures in (base.results.get("groups") or {}).items():
+        leaves = list(dict.fromkeys(_leaves(group, children)))
+        for key, figure in figures.items():
+            metric, _, filter_name = key.partition(",")
+            members = [row for row in rows if (row.metric, row.filter) == (metric, filter_name) and row.task in leaves]
+            if {row.task for row in members} != set(leaves) or not isinstance(figure, int | float):
+                continue
+            weights = _weights(members, figure)
+            if weights is not None:
+                yield _mean(group, members, weights, settings)
+                covered |= {(row.task, row.metric, row.filter) for row in members} >= headlines.keys()
+    members = list(headlines.values())
+    if len(members) > 1 and not covered and len({row.higher_is_better for row in members}) == 1:
+        yield _mean(OVERALL, members, [1 / len(members)] * len(members), settings)
+
+
+def _leaves(group: str, children: Mapping[str, Sequence[str]]) -> Iterator[str]:
+    for child in children.get(group, ()):
+        if child in children:
+            yield from _leaves(child, children)
+        else:
+            yield child
+
+
+def _weights(members: Sequence[Row], figure: float) -> list[float] | None:
+    total = sum(row.n for row in members)
+    for weights in ([1 / len(members)] * len(members), [row.n / total for row in members]):
+        value = sum(w * row.base for w, row in zip(weights, members, strict=True))
+        if math.isclose(value, figure, rel_tol=1e-6, abs_tol=1e-9):
+            return weights
+    return None
+
+
+def _mean(name: str, members: Sequence[Row], weights: Sequence[float], settings: Settings) -> Row:
+    difference, p = statistics.weighted_mean([row.difference for row in members], weights, alpha=settings.alpha)
+    base, edited = (float(np.dot(weights, [getattr(row, side) for row in members])) for side in ("base", "edited"))
+    names = {row.metric for row in members}
+    row = Row(
+        task=name,
+        filter=members[0].filter if len({row.filter for row in members}) == 1 else "",
+        metric=names.pop() if len(names) == 1 else "headline",
+        headline=all(row.headline for row in members),
+        higher_is_better=members[0].higher_is_better,
+        n=sum(row.n for row in members),
+        clusters=sum(row.clusters for row in members),
+        cluster_field=None,
+        base=base,
+        edited=edited,
+        recovery=statistics.recovery(base, edited, members[0].higher_is_better),
+        difference=difference,
+        p=p,
+        test="t",
+        p_holm=p,
+        detectable=math.inf,
+        delta=settings.delta,
+        verdict=INCONCLUSIVE,
+        identical=all(row.identical for row in members),
+        flips=None,
+        members={row.task: w for row, w in zip(members, weights, strict=True)},
+    )
+    return judge(row, settings.alpha, 1)
+
+
+# --------------------------------------------------------------------------------------------------------------- seeds
+
+
+@dataclass(frozen=True)
+class SeedRow:
+    """One metric over several runs of one method that differ by their edit seed.
+
+    Attributes:
+        method: Editor and number of edits.
+        task, filter, metric: What.
+        runs: How many runs.
+        difference: Mean difference to the base over the runs.
+        between: Student's interval of the runs' spread: other facts, or another order of them.
+        within: The interval of a typical single run: other documents. The mean of the runs' variances is taken, as if
+            their errors were the same, so that it never claims too much.
+    """
+
+    method: str
+    task: str
+    filter: str
+    metric: str
+    runs: int
+    difference: float
+    between: tuple[float, float]
+    within: tuple[float, float]
+
+    def json(self) -> dict[str, Any]:
+        """As the schema has it."""
+        intervals = {
+            name: [value if math.isfinite(value) else None for value in getattr(self, name)]
+            for name in ("between", "within")
+        }
+        return dataclasses.asdict(self) | intervals
+
+
+def method_of(run: Run) -> str | None:
+    """What two runs have in common that differ by the facts' seed alone; None for models that we did not edit."""
+    edit = run.edit
+    if not edit.get("n_edits"):
+        return None
+    same = {key: edit.get(key) for key in ("editor", "n_edits", "edit_batch_size", "options", "layers")}
+    same["dataset"] = (edit.get("dataset") or {}).get("sha256")
+    same["model"] = edit.get("unedited_fingerprint")
+    return json.dumps(same, sort_keys=True)
+
+
+def seed_rows(comparisons: Sequence[Comparison], alpha: float) -> list[SeedRow]:
+    """A row for each metric of each method that was run with at least two seeds."""
+    methods: dict[str, dict[tuple, Comparison]] = {}
+    for each in comparisons:
+        if (method := method_of(each.edited)) is not None:
+            edit = each.edited.edit
+            methods.setdefault(method, {}).setdefault((edit.get("edit_seed"), edit.get("edit_offset")), each)
+    found = []
+    for by_seed in methods.values():
+        runs = list(by_seed.values())
+        if len(runs) < 2:
+            continue
+        edit = runs[0].edited.edit
+        name = f"{edit['editor']} n={edit['n_edits']}"
+        for rows in zip(*((*run.rows, *run.groups) for run in runs), strict=True):
+            between = statistics.between_runs([row.difference.value for row in rows], alpha=alpha)
+            within = _typical([row.difference for row in rows], between.value, alpha)
+            first = rows[0]
+            what = (name, first.task, first.filter, first.metric, len(rows))
+            found.append(SeedRow(*what, between.value, (between.low, between.high), within))
+    return found
+
+
+def _typical(differences: Sequence[Estimate], mean: float, alpha: float) -> tuple[float, float]:
+    stderr = math.sqrt(sum(d.stderr**2 for d in differences) / len(differences))
+    half = float(stats.norm.isf(alpha / 2)) * stderr
+    return mean - half, mean + half
