@@ -17,7 +17,7 @@ from lm_eval_edit.answers import Answer, edit_answers
 from lm_eval_edit.architecture import Architecture
 from lm_eval_edit.editors.base import EditContext, Editor, EditResult, find_editor
 from lm_eval_edit.editors.hyperparameters import resolve
-from lm_eval_edit.editors.templates import sample_templates
+from lm_eval_edit.editors.templates import check_templates, sample_templates
 from lm_eval_edit.errors import ConfigurationError, UserError
 from lm_eval_edit.facts import Fact
 from lm_eval_edit.ledger import Ledger, check_schedule, open_ledger, read_header
@@ -128,11 +128,21 @@ def run_operations(
     needed = [architecture.down_projections[layer] for layer in editor.needs_second_moments()]
     missing = [module for module in needed if module not in second_moments]
     if missing:
-        raise UserError(
-            f"{editor.name} with these options needs the second moments of {', '.join(missing)}, and "
-            f"{second_moments.source} has none of them. Give edit_second_moments=FILE (tensors named "
-            f"<module>.second_moment), or mom2_adjustment: false in edit_config"
+        found = (
+            "no second moments were given" if second_moments.source == "none" else f"{second_moments.source} has not"
         )
+        otherwise = f", or {editor.without_second_moments}" if editor.without_second_moments else ""
+        raise UserError(
+            f"{editor.name} with these options needs the second moments of {', '.join(missing)}; {found}. Give "
+            f"edit_second_moments=FILE (tensors named <module>.second_moment){otherwise}"
+        )
+    f = architecture.key_size
+    for module in needed:
+        if second_moments[module].shape != (f, f):
+            raise UserError(
+                f"the second moment of {module} ({second_moments.source}) has shape "
+                f"{tuple(second_moments[module].shape)}, this model's keys have {f} dimensions: it is another model's"
+            )
     templates = _templates(model, tokenizer, editor, context_templates, directory, seed)
     weights = EditedWeights(model)
     identity = {
@@ -149,10 +159,10 @@ def run_operations(
     check_schedule(ledger, operations)
     ledger.operations = ledger.operations[: len(operations)]
     ledger.finish = editor.finish
-    context = EditContext(model, tokenizer, architecture, templates, second_moments, seed)
+    context = EditContext(model, tokenizer, architecture, templates, second_moments, seed, progress)
     try:
-        _replay(ledger)
-        _continue(ledger, editor, context, operations, progress)
+        states = _replay(ledger)
+        _continue(ledger, editor, context, operations, states)
         weights.apply(editor.finish(weights.changes()))
         ledger.guards = guard(ledger)
         all_facts = [fact for operation in ledger.operations for fact in operation.facts]
@@ -175,16 +185,21 @@ def _templates(
     """The context templates: given, in the options, in the ledger that is continued, or sampled, in this order."""
     given = given or getattr(editor.options, "context_templates", None)
     plan = editor.template_plan()
-    if given or plan is None:
+    if plan is None:
         return list(given or [])
+    if given:
+        check_templates(given, plan, editor.name)
+        return list(given)
     header = read_header(directory) if directory is not None else None
     return header["extra"]["context_templates"] if header else sample_templates(model, tokenizer, plan, seed)
 
 
-def _replay(ledger: Ledger) -> None:
-    """Apply the operations a ledger already holds."""
+def _replay(ledger: Ledger) -> list[dict[str, torch.Tensor]]:
+    """Apply the operations a ledger already holds; returns what each left behind for later ones."""
+    states = []
     for operation in tqdm(ledger.operations, desc="replaying edits", unit="op", disable=not ledger.operations):
         ledger.weights.apply(operation.deltas)
+        states.append(operation.state)
         operation.release()
     if ledger.operations and ledger.fingerprint() != ledger.operations[-1].record["fingerprint"]:
         logger.warning(
@@ -192,6 +207,7 @@ def _replay(ledger: Ledger) -> None:
             "another processor or library rounds differently",
             ledger.directory,
         )
+    return states
 
 
 def _continue(
@@ -199,14 +215,14 @@ def _continue(
     editor: Editor,
     context: EditContext,
     operations: Sequence[Sequence[Fact]],
-    progress: bool,
+    states: list[dict[str, torch.Tensor]],
 ) -> None:
-    """Compute, apply and record the operations that are not in the ledger yet."""
+    """Compute, apply and record the operations that are not in the ledger yet; their states join `states`."""
     rest = operations[len(ledger.operations) :]
-    for facts in tqdm(rest, desc=f"editing ({editor.name})", unit="op", disable=not progress or not rest):
+    for facts in tqdm(rest, desc=f"editing ({editor.name})", unit="op", disable=not context.progress or not rest):
         before = edit_answers(context.model, context.tokenizer, facts)
         started = time.perf_counter()
-        result = editor.compute(context, facts, [operation.state for operation in ledger.operations])
+        result = editor.compute(context, facts, states)
         _check_finite(result, facts)
         ledger.weights.apply(result.deltas)
         seconds = time.perf_counter() - started
@@ -222,6 +238,7 @@ def _continue(
             "fingerprint": ledger.fingerprint(),
         }
         ledger.append(facts, result.deltas, result.state, record).release()
+        states.append(result.state)
 
 
 def _check_finite(result: EditResult, facts: Sequence[Fact]) -> None:

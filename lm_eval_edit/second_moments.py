@@ -29,7 +29,8 @@ class SecondMoments:
     def __init__(self, moments: Mapping[str, Tensor] | None = None, source: str = "none"):
         self._moments = dict(moments or {})
         self.source = source
-        self._factors: dict[str, Tensor] = {}
+        self._factors: dict[tuple[str, float], Tensor] = {}
+        self._null_spaces: dict[tuple[str, float], Tensor] = {}
 
     @classmethod
     def load(cls, given: str | Path | Mapping[str, Tensor] | SecondMoments | None) -> SecondMoments:
@@ -66,22 +67,59 @@ class SecondMoments:
             raise UserError(f"second moments of {module} are needed; {self.source} has: {have}")
         return self._moments[module]
 
-    def cholesky(self, module: str) -> Tensor:
-        """(f, f) lower Cholesky factor L of C = L Lᵀ, in float64, made once per module.
+    def symmetric(self, module: str) -> Tensor:
+        """(f, f) C in float64, symmetric to the last bit.
 
         Raises:
-            UserError: C is not positive definite (estimated from too few tokens).
+            UserError: C holds values that are not finite.
         """
-        if module not in self._factors:
-            moment = self[module].double()
-            factor, failed = torch.linalg.cholesky_ex((moment + moment.T) / 2)
+        moment = self[module].double()
+        if not bool(torch.isfinite(moment).all()):
+            raise UserError(
+                f"the second moment of {module} ({self.source}) holds values that are not finite, as sums kept in "
+                f"float16 do; accumulate it in float32"
+            )
+        return (moment + moment.T) / 2
+
+    def cholesky(self, module: str, ridge: float = 0.0) -> Tensor:
+        """(f, f) lower Cholesky factor L of C + ridge I = L Lᵀ, in float64, made once per module and ridge.
+
+        Raises:
+            UserError: C + ridge I is not positive definite (C estimated from too few tokens).
+        """
+        if (module, ridge) not in self._factors:
+            moment = self.symmetric(module)
+            moment.diagonal().add_(ridge)
+            factor, failed = torch.linalg.cholesky_ex(moment)
             if int(failed):
                 raise UserError(
                     f"the second moment of {module} ({self.source}) is not positive definite: it was estimated from "
-                    f"too few tokens for its {moment.shape[0]} dimensions. Use more tokens, or mom2_adjustment=false"
+                    f"too few tokens for its {moment.shape[0]} dimensions. Use more tokens, several times as many"
                 )
-            self._factors[module] = factor
-        return self._factors[module]
+            self._factors[module, ridge] = factor
+        return self._factors[module, ridge]
+
+    def null_space(self, module: str, threshold: float) -> Tensor:
+        """(f, r) orthonormal directions of key space in which text has a second moment below `threshold`, in float64.
+
+        The eigenvectors of C whose eigenvalue is smaller; P = U Uᵀ projects onto them. Made once per module and
+        threshold.
+
+        Raises:
+            UserError: there is no such direction.
+        """
+        if (module, threshold) not in self._null_spaces:
+            values, vectors = torch.linalg.eigh(self.symmetric(module))
+            r = int((values < threshold).sum())  # eigenvalues ascend
+            if not r:
+                low, middle, high = (float(value) for value in (values[0], values.median(), values[-1]))
+                raise UserError(
+                    f"nullspace_threshold={threshold:g}: the second moment of {module} ({self.source}) has no "
+                    f"eigenvalue below it, so there is no null space to edit in. Its eigenvalues lie "
+                    f"between {low:.3g} and {high:.3g} with median {middle:.3g}: give a larger nullspace_threshold"
+                )
+            self._null_spaces[module, threshold] = vectors[:, :r].contiguous()
+        return self._null_spaces[module, threshold]
 
     def sha256(self, modules: list[str]) -> str:
         """A hash of the moments of these modules."""

@@ -227,7 +227,11 @@ def test_all_problems_are_told_at_once_before_anything_changes():
         ({"editor": "nowhere:Editor"}, r"nowhere:Editor cannot be imported"),
         ({"layers": [3]}, r"layer 3 is out of range: the model has layers 0 to 2"),
         ({"alg_name": "MEMIT"}, r"the hyper-parameters are for MEMIT, the editor is rome"),
-        ({"mom2_adjustment": True}, r"needs the second moments of transformer.h.1.mlp.c_proj"),
+        (
+            {"mom2_adjustment": True},
+            r"needs the second moments of transformer.h.1.mlp.c_proj; no second moments were given. Give "
+            r"edit_second_moments=FILE .*, or mom2_adjustment: false in edit_config",
+        ),
         ({"fact_token": "last"}, r"fact_token='last': only 'subject_last' is supported"),
     ],
 )

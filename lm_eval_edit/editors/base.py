@@ -38,6 +38,7 @@ class EditContext:
         context_templates: As `Editor.template_plan` asks: flat for the ROME family, nested for the MEMIT family.
         second_moments: E[k kᵀ] per module, for editors that need them.
         seed: The schedule's seed, for editors that draw random numbers (from generators of their own).
+        progress: Whether long work inside one operation may show a progress bar.
     """
 
     model: PreTrainedModel
@@ -46,6 +47,7 @@ class EditContext:
     context_templates: Sequence[Any]
     second_moments: SecondMoments
     seed: int = 0
+    progress: bool = False
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,9 @@ class Editor(ABC):
         source: The paper.
         Options: A frozen dataclass of hyper-parameters under EasyEdit's field names, each made with `option`.
         batches: Whether one operation may edit several facts.
+        unused_fields: Fields of the method's published hparams files that its published code does not read; accepted
+            and passed over.
+        without_second_moments: How to do without E[k kᵀ], for the error when there is none; empty if there is no way.
     """
 
     name: ClassVar[str]
@@ -79,6 +84,8 @@ class Editor(ABC):
     source: ClassVar[str]
     Options: ClassVar[type]
     batches: ClassVar[bool] = False
+    unused_fields: ClassVar[frozenset[str]] = frozenset()
+    without_second_moments: ClassVar[str] = ""
 
     def __init__(self, options: Any):
         self.options = options
@@ -143,6 +150,7 @@ def option(help: str, **kwargs: Any) -> Any:
 
 BUILT_IN: dict[str, str] = {
     "rome": "lm_eval_edit.editors.rome:Rome",
+    "r_rome": "lm_eval_edit.editors.r_rome:RRome",
 }
 
 

@@ -121,10 +121,15 @@ def resolve(
     for name, value in given.items():
         if name in names:
             merged[name] = value
-        elif name not in EASYEDIT_ONLY:
+        elif name not in EASYEDIT_ONLY | editor_class.unused_fields:
             problems.append(
                 f"{name}: no hyper-parameter of {editor_class.name}.{nearest(name, names)} It has {', '.join(names)}"
             )
+    last = config.num_hidden_layers - 1
+    if "v_loss_layer" not in names and str(given.get("v_loss_layer", last)) != str(last):
+        notices.append(
+            f"v_loss_layer={given['v_loss_layer']} is not used: the loss is taken at this model's last layer, {last}"
+        )
     if layers is not None:
         merged["layers"] = layers
     if "layers" in names and not merged.get("layers"):

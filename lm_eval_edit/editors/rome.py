@@ -51,6 +51,7 @@ class Rome(Editor):
     summary = "rank-one update of one MLP matrix, one fact at a time"
     source = "Meng et al. 2022, arXiv 2202.05262"
     Options = RomeOptions
+    without_second_moments = "mom2_adjustment: false in edit_config"
 
     def template_plan(self) -> TemplatePlan:
         return TemplatePlan(self.options.context_template_length_params)
@@ -67,7 +68,7 @@ class Rome(Editor):
             with temporarily_applied(context.model, deltas):
                 targets = self._targets(context, fact, layer)
             key, value_change = self._solve(targets)
-            direction = self._direction(context, layer, targets.keys[0].mean(dim=0))
+            direction = self._direction(context, layer, self._key(targets))
             projection = context.model.get_submodule(context.architecture.down_projections[layer])
             update = value_change / (key @ direction)
             deltas[context.architecture.weight(layer)] = linear_update(
@@ -93,6 +94,10 @@ class Rome(Editor):
             clamp_norm_factor=o.clamp_norm_factor,
             kl_factor=o.kl_factor,
         )
+
+    def _key(self, targets: Targets) -> Tensor:
+        """k* (f,), which gives the update its direction: the mean key over the context templates (eq. 3)."""
+        return targets.keys[0].mean(dim=0)
 
     def _solve(self, targets: Targets) -> tuple[Tensor, Tensor]:
         """(k₀, v* − W k₀): key and wanted change of the output, of the bare prompt (context 0)."""

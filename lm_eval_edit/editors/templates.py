@@ -7,12 +7,15 @@ a generator of our own: the same model and seed give the same templates, and no 
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lm_eval_edit.errors import UserError
 from lm_eval_edit.facts import SLOT
 
 START_WORDS = ("The", "Therefore", "Because", "I", "You")
@@ -33,6 +36,35 @@ class TemplatePlan:
     length_params: tuple[tuple[int, int], ...]
     nested: bool = False
     braces: str = ""
+
+
+def check_templates(templates: Sequence[Any], plan: TemplatePlan, editor: str) -> None:
+    """Check given context templates against what an editor wants.
+
+    Raises:
+        UserError: nested where flat ones are wanted or the reverse, the bare template is not the first, or a template
+            does not hold `{}` exactly once.
+    """
+    flat, nested = '["{}", "The city. {}", ...]', '[["{}"], ["The city. {}", ...]]'
+    want, other = (nested, flat) if plan.nested else (flat, nested)
+    is_nested = any(not isinstance(entry, str) for entry in templates)
+    if is_nested != plan.nested:
+        raise UserError(
+            f"context_templates: {editor} wants {'a list of lists' if plan.nested else 'a flat list'}, {want}; got "
+            f"{'a flat list' if plan.nested else 'a list of lists'}, as {other} for the "
+            f"{'ROME' if plan.nested else 'MEMIT'} family"
+        )
+    groups = templates if plan.nested else [templates]
+    if any(isinstance(group, str) or not group for group in groups):
+        raise UserError(f"context_templates: {editor} wants lists that are not empty, {want}; got {list(templates)!r}")
+    for text in (text for group in groups for text in group):
+        if not isinstance(text, str) or text.count(SLOT) != 1:
+            raise UserError(f"context_templates: {text!r} should be a text with {SLOT} once, where the prompt goes")
+    if groups[0][0] != SLOT:
+        raise UserError(
+            f"context_templates: the first should be the bare {SLOT!r}, as in {want}; got {groups[0][0]!r}. The edit "
+            f"is measured from the prompt on its own"
+        )
 
 
 def sample_templates(
