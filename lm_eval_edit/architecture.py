@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -83,6 +84,33 @@ class Architecture:
         projections = tuple(_down_projection(name, block, hidden) for name, block in zip(blocks, found, strict=True))
         return cls(blocks, projections, hidden, linear_shape(model.get_submodule(projections[0]))[0])
 
+    def mlp_projections(self, model: nn.Module, layer: int) -> tuple[str, ...]:
+        """Module paths of all linear maps of a block's MLP, its down-projection among them, in module order."""
+        block = self.blocks[layer]
+        within = [path for path, m in model.get_submodule(block).named_modules() if is_linear(m)]
+        return tuple(f"{block}.{path}" for path in within if not _in_attention(path))
+
+    def gate_projection(self, model: nn.Module, layer: int) -> str:
+        """Module path of the MLP map whose output passes through the activation: `c_fc`, or a gated MLP's gate.
+
+        In a gated MLP, k = act(gate(x)) * up(x) is linear in the output of `up` alone, which tells the two apart.
+
+        Raises:
+            UserError: the block has no such map of its own, e.g. gate and up are one fused matrix.
+        """
+        down = self.down_projections[layer]
+        wanted = (self.hidden_size, self.key_size)
+        found = [path for path in self.mlp_projections(model, layer) if path != down]
+        found = [path for path in found if linear_shape(model.get_submodule(path)) == wanted]
+        if len(found) == 2:
+            found = [path for path in found if not _key_is_linear_in(model, path, down, self.hidden_size)]
+        if len(found) != 1:
+            raise UserError(
+                f"block {self.blocks[layer]} has no MLP map of its own from width {wanted[0]} to {wanted[1]} whose "
+                f"output passes through the activation (a fused gate and up projection?)"
+            )
+        return found[0]
+
     def check_layers(self, layers: list[int]) -> list[str]:
         """Problems with a choice of layers, as sentences."""
         return layer_problems(layers, self.n_layers)
@@ -95,6 +123,28 @@ def layer_problems(layers: list[int], n_layers: int) -> list[str]:
         for layer in layers
         if not 0 <= layer < n_layers
     ]
+
+
+@torch.no_grad()
+def _key_is_linear_in(model: nn.Module, projection: str, down: str, width: int) -> bool:
+    """Whether the input of `down` scales with the output of `projection`, both children of one MLP module."""
+    weight = model.get_submodule(down).weight
+    x = torch.linspace(-1, 1, width, dtype=torch.float64).to(device=weight.device, dtype=weight.dtype)[None, None]
+    keys = []
+
+    def key_for(factor: int) -> torch.Tensor:
+        scale = model.get_submodule(projection).register_forward_hook(lambda module, args, output: output * factor)
+        keep = model.get_submodule(down).register_forward_pre_hook(lambda module, args: keys.append(args[0]))
+        try:
+            model.get_submodule(down.rpartition(".")[0])(x)
+        finally:
+            scale.remove()
+            keep.remove()
+        return keys[-1].double()
+
+    # A positive factor would pass through ReLU, and -1 through odd functions such as tanh, as through a linear map.
+    once, thrice = key_for(1), key_for(-3)
+    return bool((thrice + 3 * once).norm() <= 1e-2 * (3 * once).norm())
 
 
 def _down_projection(block_path: str, block: nn.Module, hidden: int) -> str:

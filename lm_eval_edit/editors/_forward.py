@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +41,35 @@ def _hidden(output: Any) -> Tensor:
 
 def _like(output: Any, hidden: Tensor) -> Any:
     return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+
+@contextlib.contextmanager
+def bridged(blocks: Sequence[nn.Module], entering: Tensor | None, returns_tuple: Sequence[bool]) -> Iterator[None]:
+    """Replace the forward of `blocks`, the lowest of a model, by handing on the hidden states, the last one `entering`.
+
+    Args:
+        returns_tuple: For each block, whether its own forward returns a tuple.
+    """
+
+    def bridge(layer: int) -> Callable[..., Any]:
+        def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+            out = entering if layer == len(blocks) - 1 else hidden_states
+            return (out, None) if returns_tuple[layer] else out
+
+        return forward
+
+    replaced = []
+    try:
+        for layer, block in enumerate(blocks):
+            replaced.append((block, block.__dict__.get("forward")))
+            block.forward = bridge(layer)
+        yield
+    finally:
+        for block, previous in replaced:
+            if previous is None:
+                del block.forward
+            else:  # accelerate had put its own forward there
+                block.forward = previous
 
 
 @dataclass(frozen=True)
@@ -130,30 +159,6 @@ class PartialForward:
         self.entering = hidden.get(start - 1)  # (R, T - column, d): what block `start` is given
         self.capture = Capture(keys, mlp_outputs, block_outputs)
 
-    @contextlib.contextmanager
-    def _bridged(self, entering: Tensor | None) -> Iterator[None]:
-        """Replace the forward of every block below `start` by handing on the hidden states, the last one `entering`."""
-
-        def bridge(layer: int) -> Callable[..., Any]:
-            def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-                out = entering if layer == self.start - 1 else hidden_states
-                return (out, None) if self._block_is_tuple[layer] else out
-
-            return forward
-
-        replaced = []
-        try:
-            for layer, block in enumerate(self._blocks[: self.start]):
-                replaced.append((block, block.__dict__.get("forward")))
-                block.forward = bridge(layer)
-            yield
-        finally:
-            for block, previous in replaced:
-                if previous is None:
-                    del block.forward
-                else:  # accelerate had put its own forward there
-                    block.forward = previous
-
     def logits(self, columns: Tensor, entering: Tensor | None = None) -> Tensor:
         """Logits at some columns.
 
@@ -168,7 +173,7 @@ class PartialForward:
         wanted = columns - column
         keep = {"logits_to_keep": wanted} if self._select_logits else {}
         cache = DynamicCache(ddp_cache_data=self._prefix) if column else DynamicCache()
-        with self._bridged(self.entering if entering is None else entering):
+        with bridged(self._blocks[: self.start], self.entering if entering is None else entering, self._block_is_tuple):
             out = self.model(
                 input_ids=self.rows.input_ids[:, column:],
                 attention_mask=self.rows.attention_mask,

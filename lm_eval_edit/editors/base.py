@@ -151,6 +151,7 @@ def option(help: str, **kwargs: Any) -> Any:
 BUILT_IN: dict[str, str] = {
     "rome": "lm_eval_edit.editors.rome:Rome",
     "r_rome": "lm_eval_edit.editors.r_rome:RRome",
+    "kn": "lm_eval_edit.editors.kn:Kn",
 }
 
 

@@ -132,6 +132,8 @@ def resolve(
         )
     if layers is not None:
         merged["layers"] = layers
+        if "layers" not in names:
+            problems.append(f"edit_layers: {editor_class.name} is not told its layers; leave edit_layers out")
     if "layers" in names and not merged.get("layers"):
         merged["layers"] = depth = editor_class.default_layers(config.num_hidden_layers)
         notices.append(

@@ -1,0 +1,229 @@
+"""Knowledge neurons: find the few MLP neurons that express a fact, and write the new answer into their value vectors.
+
+Dai et al., *Knowledge Neurons in Pretrained Transformers*, ACL 2022 (arXiv 2104.08696). A neuron is one component of an
+MLP's inner activation; its value vector is the row of the down-projection that it multiplies.
+
+Two variants:
+- `easyedit` (default): what EasyEdit and the studies made with it compute. It departs from the paper: one prompt; the
+  neuron's *pre*-activation; the factors of the integral from 0 to 1, both included; answers tokenised without their
+  space; in GPT-2 and GPT-J all tokens of the answer attributed at the prompt's end, in other models each after one more
+  token of the model's own greedy answer; all rows get the same sum of embeddings.
+- `paper`: activations, the factors 1/m ... 1, the answer's own tokens as context, the fact's paraphrases, erasing too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lm_eval_edit.architecture import is_transposed
+from lm_eval_edit.delta import SparseDelta
+from lm_eval_edit.editors._forward import without_parameter_gradients
+from lm_eval_edit.editors._last_token import LastTokenForward
+from lm_eval_edit.editors._rows import target_ids
+from lm_eval_edit.editors.base import EditContext, Editor, EditResult, option
+from lm_eval_edit.errors import UserError
+from lm_eval_edit.facts import Fact, in_clear
+from lm_eval_edit.weights import wide_dtype
+
+VARIANTS = ("easyedit", "paper")
+OPERATIONS = ("update", "erase", "enhance")
+_SAME_POSITION = ("gpt2", "gptj")  # model types whose answer tokens EasyEdit attributes all at the prompt's end
+
+
+@dataclass(frozen=True)
+class KnOptions:
+    """Hyper-parameters of KN, under EasyEdit's names where it has them."""
+
+    variant: str = option("easyedit (as EasyEdit computes it) or paper (Dai et al.)", default="easyedit")
+    steps: int = option("points of the integral along which a neuron's activation grows", default=20)
+    adaptive_threshold: float = option("a neuron counts above this share of the largest attribution", default=0.2)
+    p: float = option("paper: share of the prompts that must find a neuron", default=0.7)
+    operation: str = option("paper: update, erase or enhance the fact", default="update")
+    lambda1: float = option("paper: how much of the old answer's embedding is taken away", default=1.0)
+    lambda2: float = option("paper: how much of the new answer's embedding is put in its place", default=8.0)
+
+    def __post_init__(self) -> None:
+        if self.variant not in VARIANTS:
+            raise ValueError(f"variant={self.variant!r}: want one of {', '.join(VARIANTS)}")
+        if self.operation not in OPERATIONS:
+            raise ValueError(f"operation={self.operation!r}: want one of {', '.join(OPERATIONS)}")
+        if self.operation != "update" and self.variant == "easyedit":
+            raise ValueError(f"operation={self.operation!r}: variant=easyedit only updates; give variant=paper")
+        if self.steps < 1:
+            raise ValueError(f"steps={self.steps}: want a whole number of at least 1")
+        for name in ("adaptive_threshold", "p"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: want a share of at least 0 and less than 1")
+
+
+class Kn(Editor):
+    """W ← W + Σ_n e_n ⊗ (new − old) over the knowledge neurons n of a fact, in all layers."""
+
+    name = "kn"
+    summary = "rewrites the value vectors of the neurons that express a fact"
+    source = "Dai et al. 2022, arXiv 2104.08696"
+    Options = KnOptions
+    # EasyEdit declares these and reads none of them on the way to an edit from a single prompt.
+    unused_fields = frozenset(("lr_scale", "n_toks", "refine"))
+
+    def fact_problem(self, fact: Fact) -> str | None:
+        if _answer(fact) is None:
+            return "KN needs the present answer: a prediction (ZsRE's pred) or the true target"
+        return None
+
+    def compute(
+        self, context: EditContext, facts: Sequence[Fact], history: Sequence[Mapping[str, Tensor]] = ()
+    ) -> EditResult:
+        (fact,) = facts
+        # (L, f), true at the knowledge neurons
+        chosen = self._easyedit_neurons(context, fact) if self._is_easyedit else self._paper_neurons(context, fact)
+        update = self._value_update(context, fact)
+        deltas = {}
+        for layer in range(context.architecture.n_layers):
+            index = chosen[layer].nonzero()[:, 0]
+            if len(index):
+                deltas[context.architecture.weight(layer)] = self._delta(context, layer, index, update)
+        if not deltas:
+            raise UserError(
+                f"KN found no knowledge neuron of fact {fact.id}: no attribution is positive, or none is shared by the "
+                f"prompts; a lower adaptive_threshold or p may help"
+            )
+        return EditResult(deltas, {"neurons": chosen.sum(dim=1).tolist()})
+
+    @property
+    def _is_easyedit(self) -> bool:
+        return self.options.variant == "easyedit"
+
+    # ------------------------------------------------------------------------------------------- which neurons (sec. 3)
+
+    def _easyedit_neurons(self, context: EditContext, fact: Fact) -> Tensor:
+        scores = self.attributions(context, fact.text, _answer(fact))
+        return scores > self.options.adaptive_threshold * scores.max()
+
+    def _paper_neurons(self, context: EditContext, fact: Fact) -> Tensor:
+        prompts = [fact.text, *(in_clear(paraphrase, fact.subject) for paraphrase in fact.paraphrases)]
+        found = []
+        for prompt in prompts:
+            scores = self.attributions(context, prompt, _answer(fact))
+            found.append(scores > self.options.adaptive_threshold * scores.max().clamp(min=0))
+        return torch.stack(found).sum(dim=0) > self.options.p * len(prompts)
+
+    def attributions(self, context: EditContext, prompt: str, answer: str) -> Tensor:
+        """Attr(w) = w · ∫₀¹ ∂P(αw)/∂w dα of every neuron (eq. 4 and 5), P the probability of the answer's tokens.
+
+        Args:
+            prompt: In clear.
+            answer: The text whose probability is attributed; the mean over its tokens is.
+
+        Returns:
+            (L, f) in float32 or wider, on the CPU.
+        """
+        steps, architecture, model = self.options.steps, context.architecture, context.model
+        if self._is_easyedit:
+            sites = [architecture.gate_projection(model, layer) for layer in range(architecture.n_layers)]
+            factors = torch.linspace(0, 1, steps, dtype=torch.float64)
+        else:
+            sites = architecture.down_projections
+            factors = torch.arange(1, steps + 1, dtype=torch.float64) / steps
+        points = self._points(context, prompt, answer)
+        layers = [0.0] * architecture.n_layers
+        for ids, wanted in points:
+            forward = LastTokenForward(model, architecture, ids, sites, outputs=self._is_easyedit)
+            for layer, vector in enumerate(forward.vectors):
+                layers[layer] = layers[layer] + _integrated(forward, layer, vector, factors, wanted).cpu()
+        return torch.stack(layers) / sum(len(wanted) for _, wanted in points)
+
+    def _points(self, context: EditContext, prompt: str, answer: str) -> list[tuple[list[int], list[int]]]:
+        """(text, tokens attributed at its end) pairs. Tokens at one place share a pass: the score is linear in P."""
+        tokenizer = context.tokenizer
+        if not self._is_easyedit:
+            text, wanted = tokenizer.encode(prompt), target_ids(tokenizer, " " + answer.lstrip())
+            return [(text + wanted[:i], [token]) for i, token in enumerate(wanted)]
+        wanted = _encode(tokenizer, answer)
+        if context.model.config.model_type in _SAME_POSITION:
+            return [(tokenizer.encode(prompt), wanted)]
+        texts, _ = _greedy(context, prompt, len(wanted))
+        return [(tokenizer.encode(text), [token]) for text, token in zip(texts, wanted, strict=True)]
+
+    # ---------------------------------------------------------------------------------- what is written (sec. 5.1, 5.2)
+
+    def _value_update(self, context: EditContext, fact: Fact) -> Tensor | None:
+        """(d,) what an update adds to every chosen value vector; None for the operations that scale them."""
+        if self.options.operation != "update":
+            return None
+        tokenizer, embedding = context.tokenizer, context.model.get_input_embeddings().weight
+        width = context.architecture.hidden_size
+        if embedding.shape[1] != width:
+            raise UserError(
+                f"KN writes word embeddings into value vectors; this model's have {embedding.shape[1]} dimensions, "
+                f"its value vectors {width}"
+            )
+
+        def rows(ids: Sequence[int]) -> Tensor:
+            vectors = embedding.detach()[torch.tensor(ids, device=embedding.device)]
+            return vectors.to(wide_dtype(embedding.dtype))
+
+        if self._is_easyedit:
+            new = _encode(tokenizer, fact.target_new)
+            _, old = _greedy(context, fact.text, len(new))
+            # Published slip, kept: of a one-token answer the old embedding is taken away twice, the new added once.
+            return rows(new).sum(dim=0) - rows(old).sum(dim=0) * (2 if len(old) == 1 else 1)
+        # v ← v − λ₁ t + λ₂ t'; of an answer of several tokens the mean, so that its length does not scale the update.
+        old, new = target_ids(tokenizer, " " + _answer(fact).lstrip()), target_ids(tokenizer, fact.target)
+        return self.options.lambda2 * rows(new).mean(dim=0) - self.options.lambda1 * rows(old).mean(dim=0)
+
+    def _delta(self, context: EditContext, layer: int, index: Tensor, update: Tensor | None) -> SparseDelta:
+        projection = context.model.get_submodule(context.architecture.down_projections[layer])
+        weight = projection.weight.detach()
+        dim = 0 if is_transposed(projection) else 1
+        index = index.to(weight.device)
+        if update is not None:
+            values = update.to(weight.device).repeat(len(index), 1)
+        else:  # zero value vectors erase the fact; doubled ones act like doubled activations
+            present = weight.index_select(dim, index).to(wide_dtype(weight.dtype))
+            present = present if dim == 0 else present.T
+            values = (present if self.options.operation == "enhance" else -present).contiguous()
+        return SparseDelta(index, values, torch.tensor([*weight.shape, dim]))
+
+
+def _answer(fact: Fact) -> str | None:
+    """What the model answers as it is: the data set's record of that, or the true object."""
+    return next((text for text in (fact.prediction, fact.target_true) if text is not None and text.strip()), None)
+
+
+def _encode(tokenizer, text: str) -> list[int]:
+    """An answer's tokens as EasyEdit takes them: as written, a beginning-of-sequence token included."""
+    ids = tokenizer.encode(text)
+    if not ids:
+        raise UserError(f"the answer {text!r} has no tokens in this model's vocabulary")
+    return ids
+
+
+@torch.no_grad()
+def _greedy(context: EditContext, prompt: str, count: int) -> tuple[list[str], list[int]]:
+    """The model's own likeliest tokens, and the text before each: decoded and tokenised anew, as EasyEdit does."""
+    device = context.model.get_input_embeddings().weight.device
+    texts, ids = [], []
+    for _ in range(count):
+        text = texts[-1] + context.tokenizer.decode(ids[-1:]) if texts else prompt
+        logits = context.model(input_ids=torch.tensor([context.tokenizer.encode(text)], device=device)).logits
+        texts.append(text)
+        ids.append(int(logits[0, -1].argmax()))
+    return texts, ids
+
+
+def _integrated(forward: LastTokenForward, layer: int, vector: Tensor, factors: Tensor, wanted: list[int]) -> Tensor:
+    """(f,) w · mean over the factors α of ∂ Σ P(wanted) / ∂(αw)."""
+    wide = wide_dtype(vector.dtype)
+    scale = 4096.0 if vector.dtype == torch.float16 else 1.0  # small gradients would vanish in float16
+    factors = factors.to(device=vector.device, dtype=wide)
+    grown = (factors[:, None] * vector.to(wide)).to(vector.dtype).requires_grad_()  # (steps, f)
+    with without_parameter_gradients(forward.model), torch.enable_grad():
+        probabilities = forward.varied(layer, grown).to(wide).softmax(dim=-1)
+        total = probabilities[:, torch.tensor(wanted, device=probabilities.device)].sum() * scale
+        (gradient,) = torch.autograd.grad(total, grown)
+    return vector.to(wide) * gradient.to(wide).sum(dim=0) / (len(factors) * scale)
