@@ -1,12 +1,13 @@
 """Where a decoder keeps its blocks and their MLP down-projections, found by structure and not by a table of names.
 
-Blocks: the longest list of modules of one class whose length is the number of layers in the configuration.
+Blocks: the largest list of modules of one class whose length is the number of layers in the configuration.
 Down-projection (the second MLP matrix W, a map from the f-dimensional key space to the d-dimensional residual stream):
-the one linear map of a block outside its attention whose output is the residual stream and whose input is not.
+the one linear map of a block outside its attention that leads back to the residual stream from a wider space.
 """
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,8 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from lm_eval_edit.errors import UserError
+
+_WANTED = "Editors need dense transformer blocks; mixture-of-experts and state-space blocks cannot be edited"
 
 
 def is_linear(module: nn.Module) -> bool:
@@ -65,8 +68,11 @@ class Architecture:
         """Find the parts of a Hugging Face causal language model.
 
         Raises:
-            UserError: no list of blocks, or no single down-projection in a block (e.g. a mixture of experts).
+            UserError: no list of blocks, or no single down-projection in a block (e.g. a mixture of experts), or a
+                recurrent state in place of keys and values.
         """
+        if "past_key_values" not in inspect.signature(model.forward).parameters:
+            raise UserError(f"{type(model).__name__} keeps no keys and values from token to token. {_WANTED}")
         config = model.config.get_text_config(decoder=True)
         depth, hidden = config.num_hidden_layers, config.hidden_size
         lists = [
@@ -148,14 +154,31 @@ def _key_is_linear_in(model: nn.Module, projection: str, down: str, width: int) 
 
 
 def _down_projection(block_path: str, block: nn.Module, hidden: int) -> str:
+    _refuse_experts(block_path, block)
     linears = [(path, m) for path, m in block.named_modules() if is_linear(m) and not _in_attention(path)]
-    narrowing = [path for path, m in linears if linear_shape(m)[1] == hidden and linear_shape(m)[0] != hidden]
-    if not narrowing:  # an MLP as wide as the residual stream: its last map is the down-projection
-        narrowing = [path for path, m in linears if linear_shape(m) == (hidden, hidden)][-1:]
-    if len(narrowing) != 1:
-        seen = ", ".join(narrowing) or "none"
+    back = [(linear_shape(m)[0], path) for path, m in linears if linear_shape(m)[1] == hidden]
+    # An MLP is wider inside than the residual stream as a rule. Where it is narrower, or as wide (then its last map is
+    # the down-projection), it must be the only one.
+    found = [path for width, path in back if width > hidden]
+    found = found or [path for width, path in back if width < hidden]
+    found = found or [path for _, path in back][-1:]
+    if len(found) != 1:
+        seen = ", ".join(found) or "none"
         raise UserError(
             f"block {block_path} has no single MLP down-projection (a linear map to width {hidden}); found: {seen}. "
-            f"Mixture-of-experts and state-space blocks cannot be edited"
+            f"{_WANTED}"
         )
-    return f"{block_path}.{narrowing[0]}"
+    return f"{block_path}.{found[0]}"
+
+
+def _refuse_experts(block_path: str, block: nn.Module) -> None:
+    """Refuse a block with several MLPs side by side, or with a convolution over tokens."""
+    for name, parameter in block.named_parameters():
+        if parameter.ndim > 2 and parameter.shape[0] > 1:  # all experts in one tensor, or a convolution's kernel
+            shape = "x".join(map(str, parameter.shape))
+            raise UserError(f"block {block_path} holds {name} ({shape}), experts or a convolution. {_WANTED}")
+    for path, module in block.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) > 1 and any(is_linear(m) for m in module.modules()):
+            raise UserError(
+                f"block {block_path} holds {len(module)} modules in {path}, experts by their look. {_WANTED}"
+            )

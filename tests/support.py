@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from lm_eval_edit import Fact
@@ -26,11 +26,15 @@ LEARNABLE = FACTS[:2]
 TEMPLATES = ("{}", "The weather is fine . {}", "Therefore . {}")
 
 
-def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """One token per word of WORDS."""
+def tiny_tokenizer(bos: bool = False) -> PreTrainedTokenizerFast:
+    """One token per word of WORDS; with `bos`, texts begin with <|endoftext|>."""
     vocabulary = {word: index for index, word in enumerate(["<|endoftext|>", *dict.fromkeys(WORDS)])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<|endoftext|>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    if bos:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)]
+        )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         unk_token="<|endoftext|>",

@@ -6,27 +6,53 @@ import argparse
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
+from lm_eval_edit.errors import UserError
+
 
 class Listing(NamedTuple):
     """One thing that `ls` can list.
 
     Args:
         help: One line for `--help`.
-        rows: Gives a name and one line about it, for each thing in the list; imports what it needs itself.
+        lines: Gives the text; imports what it needs itself.
+        one: Gives the text about the one of this name; None where there is nothing more to tell about one.
     """
 
     help: str
-    rows: Callable[[], Iterable[tuple[str, str]]]
+    lines: Callable[[], Iterable[str]]
+    one: Callable[[str], Iterable[str]] | None = None
 
 
-def _tasks() -> Iterable[tuple[str, str]]:
+def _tasks() -> Iterable[str]:
     from lm_eval_edit.commands._tasks import list_tasks
 
-    return [(entry.name, f"{entry.kind:<6}{entry.description}".rstrip()) for entry in list_tasks()]
+    entries = list_tasks()
+    width = max((len(entry.name) for entry in entries), default=0)
+    return [f"{entry.name:<{width}}  {entry.kind:<6}{entry.description}".rstrip() for entry in entries]
+
+
+def _options() -> Iterable[str]:
+    from lm_eval_edit.commands._options import describe_options
+
+    return describe_options()
+
+
+def _editors() -> Iterable[str]:
+    from lm_eval_edit.commands._editors import list_editors
+
+    return list_editors()
+
+
+def _editor(name: str) -> Iterable[str]:
+    from lm_eval_edit.commands._editors import describe_editor
+
+    return describe_editor(name)
 
 
 LISTINGS = {
     "tasks": Listing("our groups and tasks (`lm_eval ls tasks` lists the harness's as well)", _tasks),
+    "options": Listing("the options of `--model edited_hf`, for --model_args", _options),
+    "editors": Listing("the editing methods; with a name, all hyper-parameters of that one", _editors, _editor),
 }
 
 
@@ -40,13 +66,19 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("what", choices=LISTINGS, help="what to list")
+    parser.add_argument("name", nargs="?", help="one of them, to be told more about it (editors)")
     return parser
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the names in one column and what they are in the next."""
-    rows = list(LISTINGS[args.what].rows())
-    width = max((len(name) for name, _ in rows), default=0)
-    for name, about in rows:
-        print(f"{name:<{width}}  {about}".rstrip())
+    """Print the list, or what there is to know about one of its members.
+
+    Raises:
+        UserError: a name where there is no more to tell, or an unknown one.
+    """
+    listing = LISTINGS[args.what]
+    if args.name is not None and listing.one is None:
+        raise UserError(f"lm-eval-edit: `ls {args.what}` takes no further name; got {args.name!r}")
+    for line in listing.lines() if args.name is None else listing.one(args.name):
+        print(line)
     return 0

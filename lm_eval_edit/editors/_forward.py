@@ -43,6 +43,43 @@ def _like(output: Any, hidden: Tensor) -> Any:
     return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
 
+def by_row(states: Tensor, rows: int) -> Tensor:
+    """A module's input or output as (R, T, width), also where a model hands its MLPs (R * T, width), as OPT does."""
+    return states.view(rows, -1, states.shape[-1])
+
+
+def position_argument(model: PreTrainedModel, position_ids: Tensor) -> dict[str, Tensor]:
+    """The argument of the model's forward that gives each row its own positions, wherever padding put its tokens.
+
+    Empty for a model that takes none and needs none, because its positions are relative (ALiBi).
+
+    Raises:
+        UserError: the model embeds absolute positions and does not take them as an argument.
+    """
+    if "position_ids" in inspect.signature(model.forward).parameters:
+        return {"position_ids": position_ids}
+    if sum(isinstance(module, nn.Embedding) for module in model.modules()) > 1:  # more than its tokens
+        raise UserError(
+            f"{type(model).__name__} embeds absolute positions and does not accept position_ids, so prompts of "
+            f"different lengths cannot be edited together; editors cannot edit it"
+        )
+    return {}
+
+
+def _refuse_other_caches(model: PreTrainedModel, cache: DynamicCache, n_layers: int, tokens: int) -> None:
+    """Refuse models whose blocks keep anything but keys and values of all tokens: it cannot be cut at a column.
+
+    Raises:
+        UserError: a recurrent state, or keys and values shared between layers.
+    """
+    plain = [entry for entry in cache.layers if isinstance(getattr(entry, "keys", None), Tensor)]
+    if len(plain) != n_layers or any(entry.keys.shape[-2] != tokens for entry in plain):
+        raise UserError(
+            f"{type(model).__name__} does not keep keys and values of its own, for every token, in each of its "
+            f"{n_layers} layers (it has a recurrent state, or layers that share them); editors cannot edit it"
+        )
+
+
 @contextlib.contextmanager
 def bridged(blocks: Sequence[nn.Module], entering: Tensor | None, returns_tuple: Sequence[bool]) -> Iterator[None]:
     """Replace the forward of `blocks`, the lowest of a model, by handing on the hidden states, the last one `entering`.
@@ -109,14 +146,12 @@ class PartialForward:
     ):
         if model.training:
             raise ValueError("editors want a model in evaluation mode: call model.eval() first")
-        accepted = inspect.signature(model.forward).parameters
-        if "position_ids" not in accepted:
-            raise UserError(f"{type(model).__name__} does not accept position_ids; its rows cannot be aligned")
         self.model, self.rows, self.start = model, rows, start
-        self._select_logits = "logits_to_keep" in accepted
+        self._select_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
         self._blocks = [model.get_submodule(path) for path in architecture.blocks]
         self._block_is_tuple: list[bool] = []
         column = rows.column
+        padding = rows.attention_mask[:, :, None] == 0
         keys: dict[int, Tensor] = {}
         mlp_outputs: dict[int, Tensor] = {}
         block_outputs: dict[int, Tensor] = {}
@@ -124,8 +159,8 @@ class PartialForward:
 
         def on_projection(layer: int):
             def hook(module, args, output):
-                keys[layer] = args[0][:, column].detach().clone()
-                mlp_outputs[layer] = output[:, column].detach().clone()
+                keys[layer] = by_row(args[0], len(rows))[:, column].detach().clone()
+                mlp_outputs[layer] = by_row(output, len(rows))[:, column].detach().clone()
 
             return hook
 
@@ -136,6 +171,9 @@ class PartialForward:
                     hidden[layer] = _hidden(output)[:, column:].detach().clone()
                 if layer in capture:
                     block_outputs[layer] = _hidden(output)[:, column].detach().clone()
+                # Padding attends to nothing, which some attention implementations answer with NaN; zeros instead,
+                # because NaN would reach the other columns even with an attention of 0.
+                return _like(output, _hidden(output).masked_fill(padding.to(_hidden(output).device), 0))
 
             return hook
 
@@ -150,11 +188,12 @@ class PartialForward:
             model(
                 input_ids=rows.input_ids,
                 attention_mask=rows.attention_mask,
-                position_ids=rows.position_ids,
                 past_key_values=cache,
                 use_cache=True,
+                **position_argument(model, rows.position_ids),
                 **logits_to_keep,
             )
+        _refuse_other_caches(model, cache, len(self._blocks), rows.input_ids.shape[1])
         self._prefix = [(entry.keys[:, :, :column], entry.values[:, :, :column]) for entry in cache.layers]
         self.entering = hidden.get(start - 1)  # (R, T - column, d): what block `start` is given
         self.capture = Capture(keys, mlp_outputs, block_outputs)
@@ -177,9 +216,9 @@ class PartialForward:
             out = self.model(
                 input_ids=self.rows.input_ids[:, column:],
                 attention_mask=self.rows.attention_mask,
-                position_ids=self.rows.position_ids[:, column:],
                 past_key_values=cache,
                 use_cache=True,
+                **position_argument(self.model, self.rows.position_ids[:, column:]),
                 **keep,
             ).logits
         return out if self._select_logits else out[:, wanted]
@@ -190,9 +229,10 @@ def added_to_output(module: nn.Module, column: int, vectors: Tensor) -> Iterator
     """Within the block, `vectors` (R, d) are added to `module`'s output at one column of every row."""
 
     def hook(_module, _args, output):
-        hidden = _hidden(output)
+        hidden = by_row(_hidden(output), len(vectors))
         shifted = hidden[:, column] + vectors.to(device=hidden.device, dtype=hidden.dtype)
-        return _like(output, torch.cat([hidden[:, :column], shifted[:, None], hidden[:, column + 1 :]], dim=1))
+        changed = torch.cat([hidden[:, :column], shifted[:, None], hidden[:, column + 1 :]], dim=1)
+        return _like(output, changed.view(_hidden(output).shape))
 
     handle = module.register_forward_hook(hook)
     try:

@@ -81,7 +81,8 @@ class AlignedRows:
     """Rows padded left and right so that all subjects end in column `column`.
 
     Attributes:
-        input_ids, attention_mask, position_ids: (R, T).
+        input_ids, attention_mask, position_ids: (R, T). Only padding on the left is masked: what lies right of a row is
+            out of its sight anyhow, and sees at least itself.
         column: The column of every row's last subject token.
         label_rows, label_columns, labels: (N,) where the logits must predict which token, all rows together.
     """
@@ -117,8 +118,9 @@ def align(rows: Sequence[Row], device: torch.device, max_length: int | None = No
         start = column - row.subject_last
         end = start + len(row.ids)
         input_ids[r, start:end] = torch.tensor(row.ids)
-        mask[r, start:end] = 1
+        mask[r, start:] = 1
         positions[r, start:end] = torch.arange(len(row.ids))
+        positions[r, end:] = len(row.ids) - 1
         count = len(row.labels)
         label_rows += [r] * count
         label_columns += range(end - count, end)

@@ -74,6 +74,7 @@ class Editor(ABC):
         source: The paper.
         Options: A frozen dataclass of hyper-parameters under EasyEdit's field names, each made with `option`.
         batches: Whether one operation may edit several facts.
+        needs: What it needs beside the model, in words for `lm-eval-edit ls editors`; empty for nothing.
         unused_fields: Fields of the method's published hparams files that its published code does not read; accepted
             and passed over.
         without_second_moments: How to do without E[k kᵀ], for the error when there is none; empty if there is no way.
@@ -84,6 +85,7 @@ class Editor(ABC):
     source: ClassVar[str]
     Options: ClassVar[type]
     batches: ClassVar[bool] = False
+    needs: ClassVar[str] = ""
     unused_fields: ClassVar[frozenset[str]] = frozenset()
     without_second_moments: ClassVar[str] = ""
 

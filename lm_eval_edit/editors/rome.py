@@ -51,6 +51,7 @@ class Rome(Editor):
     summary = "rank-one update of one MLP matrix, one fact at a time"
     source = "Meng et al. 2022, arXiv 2202.05262"
     Options = RomeOptions
+    needs = "second moments, with mom2_adjustment=true only"
     without_second_moments = "mom2_adjustment: false in edit_config"
 
     def template_plan(self) -> TemplatePlan:
