@@ -154,6 +154,7 @@ BUILT_IN: dict[str, str] = {
     "rome": "lm_eval_edit.editors.rome:Rome",
     "r_rome": "lm_eval_edit.editors.r_rome:RRome",
     "kn": "lm_eval_edit.editors.kn:Kn",
+    "ft": "lm_eval_edit.editors.ft:Ft",
 }
 
 

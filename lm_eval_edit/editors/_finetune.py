@@ -1,0 +1,48 @@
+"""What the fine-tuning editors share: rows of prompt and target, the loss on the target, batches of facts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from lm_eval_edit.editors._rows import AlignedRows, Row, align
+from lm_eval_edit.errors import UserError
+from lm_eval_edit.facts import Fact
+from lm_eval_edit.weights import wide_dtype
+
+
+def target_row(tokenizer: PreTrainedTokenizerBase, fact: Fact) -> Row:
+    """Prompt and target tokenised as one text, less the last token; its last positions are to predict the target.
+
+    Raises:
+        UserError: the target adds no token to its prompt.
+    """
+    ids = tokenizer.encode(fact.text + fact.target)
+    start = len(tokenizer.encode(fact.text))
+    if len(ids) <= start:
+        raise UserError(f"the target {fact.target!r} adds no token to the prompt {fact.text!r} in this vocabulary")
+    return Row(ids[:-1], 0, tuple(ids[start:]))
+
+
+def padded(model: PreTrainedModel, rows: Sequence[Row]) -> AlignedRows:
+    """The rows of one batch, padded on the right (all begin in column 0) and placed where the model's input goes."""
+    device = model.get_input_embeddings().weight.device
+    return align(rows, device, getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None))
+
+
+def target_loss(logits: Tensor, rows: AlignedRows) -> Tensor:
+    """The mean over rows of each row's mean −log p of its labels, a scalar in float32 or wider."""
+    at = logits[rows.label_rows.to(logits.device), rows.label_columns.to(logits.device)]  # (N, V)
+    nll = F.cross_entropy(at.to(wide_dtype(at.dtype)), rows.labels.to(at.device), reduction="none")
+    row = rows.label_rows.to(at.device)
+    count = torch.bincount(row, minlength=len(rows))
+    return (torch.zeros(len(rows), dtype=nll.dtype, device=nll.device).index_add_(0, row, nll) / count).mean()
+
+
+def chunks(rows: Sequence[Row], size: int) -> Iterator[Sequence[Row]]:
+    """The rows, `size` at a time and in order."""
+    return (rows[start : start + size] for start in range(0, len(rows), size))

@@ -1,0 +1,157 @@
+"""FT: fine-tuning of one MLP matrix on the facts alone, the baseline every editing paper compares with.
+
+FT-L as in Meng et al. 2022 (arXiv 2202.05262, appendix: fine-tuning of one layer within an L∞ ball, after Zhu et al.
+2020, arXiv 2012.00363) and FT-M as named by EasyEdit (Zhang et al. 2024, arXiv 2401.01286): the same with the usual
+loss of a language model. They differ in what is scored:
+
+    FT-L  objective_optimization=prompt_last  every target token against the one distribution at the prompt's end
+    FT-M  objective_optimization=target_new   each target token at its own position
+
+FT-L gives a target of several tokens no order, so it rarely makes the model say one. Equal to EasyEdit for one fact at
+a time. In batches of unequal lengths EasyEdit's FT-L reads left-padded rows at the wrong position and, where the
+padding token is not the unknown one, learns padding; here neither happens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from lm_eval_edit.delta import DenseDelta
+from lm_eval_edit.editors._finetune import chunks, padded, target_loss, target_row
+from lm_eval_edit.editors._forward import without_parameter_gradients
+from lm_eval_edit.editors._rows import Row
+from lm_eval_edit.editors.base import EditContext, Editor, EditResult, option
+from lm_eval_edit.facts import Fact
+from lm_eval_edit.weights import wide_dtype
+
+STOP_LOSS = 0.01  # EasyEdit's: no step on a batch below it, and an end when the mean of all batches is
+OBJECTIVES = ("target_new", "prompt_last")
+
+
+@dataclass(frozen=True)
+class FtOptions:
+    """Hyper-parameters of FT, under EasyEdit's names."""
+
+    layers: tuple[int, ...] = option("the layers whose MLP down-projection (weight and bias) is trained", default=())
+    objective_optimization: str = option(
+        "target_new (FT-M: each target token at its place) or prompt_last (FT-L: all at the prompt's end)",
+        default="target_new",
+    )
+    num_steps: int = option("passes over the operation's facts", default=25)
+    lr: float = option("Adam's learning rate", default=5e-4)
+    weight_decay: float = option("Adam's weight decay", default=0.0)
+    norm_constraint: float | bool | None = option(
+        "no entry moves further than this from where it was; false for no limit", default=None
+    )
+    batch_size: int = option("facts in one gradient step, within the facts of one operation", default=1)
+    kl_factor: float = option("only 0, as in EasyEdit's files: EasyEdit never reads it", default=0.0)
+
+    def __post_init__(self) -> None:
+        if self.objective_optimization not in OBJECTIVES:
+            raise ValueError(
+                f"objective_optimization={self.objective_optimization!r}: want target_new (FT-M) or prompt_last (FT-L)"
+            )
+        if self.kl_factor != 0:
+            raise ValueError(f"kl_factor={self.kl_factor}: FT has no KL term, in EasyEdit neither; leave it 0")
+        for name in ("num_steps", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: want at least 1")
+        object.__setattr__(self, "norm_constraint", _limit(self.norm_constraint))
+
+
+def _limit(value: float | bool | str | None) -> float | None:
+    """EasyEdit's `norm_constraint`: a number, or false for none. PyYAML reads its 5e-4 as text."""
+    if value is None or value is False:
+        return None
+    try:
+        limit = float(value) if value is not True else 0.0
+    except (TypeError, ValueError):
+        limit = 0.0
+    if not limit > 0:
+        raise ValueError(f"norm_constraint={value!r}: want a number above 0, or false for no limit")
+    return limit
+
+
+class Ft(Editor):
+    """W ← argmin of the target's loss, by Adam from W₀, within ‖W − W₀‖∞ ≤ `norm_constraint`."""
+
+    name = "ft"
+    summary = "fine-tunes one MLP matrix on the facts (FT-L, FT-M)"
+    source = "Meng et al. 2022, arXiv 2202.05262; Zhang et al. 2024, arXiv 2401.01286"
+    Options = FtOptions
+    batches = True
+
+    @classmethod
+    def default_layers(cls, n_layers: int) -> tuple[int, ...]:
+        """Two thirds up (LLaMA: 21 of 32, GPT-J: 21 of 28)."""
+        return (min(round(n_layers * 2 / 3), n_layers - 1),)
+
+    def compute(
+        self, context: EditContext, facts: Sequence[Fact], history: Sequence[Mapping[str, Tensor]] = ()
+    ) -> EditResult:
+        o, model = self.options, context.model
+        make_row = target_row if o.objective_optimization == "target_new" else _prompt_last_row
+        rows = [make_row(context.tokenizer, fact) for fact in facts]
+        batches = [_batch(model, chunk, o.objective_optimization) for chunk in chunks(rows, o.batch_size)]
+        original = {name: model.get_parameter(name).detach() for name in self._parameters(context)}
+        trained = {
+            name: w.to(wide_dtype(w.dtype), copy=True).requires_grad_() for name, w in original.items()
+        }  # the model's own tensors are never written: the forward is given these in their place
+        bounds = {name: w.to(trained[name].dtype) for name, w in original.items()}
+        optimiser = torch.optim.Adam(trained.values(), lr=o.lr, weight_decay=o.weight_decay)
+        epochs: list[float] = []
+        with without_parameter_gradients(model), torch.enable_grad():
+            for _ in range(o.num_steps):
+                total = 0.0
+                for size, batch in batches:
+                    weights = {name: w.to(original[name].dtype) for name, w in trained.items()}
+                    inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "use_cache": False}
+                    loss = target_loss(functional_call(model, weights, kwargs=inputs).logits, batch)
+                    value = loss.item()  # decides whether to step: one wait for each pass through the whole model
+                    total += value * size
+                    if value >= STOP_LOSS:
+                        gradients = torch.autograd.grad(loss, list(trained.values()))
+                        for weight, gradient in zip(trained.values(), gradients, strict=True):
+                            weight.grad = gradient
+                        optimiser.step()
+                    if o.norm_constraint is not None:
+                        with torch.no_grad():
+                            for name, weight in trained.items():
+                                low, high = bounds[name] - o.norm_constraint, bounds[name] + o.norm_constraint
+                                weight.clamp_(low, high)
+                epochs.append(total / len(facts))
+                if epochs[-1] < STOP_LOSS:
+                    break
+        deltas = {name: DenseDelta(w.detach() - bounds[name]) for name, w in trained.items()}
+        return EditResult(deltas, {"loss": [epochs[0], epochs[-1]], "steps": len(epochs)})
+
+    def _parameters(self, context: EditContext) -> list[str]:
+        """Names of the trained parameters: weight and, where there is one, bias of each layer's down-projection."""
+        modules = [context.architecture.down_projections[layer] for layer in self.options.layers]
+        return [f"{m}.{name}" for m in modules for name, _ in context.model.get_submodule(m).named_parameters()]
+
+
+def _prompt_last_row(tokenizer, fact: Fact) -> Row:
+    """The bare prompt; its labels, the target's tokens (a beginning-of-sequence token among them, as in EasyEdit)."""
+    return Row(tokenizer.encode(fact.text), 0, tuple(tokenizer.encode(fact.target)))
+
+
+def _batch(model, rows: Sequence[Row], objective: str):
+    """(number of facts, their padded rows), every label of FT-L at its prompt's last position."""
+    if objective == "target_new":
+        return len(rows), padded(model, rows)
+    batch = padded(model, [replace(row, labels=()) for row in rows])
+    lengths = torch.tensor([len(row.labels) for row in rows])
+    at = torch.tensor([len(row.ids) - 1 for row in rows])
+    device = batch.input_ids.device
+    return len(rows), replace(
+        batch,
+        label_rows=torch.arange(len(rows)).repeat_interleave(lengths).to(device),
+        label_columns=at.repeat_interleave(lengths).to(device),
+        labels=torch.tensor([label for row in rows for label in row.labels]).to(device),
+    )
