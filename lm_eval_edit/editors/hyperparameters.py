@@ -113,11 +113,16 @@ def resolve(
     preset = next((p for p in presets(editor_class.name) if p.fits(config)), None)
     merged: dict[str, Any] = dict(preset.options) if preset else {}
     names = option_names(editor_class)
-    algorithm = str(given.get("alg_name", editor_class.name))
-    if algorithm.lower().replace("-", "_") != editor_class.name:
+    algorithm = str(given.get("alg_name", editor_class.easyedit_name or editor_class.name))
+    if _plain(algorithm) != _plain(editor_class.easyedit_name or editor_class.name):
         problems.append(
             f"the hyper-parameters are for {algorithm}, the editor is {editor_class.name}: give its own file"
         )
+    elsewhere = editor_class.other_options
+    if elsewhere is not None:
+        others = {name: value for name, value in given.items() if name not in names}
+        merged[elsewhere] = others if layers is None else others | {"layers": list(layers)}
+        given, layers = {name: value for name, value in given.items() if name in names}, None
     for name, value in given.items():
         if name in names:
             merged[name] = value
@@ -151,10 +156,14 @@ def resolve(
     if problems:
         return None, problems
     try:
-        options = editor_class.Options(**values)
+        editor = editor_class(editor_class.Options(**values))
     except ValueError as error:
         return None, [str(error)]
-    return Hyperparameters(editor_class(options), preset.name if preset else None, tuple(notices)), []
+    return Hyperparameters(editor, preset.name if preset else None, tuple(notices)), []
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("-", "_")
 
 
 def coerce(value: Any, like: Any) -> Any:
