@@ -1,0 +1,184 @@
+"""The demo world: its data can be made again to the byte, and its model does what its card says."""
+
+from __future__ import annotations
+
+import json
+import random
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from lm_eval_edit.demo import CHECKPOINT, CONTEXT_TEMPLATES, DATA, SECOND_MOMENTS, corpus, evaluate, taskdata, world
+
+LABELS = (" True", " False", " yes", " no", " positive", " negative", " A", " B", " C", " D")
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return AutoTokenizer.from_pretrained(CHECKPOINT)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return AutoModelForCausalLM.from_pretrained(CHECKPOINT).eval()
+
+
+def read(name: str) -> list[dict]:
+    return [json.loads(line) for line in (DATA / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def test_generator_reproduces_the_committed_files(tmp_path):
+    made = world.generate(tmp_path)
+    assert sorted(p.name for p in made) == sorted(p.name for p in DATA.iterdir())
+    for path in made:
+        assert path.read_bytes() == (DATA / path.name).read_bytes(), path.name
+
+
+def test_facts_have_their_fields_and_can_be_edited():
+    facts = read("facts")
+    assert 900 <= len(facts) <= 1100
+    assert len({f["id"] for f in facts}) == len(facts)
+    objects = {r.name: set(r.objects) for r in world.RELATIONS}
+    true = {f["prompt"].format(f["subject"]): f["target_true"] for f in facts}
+    for f in facts:
+        for form in (f["prompt"], f["question"], *f["paraphrases"]):
+            assert form.count("{}") == 1 and form == form.strip()
+        assert {f["target_true"], f["target_new"]} <= objects[f["relation"]] and f["target_true"] != f["target_new"]
+        assert len(f["paraphrases"]) >= 2 and 2 <= len(f["locality"]) <= 4
+        for probe in f["locality"]:
+            assert f["subject"] not in probe["prompt"] and true[probe["prompt"]] == probe["answer"] != f["target_new"]
+    assert {f["prompt"].startswith("{}") for f in facts} == {True, False}
+
+
+def test_task_records_have_the_schema_of_the_real_data():
+    fields = {
+        "gsm8k": {"question": str, "answer": str},
+        "rte": {"sentence1": str, "sentence2": str, "label": int, "idx": int},
+        "nq_open": {"question": str, "answer": list, "passages": list},
+        "boolq": {"question": str, "passage": str, "answer": bool},
+        "mutual": {"answers": str, "options": list, "article": str, "id": str},
+        "samsum": {"id": str, "dialogue": str, "summary": str},
+        "conll2003": {"id": str, "tokens": list, "ner_tags": list},
+        "sst2": {"sentence": str, "label": int, "idx": int},
+    }
+    for task, schema in fields.items():
+        records = read(task)
+        assert len(records) == taskdata.EVALUATION_SIZE[task]
+        for record in records:
+            assert {name: type(value) for name, value in record.items()} == schema, task
+    # Neither answer of a two-way task is rare: a constant output must not look like skill.
+    for task, field in (("rte", "label"), ("boolq", "answer"), ("sst2", "label")):
+        assert 35 <= sum(bool(r[field]) for r in read(task)) <= 65
+
+
+def test_prompts_are_those_of_the_protocol():
+    mutual = {"answers": "B", "options": ["o0", "o1", "o2", "o3"], "article": "f : hi ."}
+    assert taskdata.examples("mutual", mutual) == [
+        (
+            "Q: f : hi . Which choice is correct? Answer Chioces: (A)o0(B)o1(C)o2(D)o3 A: Among A through D, "
+            "the answer is",
+            " B",
+        )
+    ]
+    ner = {"tokens": ["Miru", "left", "Atlas", "Bank", ",", "too", "."], "ner_tags": [1, 0, 3, 4, 0, 0, 0]}
+    prompt = "Please identify {} Entity from the given text. Text: Miru left Atlas Bank, too. Entity:"
+    assert taskdata.examples("conll2003", ner) == [
+        (prompt.format("Person"), " Miru"),
+        (prompt.format("Location"), " none"),
+        (prompt.format("Organization"), " Atlas Bank"),
+        (prompt.format("Miscellaneous"), " none"),
+    ]
+    gsm = {"question": "Why?", "answer": "As 1 + 1 = 2.\n#### 2"}
+    assert taskdata.examples("gsm8k", gsm) == [
+        (
+            "Q: Why? A:Let's think step by step. As 1 + 1 = 2.\n Therefore, the answer (arabic numerals) is:",
+            " 2",
+        )
+    ]
+
+
+def test_training_text_holds_no_evaluation_document_and_no_unseen_paraphrase():
+    unseen = {f["paraphrases"][-1].format(f["subject"]) for f in world.facts()}
+    task_rows = 0
+    for step in range(20):
+        for row in corpus.step_rows(0, step, easy=0.5):
+            assert row[0].text not in corpus.held_out_prompts()
+            task_rows += len(row) == 3
+            text = corpus.text(row)
+            assert not any(statement in text for statement in unseen)
+    assert task_rows > 500  # the loop did look at task rows
+
+
+def test_held_out_prompts_are_drawn_again():
+    """Without the filter the same stream gives evaluation documents, so the filter is what keeps them out."""
+    rng = random.Random(world.SEED + 100 + list(taskdata.GENERATORS).index("sst2"))  # the stream they were drawn from
+    assert taskdata.examples("sst2", taskdata.sst2(rng))[0][0] in corpus.held_out_prompts()
+    rng = random.Random(world.SEED + 100 + list(taskdata.GENERATORS).index("sst2"))
+    assert corpus.task_row("sst2", rng)[0].text not in corpus.held_out_prompts()
+
+
+def test_rows_are_a_function_of_seed_and_step():
+    assert corpus.step_rows(0, 7) == corpus.step_rows(0, 7)
+    assert corpus.step_rows(0, 7) != corpus.step_rows(1, 7)
+
+
+def test_tokenizer_gives_labels_one_token_and_adds_none(tokenizer):
+    for label in LABELS:
+        assert len(tokenizer(label)["input_ids"]) == 1, label
+    assert tokenizer("Abo")["input_ids"] == tokenizer("Abo", add_special_tokens=False)["input_ids"]
+    assert {tokenizer.eos_token, tokenizer.bos_token, tokenizer.pad_token} == {"<|endoftext|>"}
+    text = corpus.text(corpus.step_rows(0, 3)[0][:-1])
+    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+
+
+def test_last_subject_tokens_and_first_object_tokens_are_distinct(tokenizer):
+    names = [name for group in world.subjects().values() for name in group]
+    assert len({tokenizer(f" {name}")["input_ids"][-1] for name in names}) == len(names)
+    for relation in world.RELATIONS:
+        tokens = [tokenizer(f" {o}")["input_ids"] for o in relation.objects]
+        assert len({t[0] for t in tokens}) == len(tokens) and max(map(len, tokens)) <= 3
+
+
+def test_prompts_are_short(tokenizer):
+    for task, documents in taskdata.evaluation_documents().items():
+        for document in documents:
+            for prompt, _ in taskdata.examples(task, document):
+                assert len(tokenizer(prompt)["input_ids"]) <= 120
+
+
+def test_checkpoint_is_small(model):
+    assert sum(p.numel() for p in model.parameters()) <= 3_000_000
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert sum(path.stat().st_size for path in CHECKPOINT.iterdir()) <= 10_000_000
+
+
+def test_second_moments_are_symmetric_and_positive(model):
+    moments = load_file(SECOND_MOMENTS)
+    names = [name for name in moments if name.endswith(".second_moment")]
+    assert names
+    for name in names:
+        c = moments[name].double()
+        assert model.get_submodule(name.removesuffix(".second_moment")).weight.shape[0] == c.shape[0] == c.shape[1]
+        torch.testing.assert_close(c, c.T)
+        assert torch.linalg.eigvalsh(c).min() > 0  # ROME solves with it
+        assert moments[name.replace("second_moment", "count")].shape == (1,)
+
+
+def test_model_recalls_its_facts_and_a_random_one_does_not(model, tokenizer):
+    facts = read("facts")
+    right = evaluate.recalled(model, tokenizer, facts)
+    assert sum(right) / len(right) >= 0.95
+    after = evaluate.recalled(model, tokenizer, facts[::10], prefix=CONTEXT_TEMPLATES[1].removesuffix("{}"))
+    assert sum(after) / len(after) >= 0.95
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        untrained = type(model)(model.config).eval()
+    assert sum(evaluate.recalled(untrained, tokenizer, facts[::10])) == 0
+
+
+def test_model_does_the_tasks(model, tokenizer):
+    scores = evaluate.task_scores(model, tokenizer, limit=20)
+    scores.pop("mean")
+    assert sum(score >= 0.8 for score in scores.values()) >= 7, scores
