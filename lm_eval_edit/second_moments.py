@@ -6,6 +6,7 @@ with C⁻¹, MEMIT adds λC to its normal equations, AlphaEdit projects onto C's
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from torch import Tensor
 
 from lm_eval_edit._files import hash_json, hash_tensor, load_tensors
 from lm_eval_edit.errors import UserError
+
+logger = logging.getLogger("lm_eval_edit")
 
 _SUFFIX = ".second_moment"
 
@@ -117,6 +120,14 @@ class SecondMoments:
                     f"nullspace_threshold={threshold:g}: the second moment of {module} ({self.source}) has no "
                     f"eigenvalue below it, so there is no null space to edit in. Its eigenvalues lie "
                     f"between {low:.3g} and {high:.3g} with median {middle:.3g}: give a larger nullspace_threshold"
+                )
+            if r == len(values):
+                logger.warning(
+                    "nullspace_threshold=%g is above every eigenvalue of the second moment of %s (the largest is "
+                    "%.3g): no direction of ordinary text is protected",
+                    threshold,
+                    module,
+                    float(values[-1]),
                 )
             self._null_spaces[module, threshold] = vectors[:, :r].contiguous()
         return self._null_spaces[module, threshold]

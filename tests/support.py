@@ -24,6 +24,7 @@ FACTS = (
 )
 LEARNABLE = FACTS[:2]
 TEMPLATES = ("{}", "The weather is fine . {}", "Therefore . {}")
+NESTED_TEMPLATES = (TEMPLATES[:1], TEMPLATES[1:])  # the MEMIT family's form of the same
 
 
 def tiny_tokenizer(bos: bool = False) -> PreTrainedTokenizerFast:
@@ -52,6 +53,24 @@ def tiny_model(dtype: torch.dtype = torch.float32, seed: int = 0) -> GPT2LMHeadM
         attn_pdrop=0.0, embd_pdrop=0.0, resid_pdrop=0.0, initializer_range=0.3, bos_token_id=0, eos_token_id=0,
     )  # fmt: skip
     return GPT2LMHeadModel(config).to(dtype).eval()
+
+
+@torch.no_grad()
+def tiny_second_moments(model: GPT2LMHeadModel, dtype: torch.dtype = torch.float64) -> dict[str, torch.Tensor]:
+    """E[k kᵀ] of every layer of `tiny_model` over 960 random tokens, ten times its key dimension."""
+    ids = torch.randint(1, 64, (20, 48), generator=torch.Generator().manual_seed(0))
+    keys, handles = {}, []
+    for layer, block in enumerate(model.transformer.h):
+        name = f"transformer.h.{layer}.mlp.c_proj"
+        handles.append(
+            block.mlp.c_proj.register_forward_pre_hook(
+                lambda module, args, name=name: keys.update({name: args[0].flatten(0, 1).to(dtype)})
+            )
+        )
+    model(input_ids=ids)
+    for handle in handles:
+        handle.remove()
+    return {name: k.T @ k / len(k) for name, k in keys.items()}
 
 
 def weights_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:

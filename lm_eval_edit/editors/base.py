@@ -171,6 +171,9 @@ BUILT_IN: dict[str, str] = {
     "r_rome": "lm_eval_edit.editors.r_rome:RRome",
     "kn": "lm_eval_edit.editors.kn:Kn",
     "ft": "lm_eval_edit.editors.ft:Ft",
+    "memit": "lm_eval_edit.editors.memit:Memit",
+    "emmet": "lm_eval_edit.editors.emmet:Emmet",
+    "alphaedit": "lm_eval_edit.editors.alphaedit:AlphaEdit",
 }
 
 

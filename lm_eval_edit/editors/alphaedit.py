@@ -1,0 +1,90 @@
+"""AlphaEdit: MEMIT's update, projected onto the directions of key space that ordinary text does not use.
+
+Fang et al., *AlphaEdit: Null-Space Constrained Knowledge Editing for Language Models*, ICLR 2025 (arXiv 2410.02355).
+P projects onto the eigenvectors of C = E[k kᵀ] with small eigenvalues, so that ΔW k ≈ 0 for the keys k of text. Keys of
+earlier operations are protected too; they are what this editor leaves in the ledger.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lm_eval_edit.editors._keys import cholesky, subject_states
+from lm_eval_edit.editors.base import EditContext, EditResult, option
+from lm_eval_edit.editors.memit import BatchOptions, Memit
+from lm_eval_edit.facts import Fact
+from lm_eval_edit.weights import wide_dtype
+
+
+@dataclass(frozen=True)
+class AlphaEditOptions(BatchOptions):
+    """Hyper-parameters of AlphaEdit, under EasyEdit's names."""
+
+    nullspace_threshold: float = option("eigenvalues of C below it span the null space", default=0.02)
+    L2: float = option("weight of the update's own norm", default=10.0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("nullspace_threshold", "L2"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name}={getattr(self, name):g}: want a positive number")
+
+
+class AlphaEdit(Memit):
+    """W ← W + R Kᵀ P (K_p K_pᵀ P + K Kᵀ P + αI)⁻¹, K_p the keys of earlier operations, α = `L2`; else as MEMIT."""
+
+    name = "alphaedit"
+    summary = "MEMIT's update within the null space of ordinary text's keys"
+    source = "Fang et al. 2025, arXiv 2410.02355"
+    Options = AlphaEditOptions
+    unused_fields = frozenset(("mom2_update_weight", "P_loc"))
+
+    def compute(
+        self, context: EditContext, facts: Sequence[Fact], history: Sequence[Mapping[str, Tensor]] = ()
+    ) -> EditResult:
+        result = super().compute(context, facts, history)
+        result.details["null_space"] = {str(layer): self._basis(context, layer).shape[1] for layer in self.layers()}
+        return result
+
+    def _basis(self, context: EditContext, layer: int) -> Tensor:
+        """U (f, r), with P = U Uᵀ."""
+        module = context.architecture.down_projections[layer]
+        return context.second_moments.null_space(module, self.options.nullspace_threshold)
+
+    def _directions(
+        self, context: EditContext, layer: int, keys: Tensor, history: Sequence[Mapping[str, Tensor]]
+    ) -> Tensor:
+        """A (f, n) = (P (K_p K_pᵀ + K Kᵀ) + αI)⁻¹ P K.
+
+        With P = U Uᵀ, U (f, r), and M = Uᵀ [K_p K] this is U (M Mᵀ + αI)⁻¹ Uᵀ K: a symmetric positive definite r x r
+        system, or by the push-through identity one as large as the number of keys.
+        """
+        module = context.architecture.down_projections[layer]
+        basis = self._basis(context, layer).to(keys.device)
+        earlier = [state[_state_name(module)].to(keys.device, torch.float64) for state in history]
+        projected = basis.T @ torch.cat([*earlier, keys], dim=1)  # M (r, N), the last n columns UᵀK
+        n, (r, total) = keys.shape[1], projected.shape
+        by_keys = total <= r
+        system = projected.T @ projected if by_keys else projected @ projected.T
+        system.diagonal().add_(self.options.L2)
+        factor = cholesky(system, n)
+        if by_keys:
+            last = torch.eye(total, dtype=factor.dtype, device=factor.device)[:, -n:]
+            return basis @ (projected @ torch.cholesky_solve(last, factor))
+        return basis @ torch.cholesky_solve(projected[:, -n:], factor)
+
+    def _state(self, context: EditContext, facts: Sequence[Fact]) -> dict[str, Tensor]:
+        """K (f, n) of every edited layer on the edited weights: what later operations must not disturb."""
+        layers = self.options.layers
+        keys = subject_states(context, facts, layers, layers[-1]).keys
+        modules = {layer: context.architecture.down_projections[layer] for layer in layers}
+        dtype = wide_dtype(context.model.dtype)
+        return {_state_name(modules[layer]): keys[layer].to(dtype).contiguous() for layer in layers}
+
+
+def _state_name(module: str) -> str:
+    return f"{module}.keys"

@@ -1,0 +1,56 @@
+"""EMMET: ROME's exact insertion, for a batch of facts.
+
+Gupta et al., *A Unified Framework for Model Editing*, Findings of EMNLP 2024 (arXiv 2403.14236). MEMIT trades the
+facts' residuals against the disturbance of ordinary text; EMMET takes the facts as constraints, W K = V, and disturbs
+ordinary text least among the updates that meet them. `emmet_lambda` relaxes the constraints as the published code does:
+at 0 they hold exactly, at 1 the update is MEMIT's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from lm_eval_edit.editors._keys import solve_small_batch
+from lm_eval_edit.editors.base import EditContext, Editor, option
+from lm_eval_edit.editors.memit import Memit, MemitOptions
+
+
+@dataclass(frozen=True)
+class EmmetOptions(MemitOptions):
+    """Hyper-parameters of EMMET, under EasyEdit's names: MEMIT's, and two that make its systems well conditioned."""
+
+    mom2_update_weight: float = option("λ, how much ordinary text weighs", default=10000.0)
+    emmet_lambda: float = option("ρ, by how much the constraints W K = V are relaxed", default=0.1)
+    update_norm_lambda: float = option("μ, weight of the update's own norm", default=0.0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("emmet_lambda", "update_norm_lambda"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name):g}: want a number that is not negative")
+
+
+class Emmet(Memit):
+    """W ← W + R (Kᵀ C'⁻¹ K + ρI)⁻¹ Kᵀ C'⁻¹ with C' = λC + μI; targets, keys and layers as in MEMIT."""
+
+    name = "emmet"
+    summary = "ROME's equality constraint for a batch of facts"
+    source = "Gupta et al. 2024, arXiv 2403.14236"
+    Options = EmmetOptions
+
+    @classmethod
+    def default_layers(cls, n_layers: int) -> tuple[int, ...]:
+        """One layer, as deep as ROME's."""
+        return Editor.default_layers(n_layers)
+
+    def _directions(
+        self, context: EditContext, layer: int, keys: Tensor, history: Sequence[Mapping[str, Tensor]]
+    ) -> Tensor:
+        """A (f, n) = C'⁻¹ K (Kᵀ C'⁻¹ K + ρI)⁻¹."""
+        o = self.options
+        module = context.architecture.down_projections[layer]
+        factor = context.second_moments.cholesky(module, ridge=o.update_norm_lambda / o.mom2_update_weight)
+        return solve_small_batch(factor.to(keys.device), o.mom2_update_weight, keys, ridge=o.emmet_lambda)
