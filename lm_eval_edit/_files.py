@@ -105,9 +105,10 @@ def hash_tensor(tensor: Tensor) -> str:
     return sha256(tensor.detach().to("cpu").contiguous().flatten().view(torch.uint8).numpy().data)
 
 
-def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
-    """Write a safetensors file atomically and return the sha256 of its bytes."""
-    content = safetensors.torch.save({name: t.detach().to("cpu").contiguous() for name, t in tensors.items()})
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> str:
+    """Write a safetensors file atomically, with texts in its header, and return the sha256 of its bytes."""
+    held = {name: t.detach().to("cpu").contiguous() for name, t in tensors.items()}
+    content = safetensors.torch.save(held, dict(metadata) if metadata else None)
     write_bytes(path, content)
     return sha256(content)
 

@@ -174,6 +174,7 @@ BUILT_IN: dict[str, str] = {
     "memit": "lm_eval_edit.editors.memit:Memit",
     "emmet": "lm_eval_edit.editors.emmet:Emmet",
     "alphaedit": "lm_eval_edit.editors.alphaedit:AlphaEdit",
+    "mend": "lm_eval_edit.editors.mend:Mend",
 }
 
 
