@@ -106,9 +106,9 @@ def hash_tensor(tensor: Tensor) -> str:
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> str:
-    """Write a safetensors file atomically, with texts in its header, and return the sha256 of its bytes."""
-    held = {name: t.detach().to("cpu").contiguous() for name, t in tensors.items()}
-    content = safetensors.torch.save(held, dict(metadata) if metadata else None)
+    """Write a safetensors file atomically and return the sha256 of its bytes."""
+    on_cpu = {name: t.detach().to("cpu").contiguous() for name, t in tensors.items()}
+    content = safetensors.torch.save(on_cpu, dict(metadata) if metadata else None)
     write_bytes(path, content)
     return sha256(content)
 

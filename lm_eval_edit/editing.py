@@ -134,7 +134,8 @@ def run_operations(
         otherwise = f", or {editor.without_second_moments}" if editor.without_second_moments else ""
         raise UserError(
             f"{editor.name} with these options needs the second moments of {', '.join(missing)}; {found}. Give "
-            f"edit_second_moments=FILE (tensors named <module>.second_moment){otherwise}"
+            f"edit_second_moments=FILE (tensors named <module>.second_moment), or edit_corpus=wikitext or a text file "
+            f"to compute them from{otherwise}"
         )
     f = architecture.key_size
     for module in needed:
@@ -143,6 +144,7 @@ def run_operations(
                 f"the second moment of {module} ({second_moments.source}) has shape "
                 f"{tuple(second_moments[module].shape)}, this model's keys have {f} dimensions: it is another model's"
             )
+        second_moments.check_count(module)
     templates = _templates(model, tokenizer, editor, context_templates, directory, seed)
     weights = EditedWeights(model)
     identity = {

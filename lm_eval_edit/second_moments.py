@@ -13,31 +13,35 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lm_eval_edit._files import hash_json, hash_tensor, load_tensors
+from lm_eval_edit._files import hash_json, hash_tensor
+from lm_eval_edit._moment_files import Reader, read_moments
 from lm_eval_edit.errors import UserError
 
 logger = logging.getLogger("lm_eval_edit")
-
-_SUFFIX = ".second_moment"
 
 
 class SecondMoments:
     """E[k kᵀ] per module, with the factorisations editors ask for, each made once.
 
     Args:
-        moments: {module path of a down-projection: (f, f) tensor E[k kᵀ]}.
+        moments: {module path of a down-projection: (f, f) tensor E[k kᵀ], or what reads it when it is needed}.
         source: Where they come from, for errors and results.
     """
 
-    def __init__(self, moments: Mapping[str, Tensor] | None = None, source: str = "none"):
-        self._moments = dict(moments or {})
+    def __init__(self, moments: Mapping[str, Tensor | Reader] | None = None, source: str = "none"):
+        given = dict(moments or {})
+        self._readers = {module: read for module, read in given.items() if not isinstance(read, Tensor)}
+        self._moments = {module: moment for module, moment in given.items() if isinstance(moment, Tensor)}
+        self._counts: dict[str, int | None] = {}
         self.source = source
         self._factors: dict[tuple[str, float], Tensor] = {}
         self._null_spaces: dict[tuple[str, float], Tensor] = {}
 
     @classmethod
     def load(cls, given: str | Path | Mapping[str, Tensor] | SecondMoments | None) -> SecondMoments:
-        """From a safetensors file (`<module>.second_moment`), a {module: tensor} dict, or nothing.
+        """From a file, a folder, a {module: tensor} dict, or nothing.
+
+        Files are safetensors (`<module>.second_moment`, `<module>.count`) or the published ROME and MEMIT `.npz`.
 
         Raises:
             UserError: the file is missing or holds no second moments.
@@ -47,17 +51,10 @@ class SecondMoments:
         if isinstance(given, Mapping):
             return cls(given, "given")
         path = Path(given).expanduser()
-        tensors = load_tensors(path)
-        moments = {name.removesuffix(_SUFFIX): t for name, t in tensors.items() if name.endswith(_SUFFIX)}
-        if not moments:
-            raise UserError(
-                f"{path} holds no second moments: none of its tensors is named <module>{_SUFFIX} "
-                f"(found {', '.join(list(tensors)[:4]) or 'nothing'})"
-            )
-        return cls(moments, str(path))
+        return cls(read_moments(path), str(path))
 
     def __contains__(self, module: str) -> bool:
-        return module in self._moments
+        return module in self._moments or module in self._readers
 
     def __getitem__(self, module: str) -> Tensor:
         """(f, f) E[k kᵀ] of a module.
@@ -65,10 +62,51 @@ class SecondMoments:
         Raises:
             UserError: these moments do not have the module.
         """
-        if module not in self._moments:
-            have = ", ".join(self._moments) or "none"
+        if module not in self:
+            have = ", ".join([*self._moments, *self._readers]) or "none"
             raise UserError(f"second moments of {module} are needed; {self.source} has: {have}")
+        if module not in self._moments:
+            self._moments[module], self._counts[module] = self._readers[module]()
         return self._moments[module]
+
+    def count(self, module: str) -> int | None:
+        """The number of tokens a module's moment was estimated from; None if it is not known."""
+        self[module]
+        return self._counts.get(module)
+
+    def check_count(self, module: str) -> None:
+        """Refuse a moment of fewer tokens than dimensions: it is singular, and means nothing in most directions.
+
+        Raises:
+            UserError: with both remedies.
+        """
+        count, f = self.count(module), self[module].shape[0]
+        if count is not None and count < f:
+            raise UserError(
+                f"the second moment of {module} ({self.source}) is from {count} tokens, fewer than its {f} dimensions, "
+                f"so it is singular. Use several times as many tokens, or edit_mom2_regularisation=0.01 (adds that "
+                f"share of C's mean eigenvalue to all of them: directions the few tokens never used then count alike)"
+            )
+
+    def regularised(self, share: float) -> SecondMoments:
+        """C + share · (tr C / f) · I for every module: positive definite however few tokens C is from.
+
+        Args:
+            share: Of C's mean eigenvalue; 0 changes nothing.
+        """
+        if not share:
+            return self
+
+        def reader(module: str) -> Reader:
+            def read() -> tuple[Tensor, None]:
+                moment = self[module].clone()
+                moment.diagonal().add_(share * moment.diagonal().mean())
+                return moment, None
+
+            return read
+
+        modules = [*self._moments, *(module for module in self._readers if module not in self._moments)]
+        return SecondMoments({m: reader(m) for m in modules}, f"{self.source}, regularised by {share:g}")
 
     def symmetric(self, module: str) -> Tensor:
         """(f, f) C in float64, symmetric to the last bit.

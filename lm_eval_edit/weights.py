@@ -145,16 +145,23 @@ def temporarily_applied(model: nn.Module, deltas: Mapping[str, Delta]) -> Iterat
 _CHUNK = 1 << 22  # elements hashed at a time: bounds the int64 copies to 32 MiB each
 
 
-@torch.no_grad()
 def model_fingerprint(model: nn.Module) -> str:
     """A hash of all parameters' names, shapes, dtypes and bits, cheap enough for a model of many gigabytes.
 
-    Each parameter's bit patterns are summed with odd position-dependent weights modulo 2⁶⁴ on its own device: exact
-    integer arithmetic, so the same on every device and in every order, and every element counts. It detects other
-    weights, not a forger.
+    It detects other weights, not a forger.
     """
-    sums = []
-    for name, parameter in sorted(model.named_parameters()):
+    return hash_json([sums for _, sums in sorted(parameter_sums(model).items())])
+
+
+@torch.no_grad()
+def parameter_sums(model: nn.Module) -> dict[str, list]:
+    """What `model_fingerprint` hashes: per parameter its name, shape, dtype, and a sum over its bits.
+
+    The bit patterns are summed with odd position-dependent weights modulo 2⁶⁴ on the parameter's own device: exact
+    integer arithmetic, so the same on every device and in every order, and every element counts.
+    """
+    sums = {}
+    for name, parameter in model.named_parameters():
         data = parameter.data
         total = 0
         bits = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[data.element_size()]
@@ -163,5 +170,5 @@ def model_fingerprint(model: nn.Module) -> str:
             chunk = flat[start : start + _CHUNK].to(torch.int64)
             position = torch.arange(start, start + chunk.numel(), device=chunk.device, dtype=torch.int64)
             total = (total + int((chunk * (position * 0x9E3779B97F4A7C1 + 1 | 1)).sum())) % (1 << 64)
-        sums.append([name, list(parameter.shape), str(parameter.dtype), total])
-    return hash_json(sums)
+        sums[name] = [name, list(parameter.shape), str(parameter.dtype), total]
+    return sums

@@ -64,7 +64,7 @@ class Mend(Editor):
     batches = True
     # How the archive was trained: EasyEdit keeps it in the same file as what an edit needs.
     # fmt: off
-    unused = frozenset((
+    unused_fields = frozenset((
         "lr", "edit_lr", "lr_lr", "lr_scale", "seed", "debug", "cedit", "cloc", "cbase", "dropout", "train_base",
         "no_grad_layers", "one_sided", "n_hidden", "hidden_dim", "init", "norm", "combine", "x_only", "delta_only",
         "act", "rank", "mlp_class", "shared", "model_save_pt", "silent", "log_interval", "eval_log_interval",

@@ -1,0 +1,284 @@
+"""Second moments from ordinary text: one pass over a corpus for all layers, resumable, kept for the next time.
+
+C = (1/N) Σ k kᵀ over the first N tokens of the corpus, k being the input of a layer's MLP down-projection. The pass
+ends at the last layer's key: neither its MLP output, nor the blocks above, nor the language-model head is computed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import safetensors
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from lm_eval_edit._files import hash_json, load_tensors, save_tensors
+from lm_eval_edit._moment_files import COUNT, MOMENT, read_moments
+from lm_eval_edit.architecture import Architecture
+from lm_eval_edit.corpus import Corpus
+from lm_eval_edit.errors import ConfigurationError, UserError
+from lm_eval_edit.second_moments import SecondMoments
+from lm_eval_edit.versions import versions
+from lm_eval_edit.weights import parameter_sums, wide_dtype
+
+logger = logging.getLogger("lm_eval_edit")
+
+TEXTS_AT_ONCE = 256  # tokenised and sorted by length together
+BATCH_TOKENS = 8192  # padded tokens of one forward pass
+LONGEST = 4096  # tokens of one text, where the model's context is longer still
+SAVE_SECONDS = 120.0  # between two writes of the partial state
+FEW = 10  # tokens per dimension below which an estimate is called rough
+
+
+def cache_folder() -> Path:
+    """Where results are kept: `LM_EVAL_EDIT_CACHE`, else lm_eval_edit in the user's cache folder (XDG)."""
+    if given := os.environ.get("LM_EVAL_EDIT_CACHE"):
+        return Path(given).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "lm_eval_edit"
+
+
+def collect_second_moments(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    layers: Sequence[int],
+    corpus: Corpus,
+    tokens: int,
+    *,
+    max_length: int | None = None,
+    folder: Path | None = None,
+    progress: bool = True,
+) -> SecondMoments:
+    """E[k kᵀ] of some layers over the first `tokens` tokens of a corpus.
+
+    Layers that were collected before (same weights below, corpus, tokens, length) are read from the cache. An
+    interrupted pass goes on where it was last saved, with the same result to the last bit.
+
+    Args:
+        model: In evaluation mode.
+        tokenizer: Its tokenizer.
+        layers: The layers whose down-projections' inputs are wanted.
+        corpus: The text.
+        tokens: How many tokens are used; all of the corpus if it has fewer.
+        max_length: Texts are cut to so many tokens; the model's context (4096 at most) by default.
+        folder: Cache folder; `cache_folder()` by default.
+        progress: Show a progress bar.
+
+    Returns:
+        The moments: float32, summed in float32 (float64 for a float64 model).
+
+    Raises:
+        UserError: layers the model has not, keys that are not finite, or a corpus without tokens.
+    """
+    architecture = Architecture.discover(model)
+    if problems := architecture.check_layers(list(layers)):
+        raise ConfigurationError(problems)
+    folder = (folder or cache_folder()) / "second_moments"
+    max_length = max_length or _context(model)
+    sums = parameter_sums(model)
+    tokenizer_hash = hash_json(sorted(tokenizer.get_vocab().items()))
+    paths = {}
+    for layer in sorted(set(layers)):
+        identity = [_below(architecture, sums, layer), architecture.down_projections[layer], corpus.sha256, tokens]
+        paths[layer] = folder / f"{hash_json([*identity, max_length, tokenizer_hash])[:40]}.safetensors"
+    missing = [layer for layer, path in paths.items() if not path.is_file()]
+    if missing:
+        partial = folder / f"partial-{hash_json([str(paths[layer]) for layer in missing])[:40]}.safetensors"
+        run = _Pass(model, architecture, missing, partial)
+        batches = _batches(corpus, tokenizer, tokens, max_length)
+        count = run.over(batches, tokens, progress)
+        if count < tokens:
+            logger.warning("%s holds %d tokens, not %d: all of them were used", corpus.source, count, tokens)
+        about = {"corpus": corpus.source, "corpus_sha256": corpus.sha256, "max_length": str(max_length)} | versions()
+        for layer in missing:
+            module = architecture.down_projections[layer]
+            save_tensors(paths[layer], _named(module, run.sums[layer] / count, count), about)
+        partial.unlink(missing_ok=True)
+    readers = {}
+    for path in paths.values():
+        readers |= read_moments(path)
+    moments = SecondMoments(readers, f"{corpus.source}, {tokens} tokens")
+    _tell_if_few(moments, architecture, min(paths))
+    return moments
+
+
+def save_second_moments(path: Path, moments: SecondMoments, modules: Sequence[str], about: dict[str, str]) -> None:
+    """Write the moments of some modules into one safetensors file, for edit_second_moments=FILE."""
+    tensors: dict[str, Tensor] = {}
+    for module in modules:
+        tensors |= _named(module, moments[module], moments.count(module))
+    save_tensors(path, tensors, about)
+
+
+def _named(module: str, moment: Tensor, count: int | None) -> dict[str, Tensor]:
+    counted = {} if count is None else {module + COUNT: torch.tensor([count])}
+    return {module + MOMENT: moment} | counted
+
+
+def _context(model: PreTrainedModel) -> int:
+    config = model.config.get_text_config(decoder=True)
+    return min(getattr(config, "max_position_embeddings", None) or LONGEST, LONGEST)
+
+
+def _below(architecture: Architecture, sums: dict[str, list], layer: int) -> str:
+    """A hash of the weights that a layer's keys depend on: not those of the blocks above, nor the edited matrix."""
+    above = tuple(f"{block}." for block in architecture.blocks[layer + 1 :])
+    edited = f"{architecture.down_projections[layer]}."
+    return hash_json(sorted(entry for name, entry in sums.items() if not name.startswith((*above, edited))))
+
+
+def _tell_if_few(moments: SecondMoments, architecture: Architecture, layer: int) -> None:
+    count, f = moments.count(architecture.down_projections[layer]), architecture.key_size
+    if count is not None and count < FEW * f:
+        logger.warning(
+            "second moments from %d tokens, %.1f for each of the %d dimensions: directions that text uses rarely are "
+            "estimated too small, so edits go there too freely and disturb rare knowledge more; %d tokens are better",
+            count,
+            count / f,
+            f,
+            FEW * f,
+        )
+
+
+def _batches(
+    corpus: Corpus, tokenizer: PreTrainedTokenizerBase, tokens: int, max_length: int
+) -> Iterator[list[list[int]]]:
+    """The corpus' first `tokens` tokens, texts of like length together."""
+    for texts in corpus.chunks(TEXTS_AT_ONCE):
+        kept = []
+        for ids in tokenizer(texts, truncation=True, max_length=max_length)["input_ids"] if texts else []:
+            kept.append(ids[:tokens])
+            tokens -= len(kept[-1])
+        kept.sort(key=len, reverse=True)
+        batch: list[list[int]] = []
+        for ids in filter(None, kept):
+            if batch and len(batch[0]) * (len(batch) + 1) > BATCH_TOKENS:
+                yield batch
+                batch = []
+            batch.append(ids)
+        if batch:
+            yield batch
+        if not tokens:
+            return
+
+
+class _Reached(Exception):
+    """Ends a forward pass at the last layer's key."""
+
+
+@dataclass
+class _Pass:
+    """One pass over the batches, with its state on disk.
+
+    Attributes:
+        sums: {layer: (f, f) Σ k kᵀ so far}, on the layer's device.
+        count: Tokens so far.
+        batches: Batches so far.
+    """
+
+    model: PreTrainedModel
+    architecture: Architecture
+    layers: list[int]
+    file: Path
+    sums: dict[int, Tensor] = field(default_factory=dict)
+    count: int = 0
+    batches: int = 0
+
+    def __post_init__(self) -> None:
+        for layer in self.layers:
+            weight = self.model.get_parameter(self.architecture.weight(layer))
+            f = self.architecture.key_size
+            self.sums[layer] = torch.zeros(f, f, dtype=wide_dtype(weight.dtype), device=weight.device)
+        if self.file.is_file():
+            self._read()
+
+    def _read(self) -> None:
+        with safetensors.safe_open(self.file, "pt") as file:
+            state = file.metadata()
+        for layer, total in load_tensors(self.file).items():
+            self.sums[int(layer)].copy_(total)
+        self.count, self.batches = int(state["count"]), int(state["batches"])
+
+    def _write(self) -> None:
+        state = {"count": str(self.count), "batches": str(self.batches)}
+        save_tensors(self.file, {str(layer): total for layer, total in self.sums.items()}, state)
+
+    @torch.no_grad()
+    def over(self, batches: Iterator[list[list[int]]], tokens: int, progress: bool) -> int:
+        """Add all batches that are not in yet; returns the number of tokens in all."""
+        began_with, started = self.count, time.monotonic()
+        saved = started
+        bar = tqdm(total=tokens, initial=self.count, desc="second moments", unit="tok", disable=not progress)
+        with self._watched() as mask_of, bar:
+            for number, batch in enumerate(batches):
+                if number < self.batches:
+                    continue
+                self._add(batch, mask_of)
+                bar.update(sum(map(len, batch)))
+                now = time.monotonic()
+                if number == 2 and tokens > 2 * self.count:  # the first passes also warm the machine up
+                    rest = (tokens - self.count) * (now - started) / max(self.count - began_with, 1)
+                    logger.warning(
+                        "second moments of %s from %d tokens: about %s to go, measured on the first %d tokens",
+                        ", ".join(self.architecture.down_projections[layer] for layer in self.layers),
+                        tokens,
+                        f"{rest / 60:.0f} minutes" if rest > 120 else f"{rest:.0f} seconds",
+                        self.count,
+                    )
+                if now - saved > SAVE_SECONDS:
+                    self._write()
+                    saved = time.monotonic()
+        if not self.count:
+            raise UserError("the corpus has no tokens")
+        for layer, total in self.sums.items():
+            if not bool(torch.isfinite(total).all()):
+                raise UserError(
+                    f"the keys of layer {layer} are not finite in {self.model.dtype}: load the model with "
+                    f"dtype=bfloat16 or float32"
+                )
+        return self.count
+
+    def _add(self, batch: list[list[int]], mask_of: list[Tensor]) -> None:
+        device = self.model.get_input_embeddings().weight.device
+        ids = torch.zeros(len(batch), len(batch[0]), dtype=torch.long)
+        mask = torch.zeros(ids.shape, dtype=torch.bool)
+        for row, text in enumerate(batch):
+            ids[row, : len(text)] = torch.tensor(text)
+            mask[row, : len(text)] = True
+        mask_of[:] = [mask.flatten()]
+        # Padding stands on the right, where no token looks: without a mask the attention can take its fastest path.
+        with contextlib.suppress(_Reached):
+            self.model(input_ids=ids.to(device), use_cache=False)
+        self.count += int(mask.sum())
+        self.batches += 1
+
+    @contextlib.contextmanager
+    def _watched(self) -> Iterator[list[Tensor]]:
+        """Within the block, forward passes add to the sums; the list holds the mask of the pass that is running."""
+        mask_of: list[Tensor] = []
+
+        def on(layer: int):
+            def hook(module: nn.Module, args: tuple) -> None:
+                keys = args[0].flatten(0, -2)[mask_of[0].to(args[0].device)].to(self.sums[layer].dtype)
+                self.sums[layer].addmm_(keys.T, keys)
+                if layer == max(self.layers):
+                    raise _Reached
+
+            return hook
+
+        handles = [
+            self.model.get_submodule(self.architecture.down_projections[layer]).register_forward_pre_hook(on(layer))
+            for layer in self.layers
+        ]
+        try:
+            yield mask_of
+        finally:
+            for handle in handles:
+                handle.remove()
