@@ -9,6 +9,7 @@ from lm_eval_edit.delta import Delta, DenseDelta, LowRankDelta, SparseDelta
 from lm_eval_edit.weights import wide_dtype
 
 _FIRST_RANK = 16
+_ROUND_OFF = 12  # eps, for the rounding of the sum and of the product itself (largest seen: 10)
 _SLACK = 1e-3  # a difference that is not well above the round-off of the weights is kept as it is
 
 
@@ -17,8 +18,8 @@ def difference(before: Tensor, after: Tensor) -> Delta:
     """`after` − `before` as a delta.
 
     A few changed rows or columns become a `SparseDelta`, exactly. A difference of low rank, but for the rounding of
-    `after`, becomes a `LowRankDelta`: `after` = round(`before` + Δ) differs from `before` + Δ by at most eps/2 per unit
-    of `after`, so what lies within eps · ‖after‖ of low rank cannot be told from it. Anything else is dense and exact.
+    `after`, becomes a `LowRankDelta`: `after` = round(`before` + Δ), so what lies within a few eps · ‖after‖ of low rank
+    cannot be told from it. Anything else is dense and exact.
 
     Args:
         before, after: Of one shape, dtype and device.
@@ -36,7 +37,7 @@ def difference(before: Tensor, after: Tensor) -> Delta:
             values = change.index_select(dim, index)
             values = (values if dim == 0 else values.T).to(wide).contiguous()
             return SparseDelta(index, values, torch.tensor([*change.shape, dim]))
-    noise = float(torch.finfo(after.dtype).eps * after.double().norm())
+    noise = float(_ROUND_OFF * torch.finfo(after.dtype).eps * after.double().norm())
     return _low_rank(change, noise, wide) or DenseDelta(change.to(wide))
 
 

@@ -64,7 +64,7 @@ def import_package(path: str | None) -> tuple[dict[str, Callable[..., Any]], Pat
 def model_fields(context: EditContext | None = None) -> dict[str, Any]:
     """The fields of EasyEdit's hyper-parameters that say what the model is; without a context, placeholders."""
     found = dict.fromkeys(("rewrite_module_tmp", "layer_module_tmp", "mlp_module_tmp", "attn_module_tmp", "ln_f_module",
-                           "lm_head_module", "model_name"), "")  # fmt: skip
+                           "lm_head_module", "model_name", "tokenizer_name"), "")  # fmt: skip
     if context is not None:
         model, block = context.model, context.architecture.blocks[0]
         layer = block.removesuffix("0") + "{}"
@@ -84,6 +84,7 @@ def model_fields(context: EditContext | None = None) -> dict[str, Any]:
             "ln_f_module": f"{trunk}.{norms[-1]}" if norms else "",
             "lm_head_module": names[head],
             "model_name": _FAMILIES.get(model.config.model_type, model.config.model_type),
+            "tokenizer_name": model.config.model_type,
         }
     device = str(context.model.device) if context is not None else "cpu"
     statistics = {"stats_dir": "stats", "mom2_dataset": "wikipedia", "mom2_n_samples": 100000, "mom2_dtype": "float32"}

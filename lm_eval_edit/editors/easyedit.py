@@ -14,6 +14,7 @@ import functools
 import inspect
 import logging
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -134,7 +135,9 @@ class EasyEdit(Editor):
                 torch.enable_grad(),
             ):
                 seed_everything(context.seed + len(history))  # a resumed run draws what the whole one would have
+                started = time.perf_counter()
                 self._apply(model, context.tokenizer, requests, hparams, copy=False, return_orig_weights=True)
+                details = {"seconds": time.perf_counter() - started}  # without the adapter's own copying
                 changed = snapshot.changed(model)
                 state = _added_keys(method_globals.get("cache_c"), history)
         except Exception as error:
@@ -146,7 +149,7 @@ class EasyEdit(Editor):
         finally:
             snapshot.restore(model)
         deltas = {name: difference(snapshot.weights[name], after) for name, after in changed.items()}
-        return EditResult(deltas, state=state)
+        return EditResult(deltas, details, state)
 
     def _hparams(self, model_fields: Mapping[str, Any]) -> Any:
         """EasyEdit's own object of hyper-parameters, read by EasyEdit: what was given, the rest from the model."""
@@ -199,7 +202,7 @@ def _request(fact: Fact, index: int) -> dict[str, Any]:
 def _earlier_keys(history: Sequence[Mapping[str, Tensor]]) -> Tensor | None:
     """(layers, f, f) Σ K Kᵀ of earlier operations, which AlphaEdit and SPHERE keep in a module global."""
     total = None
-    for state in history:
+    for state in filter(None, history):
         parts: dict[tuple[int, str], dict[str, Tensor]] = {}
         for name, tensor in state.items():
             index, kind, field = name.split(":")
@@ -213,6 +216,7 @@ def _added_keys(keys: Tensor | None, history: Sequence[Mapping[str, Tensor]]) ->
     """What an operation added to Σ K Kᵀ, per layer and in its smallest form: its rank is the number of facts."""
     if keys is None:
         return {}
-    before = _earlier_keys(history) if history else torch.zeros_like(keys)
+    before = _earlier_keys(history)
+    before = torch.zeros_like(keys) if before is None else before
     added = [difference(old, new) for old, new in zip(before, keys, strict=True)]
     return {f"{i}:{d.kind}:{field}": t for i, d in enumerate(added) for field, t in d.tensors().items()}
