@@ -46,6 +46,7 @@ from lm_eval_edit.second_moments import SecondMoments  # noqa: E402
 
 WANTED = {"rome": 4.0, "memit": 6.0, "kn": 15.0, "stats": 4.0}
 WORDS = [f"w{i}" for i in range(400)]
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 START = ("The", "Therefore", "Because", "I", "You")
 
 
@@ -150,17 +151,17 @@ def make_context(model: Any, moments: SecondMoments | None = None, nested: bool 
     return EditContext(model, make_tokenizer(), Architecture.discover(model), templates, moments or SecondMoments())
 
 
-def timed(call: Callable[[], Any], device: str, repeats: int) -> tuple[Any, float]:
+def timed(call: Callable[[], Any], device: str, repeats: int, clock: Callable[[], float]) -> tuple[Any, float]:
     """(result, seconds of the fastest run)."""
     best, result = float("inf"), None
     for _ in range(repeats):
         if device != "cpu":
             torch.cuda.synchronize()
-        started = time.perf_counter()
+        started = clock()
         result = call()
         if device != "cpu":
             torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - started)
+        best = min(best, clock() - started)
     return result, best
 
 
@@ -181,9 +182,11 @@ class Bench:
         easyedit: A clone of EasyEdit, to compare with that; None for benchmarks/plain.py.
     """
 
-    def __init__(self, family: str, size: Size, dtype: torch.dtype, device: str, easyedit: str | None):
-        self.family, self.size, self.device, self.easyedit = family, size, device, easyedit
+    def __init__(self, family: str, size: Size, dtype: torch.dtype, device: str, easyedit: str | None, clock: Any):
+        self.family, self.size, self.device, self.easyedit, self.clock = family, size, device, easyedit, clock
         self.model = make_model(family, size, dtype, device)
+        with torch.no_grad():
+            self.model(torch.zeros(8, 16, dtype=torch.long, device=device))  # the first pass pays for much else
         self.architecture = Architecture.discover(self.model)
         # GPT-2 XL's 17 (ROME) and 13 to 17 (MEMIT) of 48 stand at a third of the depth; five layers, as published.
         self.layer = round(size.layers * 17 / 48)
@@ -211,7 +214,7 @@ class Bench:
 
     def kn(self) -> Outcome:
         """The attribution of one fact's neurons, in EasyEdit's variant."""
-        context, fact = make_context(self.model), make_facts(3)[1]
+        context, fact = make_context(self.model), _QUESTION
         editor = Kn(KnOptions(steps=self.size.points))
         if self.easyedit:
             return self._compare("kn", context, editor, [fact], None, {"batch_size": self.size.points, **_KN})
@@ -271,8 +274,8 @@ class Bench:
         return self._outcome(what, ours, lambda: foreign.compute(context, facts))
 
     def _outcome(self, what: str, ours: Callable[[], Any], theirs: Callable[[], Any]) -> Outcome:
-        own, seconds = timed(ours, self.device, self.size.repeats)
-        other, other_seconds = timed(theirs, self.device, self.size.repeats)
+        own, seconds = timed(ours, self.device, self.size.repeats, self.clock)
+        other, other_seconds = timed(theirs, self.device, self.size.repeats, self.clock)
         name = "plain"
         if isinstance(other, EditResult):  # EasyEdit: its own time, without the adapter's copy of the model
             name, other_seconds = "EasyEdit", other.details["seconds"]
@@ -280,6 +283,8 @@ class Bench:
         return Outcome(self.family, what, name, seconds, other_seconds, relative_error(own, other))
 
 
+# As long as a ZsRE question and the model's answer to it are in tokens.
+_QUESTION = Fact("w1 w2 w3", "w4 w5 mother tongue of {} is a w6 w7 w8", "w9 w10", "w11 w12 w13", id="0")
 _OURS = ("context_templates", "v_batch_size", "variant", "operation", "lambda1", "lambda2")  # not EasyEdit's fields
 _TARGET = {"layer_selection": "all"}
 _KN = {"lr_scale": 1.0, "n_toks": 10, "refine": False}
@@ -309,6 +314,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--what", nargs="+", default=[*WANTED, "memory"], choices=(*WANTED, "memory"))
     parser.add_argument("--easyedit", metavar="DIR", help="compare with the EasyEdit of this clone, not with plain.py")
     parser.add_argument("--tolerance", type=float, default=1e-2, help="largest relative error (default: 1e-2, float32)")
+    parser.add_argument(
+        "--clock", default="wall", choices=CLOCKS, help="cpu: the process's own time, on a machine shared with others"
+    )
     parser.add_argument("--threads", type=int, help="torch's CPU threads")
     for name, value in asdict(Size()).items():
         parser.add_argument(f"--{name}", type=int, help=f"default: {value}")
@@ -324,7 +332,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     outcomes = []
     for family in args.families:
-        bench = Bench(family, size, getattr(torch, args.dtype), args.device, args.easyedit)
+        bench = Bench(family, size, getattr(torch, args.dtype), args.device, args.easyedit, CLOCKS[args.clock])
         for what in (what for what in args.what if what != "memory"):
             outcomes.append(getattr(bench, what)())
             print(table(outcomes[-1:]).split("\n")[-1], flush=True)

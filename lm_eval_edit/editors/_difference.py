@@ -19,7 +19,7 @@ def difference(before: Tensor, after: Tensor) -> Delta:
 
     A few changed rows or columns become a `SparseDelta`, exactly. A difference of low rank, but for the rounding of
     `after`, becomes a `LowRankDelta`: `after` = round(`before` + Δ), so what lies within a few eps · ‖after‖ of low rank
-    cannot be told from it. Anything else is dense and exact.
+    cannot be told from it. All else is dense and exact.
 
     Args:
         before, after: Of one shape, dtype and device.
