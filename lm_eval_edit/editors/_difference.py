@@ -17,7 +17,7 @@ _SLACK = 1e-3  # a difference that is not well above the round-off of the weight
 def difference(before: Tensor, after: Tensor) -> Delta:
     """`after` − `before` as a delta.
 
-    A few changed rows or columns become a `SparseDelta`, exactly. A difference of low rank, but for the rounding of
+    A few changed rows or columns become a `SparseDelta`, exactly. A difference of low rank, but for rounding of
     `after`, becomes a `LowRankDelta`: `after` = round(`before` + Δ), so what lies within a few eps · ‖after‖ of low rank
     cannot be told from it. All else is dense and exact.
 

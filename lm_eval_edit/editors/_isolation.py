@@ -9,62 +9,55 @@ import os
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy
 import torch
 from torch import nn
 
-_HOOKS = (
-    "_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs",
-    "_forward_hooks_always_called", "_backward_hooks", "_backward_pre_hooks",
-)  # fmt: skip
-
 
 class ModelSnapshot:
-    """A copy of a model's parameters in main memory, and of how its modules hang together.
+    """A copy of a model's parameters in main memory, and of all attributes of its modules and parameters.
 
-    Costs one copy of the weights: nothing is known about what the foreign code changes.
+    Hooks, children, training mode and notes that foreign code pins to a module or a weight are all attributes. Costs
+    one copy of the weights: nothing is known about what the foreign code changes.
     """
 
     def __init__(self, model: nn.Module):
         self.weights = {name: p.detach().to("cpu", copy=True) for name, p in model.named_parameters()}
-        self._parameters = [(p, p.requires_grad, p.grad) for p in model.parameters()]
-        self._config = dict(vars(model.config))
-        self._modules = [
-            (module, module.training, dict(module._parameters), dict(module._modules), dict(module._buffers))
-            for module in model.modules()
+        self._parameters = [
+            (p, self.weights[name], p.requires_grad, p.grad, dict(vars(p))) for name, p in model.named_parameters()
         ]
-        self._hooks = [{name: dict(getattr(module, name)) for name in _HOOKS} for module in model.modules()]
-        self._names = {id(p): name for name, p in model.named_parameters()}
+        self._attributes = [_attributes(owner) for owner in (*model.modules(), model.config)]
 
     @torch.no_grad()
     def changed(self, model: nn.Module) -> dict[str, torch.Tensor]:
         """The parameters whose bits are no longer those of the snapshot, as they are now, in main memory."""
-        now = {name: p.detach().cpu() for name, p in model.named_parameters()}
-        return {name: p.clone() for name, p in now.items() if name in self.weights and not p.equal(self.weights[name])}
+        now = {name: p.detach().to("cpu", copy=True) for name, p in model.named_parameters() if name in self.weights}
+        return {name: p for name, p in now.items() if not p.equal(self.weights[name])}
 
     @torch.no_grad()
-    def restore(self, model: nn.Module) -> None:
-        """Put everything back: weights to their bits, modules, hooks, gradients, what wants one, the configuration."""
-        for (module, training, parameters, modules, buffers), hooks in zip(self._modules, self._hooks, strict=True):
-            module.training = training
-            for name, kept in (
-                ("_parameters", parameters),
-                ("_modules", modules),
-                ("_buffers", buffers),
-                *hooks.items(),
-            ):
-                current = getattr(module, name)
-                current.clear()
-                current.update(kept)
-        for parameter, wants_gradient, gradient in self._parameters:
-            kept = self.weights[self._names[id(parameter)]]
+    def restore(self) -> None:
+        """Put everything back: weights to their bits, gradients, and the attributes of modules and weights."""
+        for owner, attributes, contents in self._attributes:
+            vars(owner).clear()
+            vars(owner).update(attributes)
+            for name, content in contents.items():
+                attributes[name].clear()
+                attributes[name].update(content)
+        for parameter, kept, wants_gradient, gradient, attributes in self._parameters:
             if not parameter.detach().cpu().equal(kept):
                 parameter.data.copy_(kept)
             parameter.requires_grad_(wants_gradient)
             parameter.grad = gradient
-        vars(model.config).clear()
-        vars(model.config).update(self._config)
+            vars(parameter).clear()
+            vars(parameter).update(attributes)
+
+
+def _attributes(owner: object) -> tuple[object, dict[str, Any], dict[str, dict]]:
+    """(owner, its attributes, the contents of those that are dictionaries: parameters, children, hooks)."""
+    attributes = dict(vars(owner))
+    return owner, attributes, {name: dict(value) for name, value in attributes.items() if isinstance(value, dict)}
 
 
 class _ToLog(io.TextIOBase):

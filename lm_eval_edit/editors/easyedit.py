@@ -147,7 +147,7 @@ class EasyEdit(Editor):
                 f"fact that the method cannot read, are the usual reasons"
             ) from error
         finally:
-            snapshot.restore(model)
+            snapshot.restore()
         deltas = {name: difference(snapshot.weights[name], after) for name, after in changed.items()}
         return EditResult(deltas, details, state)
 
