@@ -14,6 +14,7 @@ figures: docs/performance.md.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import random
 import sys
@@ -32,7 +33,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT)]
 
-from benchmarks import memory, plain  # noqa: E402
+from benchmarks import counting, memory, plain  # noqa: E402
 from lm_eval_edit import Fact  # noqa: E402
 from lm_eval_edit._files import hash_json  # noqa: E402
 from lm_eval_edit.architecture import Architecture  # noqa: E402
@@ -46,7 +47,8 @@ from lm_eval_edit.second_moments import SecondMoments  # noqa: E402
 
 WANTED = {"rome": 4.0, "memit": 6.0, "kn": 15.0, "stats": 4.0}
 WORDS = [f"w{i}" for i in range(400)]
-CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+OPERATIONS = counting.Operations()
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time, "flops": lambda: OPERATIONS.total / 1e9}
 START = ("The", "Therefore", "Because", "I", "You")
 
 
@@ -315,7 +317,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--easyedit", metavar="DIR", help="compare with the EasyEdit of this clone, not with plain.py")
     parser.add_argument("--tolerance", type=float, default=1e-2, help="largest relative error (default: 1e-2, float32)")
     parser.add_argument(
-        "--clock", default="wall", choices=CLOCKS, help="cpu: the process's own time, on a machine shared with others"
+        "--clock",
+        default="wall",
+        choices=CLOCKS,
+        help="cpu: the process's own time; flops: no time, but 10^9 operations",
     )
     parser.add_argument("--threads", type=int, help="torch's CPU threads")
     for name, value in asdict(Size()).items():
@@ -331,10 +336,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     )
     outcomes = []
+    counted = OPERATIONS if args.clock == "flops" else contextlib.nullcontext()
     for family in args.families:
         bench = Bench(family, size, getattr(torch, args.dtype), args.device, args.easyedit, CLOCKS[args.clock])
         for what in (what for what in args.what if what != "memory"):
-            outcomes.append(getattr(bench, what)())
+            with counted:
+                outcomes.append(getattr(bench, what)())
             print(table(outcomes[-1:]).split("\n")[-1], flush=True)
     if outcomes:
         print("\n" + table(outcomes))

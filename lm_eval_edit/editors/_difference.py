@@ -18,7 +18,7 @@ def difference(before: Tensor, after: Tensor) -> Delta:
     """`after` − `before` as a delta.
 
     A few changed rows or columns become a `SparseDelta`, exactly. A difference of low rank, but for rounding of
-    `after`, becomes a `LowRankDelta`: `after` = round(`before` + Δ), so what lies within a few eps · ‖after‖ of low rank
+    `after`, becomes a `LowRankDelta`: `after` = round(`before` + Δ), so what lies a few eps · ‖after‖ from low rank
     cannot be told from it. All else is dense and exact.
 
     Args:
