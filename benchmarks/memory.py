@@ -84,8 +84,8 @@ def ledger_bytes(edits: int, width: int, inner: int) -> int:
         return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def peak_bytes(layers: int, shape: Shape, make_context: MakeContext) -> tuple[int, int]:
-    """(bytes of the weights, most bytes beside them) of one ROME edit of layer 0, computed and applied, in float32."""
+def peak_bytes(layers: int, shape: Shape, make_context: MakeContext) -> tuple[int, int, int]:
+    """Bytes of the weights, most beside them while a ROME edit of layer 0 is computed, and while it is applied."""
     config = LlamaConfig(
         hidden_size=shape.width, intermediate_size=shape.inner, num_hidden_layers=layers, vocab_size=shape.vocabulary,
         num_attention_heads=shape.heads, num_key_value_heads=shape.heads, bos_token_id=0, eos_token_id=0,
@@ -95,10 +95,12 @@ def peak_bytes(layers: int, shape: Shape, make_context: MakeContext) -> tuple[in
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     context, facts = make_context(model)
     edited = EditedWeights(model)
-    with LiveBytes() as memory:
+    with LiveBytes() as computing:
         # By the third step everything is there at once: Adam's state, the graph of a pass, a gradient.
-        edited.apply(Rome(RomeOptions(layers=(0,), v_num_grad_steps=3)).compute(context, facts).deltas)
-    return weights, memory.peak
+        deltas = Rome(RomeOptions(layers=(0,), v_num_grad_steps=3)).compute(context, facts).deltas
+    with LiveBytes() as applying:
+        edited.apply(deltas)
+    return weights, computing.peak, applying.peak
 
 
 def report(make_context: MakeContext, tiny: bool = False) -> str:
@@ -111,13 +113,13 @@ def report(make_context: MakeContext, tiny: bool = False) -> str:
     shape, edits = (Shape(64, 176, 4, 4, 512), 5) if tiny else (Shape(), 200)
     size = ledger_bytes(edits, shape.width, shape.inner)
     lines = [f"ledger of {edits} ROME edits, d = {shape.width}, f = {shape.inner}: {size / MIB:.2f} MiB"]
-    (small, few), (large, more) = (peak_bytes(layers, shape, make_context) for layers in (1, 3))
-    weights = small + (large - small) // 2 * (shape.layers - 1)
-    peak = few + (more - few) // 2 * (shape.layers - 1)
-    for layers, held, beside in ((1, small, few), (3, large, more), (shape.layers, weights, peak)):
-        how = "measured" if layers < shape.layers else "continued"
+    one, three = (peak_bytes(layers, shape, make_context) for layers in (1, 3))
+    # The whole grows by a straight line in the layers; what is applied has the size of one matrix.
+    whole = tuple(a + (b - a) * (shape.layers - 1) // 2 for a, b in zip(one, three, strict=True))
+    for layers, (weights, computing, applying) in ((1, one), (3, three), (shape.layers, whole)):
         lines.append(
-            f"{how}, {layers} layers, float32: weights {held / MIB:.0f} MiB, most beside them {beside / MIB:.0f} MiB "
-            f"({beside / held:.1%})"
+            f"{'measured' if layers < shape.layers else 'continued'}, {layers} layers, float32: weights "
+            f"{weights / MIB:.0f} MiB, beside them {computing / MIB:.0f} MiB computing and {applying / MIB:.0f} MiB "
+            f"applying, together {(computing + applying) / weights:.1%}"
         )
     return "\n".join(lines)
