@@ -105,7 +105,7 @@ def test_the_last_token_alone_equals_the_whole_text(make, outputs):
         varied = torch.stack([forward.vectors[layer] * factor for factor in (0.0, 0.5, 1.0)])
 
         with torch.no_grad():
-            alone = forward.varied(layer, varied)
+            alone = forward.varied([layer], varied[None])[0]
         for index, vector in enumerate(varied):
             if outputs:
                 handle = site.register_forward_hook(lambda m, args, out, v=vector: with_last(out, v))
@@ -116,6 +116,13 @@ def test_the_last_token_alone_equals_the_whole_text(make, outputs):
             handle.remove()
             torch.testing.assert_close(alone[index], whole, rtol=1e-10, atol=1e-10)
         assert not torch.allclose(alone[0], alone[2]), "the variation matters"
+        if layer:  # with another layer's variants in the same pass
+            lower = torch.stack([2 * forward.vectors[0]] * 3)
+            if lower.shape == varied.shape:
+                with torch.no_grad():
+                    together = forward.varied([0, layer], torch.stack([lower, varied]))
+                torch.testing.assert_close(together[1], alone, rtol=1e-10, atol=1e-10)
+                assert not torch.allclose(together[0], alone)
 
 
 def test_attributions_of_a_layer_add_up_to_what_its_activations_do():
@@ -128,7 +135,9 @@ def test_attributions_of_a_layer_add_up_to_what_its_activations_do():
     )
     with torch.no_grad():
         wanted = [
-            float((forward.logits.softmax(-1) - forward.varied(layer, 0 * vector[None])[0].softmax(-1))[token])
+            float(
+                (forward.logits.softmax(-1) - forward.varied([layer], 0 * vector[None, None])[0, 0].softmax(-1))[token]
+            )
             for layer, vector in enumerate(forward.vectors)
         ]
 
@@ -153,7 +162,7 @@ def test_easyedit_takes_both_ends_of_the_integral_and_the_paper_the_upper_one():
     )  # fmt: skip
     vector = forward.vectors[2].clone().requires_grad_()
     (token,) = tiny_tokenizer().encode("French")
-    forward.varied(2, vector[None]).softmax(-1)[0, token].backward()
+    forward.varied([2], vector[None, None]).softmax(-1)[0, 0, token].backward()
     torch.testing.assert_close(at_one[2], (vector * vector.grad).detach())
 
 

@@ -12,11 +12,15 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers import DynamicCache, PreTrainedModel
 
 from lm_eval_edit.architecture import Architecture
 from lm_eval_edit.editors._forward import _hidden, bridged, by_row, position_argument
 from lm_eval_edit.errors import UserError
+
+LAYERS_AT_ONCE = 4  # more would send too many variants through blocks that cannot change them
+CACHED_TOKENS = 4096  # rows x tokens whose keys and values are held at once
 
 
 class LastTokenForward:
@@ -72,38 +76,52 @@ class LastTokenForward:
             self.logits = model(input_ids=self._ids, past_key_values=cache, use_cache=True).logits[0, -1]
         self._prefix = [(entry.keys[:, :, :-1], entry.values[:, :, :-1]) for entry in cache.layers]
 
-    def varied(self, layer: int, vectors: Tensor) -> Tensor:
-        """The next token's logits with other vectors at a layer's site.
+    def layers_at_once(self, variants: int) -> int:
+        """How many layers `varied` should be given together.
+
+        A few variants of one layer keep a processor waiting for the weights; with several layers' variants the weights
+        are read once for all. Every row holds the whole text's keys and values, so long texts want fewer.
+        """
+        return max(1, min(LAYERS_AT_ONCE, CACHED_TOKENS // (variants * self._ids.shape[1])))
+
+    def varied(self, layers: Sequence[int], vectors: Tensor) -> Tensor:
+        """The next token's logits with other vectors at one layer's site, for several layers.
 
         Args:
-            vectors: (n, width) what stands in place of the site's vector, for n variants.
+            layers: Layers, ascending.
+            vectors: (len(layers), n, width) what stands in place of each site's vector, for n variants.
 
         Returns:
-            (n, V) logits, differentiable in `vectors`.
+            (len(layers), n, V) logits, differentiable in `vectors`.
         """
-        n, length = len(vectors), self._ids.shape[1]
-        prefix = [(k.expand(n, -1, -1, -1), v.expand(n, -1, -1, -1)) for k, v in self._prefix]
+        n, length = vectors.shape[1], self._ids.shape[1]
+        rows = len(layers) * n
+        prefix = [(k.expand(rows, -1, -1, -1), v.expand(rows, -1, -1, -1)) for k, v in self._prefix]
         cache = DynamicCache(ddp_cache_data=prefix) if length > 1 else DynamicCache()
-        # The lowest block that runs is given its own input: the bridge below it hands that on.
-        entering = self._entering[layer].expand(n, -1, -1)
-        below = self._blocks[:layer]
-        with self._replacing(self._sites[layer], vectors[:, None]), bridged(below, entering, self._returns_tuple):
+        # The lowest block that runs is given its own input: the bridge below it hands that on. The variants of a higher
+        # layer go through the blocks below it unchanged.
+        entering = self._entering[layers[0]].expand(rows, -1, -1)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(bridged(self._blocks[: layers[0]], entering, self._returns_tuple))
+            for index, layer in enumerate(layers):
+                stack.callback(self._replacing(self._sites[layer], index * n, vectors[index]).remove)
             out = self.model(
-                input_ids=self._ids[:, -1:].expand(n, 1),
-                attention_mask=self._ids.new_ones(n, length),
+                input_ids=self._ids[:, -1:].expand(rows, 1),
+                attention_mask=self._ids.new_ones(rows, length),
                 past_key_values=cache,
                 use_cache=True,
-                **position_argument(self.model, self._ids.new_full((n, 1), length - 1)),
+                **position_argument(self.model, self._ids.new_full((rows, 1), length - 1)),
             )
-        return out.logits[:, -1]
+        return out.logits[:, -1].view(len(layers), n, -1)
 
-    @contextlib.contextmanager
-    def _replacing(self, site: nn.Module, vectors: Tensor):
+    def _replacing(self, site: nn.Module, first: int, vectors: Tensor) -> RemovableHandle:
+        """Hook that puts `vectors` (n, width) in the place of the rows from `first` on."""
+
+        def replaced(tensor: Tensor) -> Tensor:
+            flat = tensor.reshape(-1, tensor.shape[-1])  # some MLPs see all rows as one
+            parts = [flat[:first], vectors.to(tensor), flat[first + len(vectors) :]]
+            return torch.cat(parts).view(tensor.shape)
+
         if self._outputs:
-            handle = site.register_forward_hook(lambda m, args, output: vectors.to(output.dtype).view(output.shape))
-        else:
-            handle = site.register_forward_pre_hook(lambda m, args: (vectors.to(args[0].dtype).view(args[0].shape),))
-        try:
-            yield
-        finally:
-            handle.remove()
+            return site.register_forward_hook(lambda module, args, output: replaced(output))
+        return site.register_forward_pre_hook(lambda module, args: (replaced(args[0]),))

@@ -4,7 +4,8 @@ An editor computes `{parameter name: Delta}` for a batch of facts and leaves the
 (order, application, restoring, storing, resuming, guarding) is done once, outside, for all editors.
 
 Third parties add an editor with the entry point group `lm_eval_edit.editors` (name = "package.module:Class"), or name
-it directly: `editor=package.module:Class`.
+it directly: `editor=package.module:Class`. A name may carry a parameter (`editor=easyeditor:PMET`): the class of that
+name says what it means, in `Editor.with_parameter`.
 """
 
 from __future__ import annotations
@@ -75,6 +76,9 @@ class Editor(ABC):
         Options: A frozen dataclass of hyper-parameters under EasyEdit's field names, each made with `option`.
         batches: Whether one operation may edit several facts.
         needs: What it needs beside the model, in words for `lm-eval-edit ls editors`; empty for nothing.
+        other_options: Name of the field of `Options`, a mapping, that takes the options that are no fields; None to
+            refuse those. For editors whose hyper-parameters another library defines.
+        easyedit_name: The method's `alg_name` in EasyEdit's hparams files, where that is not its name.
         unused_fields: Fields of the method's published hparams files that its published code does not read; accepted
             and passed over.
         without_second_moments: How to do without E[k kᵀ], for the error when there is none; empty if there is no way.
@@ -86,8 +90,19 @@ class Editor(ABC):
     Options: ClassVar[type]
     batches: ClassVar[bool] = False
     needs: ClassVar[str] = ""
+    other_options: ClassVar[str | None] = None
+    easyedit_name: ClassVar[str | None] = None
     unused_fields: ClassVar[frozenset[str]] = frozenset()
     without_second_moments: ClassVar[str] = ""
+
+    @classmethod
+    def with_parameter(cls, parameter: str) -> type[Editor]:
+        """The editor that `editor=name:parameter` means.
+
+        Raises:
+            UserError: the method takes no parameter, or not this one.
+        """
+        raise UserError(f"editor={cls.name}:{parameter}: {cls.name} takes no parameter; use editor={cls.name}")
 
     def __init__(self, options: Any):
         self.options = options
@@ -171,6 +186,7 @@ def option(help: str, **kwargs: Any) -> Any:
 # ------------------------------------------------------------------------------------------------------- the registry
 
 BUILT_IN: dict[str, str] = {
+    "easyeditor": "lm_eval_edit.editors.easyedit:EasyEdit",
     "rome": "lm_eval_edit.editors.rome:Rome",
     "r_rome": "lm_eval_edit.editors.r_rome:RRome",
     "memit": "lm_eval_edit.editors.memit:Memit",
@@ -196,12 +212,16 @@ def editor_names() -> list[str]:
 
 
 def find_editor(name: str) -> type[Editor]:
-    """The editor class for a name, an entry point or `module:Class`.
+    """The editor class for a name (with a parameter: `name:parameter`), an entry point or `module:Class`.
 
     Raises:
-        UserError: nothing of that name, or it is not an Editor.
+        UserError: nothing of that name, it is not an Editor, or it does not take the parameter.
     """
-    target = BUILT_IN.get(name) or _entry_points().get(name) or (name if ":" in name else None)
+    known = _entry_points() | BUILT_IN
+    first, _, parameter = name.partition(":")
+    if first in known and parameter:
+        return find_editor(first).with_parameter(parameter)
+    target = known.get(name) or (name if ":" in name else None)
     if target is None:
         raise UserError(
             f"editor={name}: no such editor.{nearest(name, editor_names())} "

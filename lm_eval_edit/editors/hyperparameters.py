@@ -117,18 +117,21 @@ def resolve(
         return None, [str(error)]
     passed_over = EASYEDIT_ONLY | editor_class.unused_fields | (inner_class.unused_fields if inner_class else set())
     unknown = [name for name in given if name not in accepted and name not in passed_over]
+    if editor_class.other_options is not None:  # they are another package's business
+        unknown = []
     problems = [
         f"{name}: no hyper-parameter of {editor_class.name}.{nearest(name, accepted)} It has {', '.join(accepted)}"
         for name in unknown
     ]
     names = [f.name for f in fields(editor_class.Options)]
-    algorithm = str(given.get("alg_name", editor_class.name)).lower().replace("-", "_")
+    own_name = _plain(editor_class.easyedit_name or editor_class.name)
+    its_own = _plain(str(given.get("alg_name", own_name))) == own_name
     inner: Hyperparameters | None = None
     if inner_class is not None:
-        left_out = {*names, *unknown, *(["alg_name"] if algorithm == editor_class.name else [])}
+        left_out = {*names, *unknown, *(["alg_name"] if its_own else [])}
         inner, found = resolve(inner_class, config, {n: v for n, v in given.items() if n not in left_out}, layers)
         problems += found
-    elif algorithm != editor_class.name:
+    elif not its_own:
         problems.append(
             f"the hyper-parameters are for {given['alg_name']}, the editor is {editor_class.name}: give its own file"
         )
@@ -136,8 +139,13 @@ def resolve(
     preset = next((p for p in presets(editor_class.name) if p.fits(config)), None)
     merged: dict[str, Any] = dict(preset.options) if preset else {}
     merged |= {name: value for name, value in given.items() if name in names}
+    if editor_class.other_options is not None:
+        others = {name: value for name, value in given.items() if name not in names}
+        merged[editor_class.other_options] = others if layers is None else others | {"layers": list(layers)}
+        layers = None
     last = config.num_hidden_layers - 1
-    if inner is None and "v_loss_layer" not in names and str(given.get("v_loss_layer", last)) != str(last):
+    read_here = inner is None and editor_class.other_options is None
+    if read_here and "v_loss_layer" not in names and str(given.get("v_loss_layer", last)) != str(last):
         notices.append(
             f"v_loss_layer={given['v_loss_layer']} is not used: the loss is taken at this model's last layer, {last}"
         )
@@ -164,11 +172,14 @@ def resolve(
         return None, problems
     try:
         options = editor_class.Options(**values)
+        editor = editor_class(options) if inner is None else editor_class(options, inner.editor)
     except ValueError as error:
         return None, [str(error)]
-    editor = editor_class(options) if inner is None else editor_class(options, inner.editor)
-    preset_name = preset.name if preset else inner.preset if inner else None
-    return Hyperparameters(editor, preset_name, tuple(notices)), []
+    return Hyperparameters(editor, preset.name if preset else inner.preset if inner else None, tuple(notices)), []
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("-", "_")
 
 
 def coerce(value: Any, like: Any) -> Any:

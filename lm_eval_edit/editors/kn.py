@@ -133,8 +133,11 @@ class Kn(Editor):
         layers = [0.0] * architecture.n_layers
         for ids, wanted in points:
             forward = LastTokenForward(model, architecture, ids, sites, outputs=self._is_easyedit)
-            for layer, vector in enumerate(forward.vectors):
-                layers[layer] = layers[layer] + _integrated(forward, layer, vector, factors, wanted).cpu()
+            step = forward.layers_at_once(steps)
+            for first in range(0, architecture.n_layers, step):
+                together = range(first, min(first + step, architecture.n_layers))
+                for layer, scores in zip(together, _integrated(forward, together, factors, wanted), strict=True):
+                    layers[layer] = layers[layer] + scores.cpu()
         return torch.stack(layers) / sum(len(wanted) for _, wanted in points)
 
     def _points(self, context: EditContext, prompt: str, answer: str) -> list[tuple[list[int], list[int]]]:
@@ -216,14 +219,16 @@ def _greedy(context: EditContext, prompt: str, count: int) -> tuple[list[str], l
     return texts, ids
 
 
-def _integrated(forward: LastTokenForward, layer: int, vector: Tensor, factors: Tensor, wanted: list[int]) -> Tensor:
-    """(f,) w · mean over the factors α of ∂ Σ P(wanted) / ∂(αw)."""
-    wide = wide_dtype(vector.dtype)
-    scale = 4096.0 if vector.dtype == torch.float16 else 1.0  # small gradients would vanish in float16
-    factors = factors.to(device=vector.device, dtype=wide)
-    grown = (factors[:, None] * vector.to(wide)).to(vector.dtype).requires_grad_()  # (steps, f)
+def _integrated(forward: LastTokenForward, layers: Sequence[int], factors: Tensor, wanted: list[int]) -> Tensor:
+    """(len(layers), f) w · mean over the factors α of ∂ Σ P(wanted) / ∂(αw)."""
+    vectors = torch.stack([forward.vectors[layer].to(forward.vectors[layers[0]].device) for layer in layers])
+    wide = wide_dtype(vectors.dtype)
+    scale = 4096.0 if vectors.dtype == torch.float16 else 1.0  # small gradients would vanish in float16
+    factors = factors.to(device=vectors.device, dtype=wide)
+    grown = factors[:, None] * vectors.to(wide)[:, None]  # (len(layers), steps, f)
+    grown = grown.to(vectors.dtype).requires_grad_()
     with without_parameter_gradients(forward.model), torch.enable_grad():
-        probabilities = forward.varied(layer, grown).to(wide).softmax(dim=-1)
-        total = probabilities[:, torch.tensor(wanted, device=probabilities.device)].sum() * scale
+        probabilities = forward.varied(layers, grown).to(wide).softmax(dim=-1)
+        total = probabilities[..., torch.tensor(wanted, device=probabilities.device)].sum() * scale
         (gradient,) = torch.autograd.grad(total, grown)
-    return vector.to(wide) * gradient.to(wide).sum(dim=0) / (len(factors) * scale)
+    return vectors.to(wide) * gradient.to(wide).sum(dim=1) / (len(factors) * scale)
