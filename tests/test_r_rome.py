@@ -82,7 +82,7 @@ def test_the_demos_preset_takes():
     model, tokenizer = load_model(demo.CHECKPOINT, torch.float32)
     taken = []
     for fact in random.Random(0).sample(list(load_facts("demo")), 10):
-        ledger = edit_model(model, tokenizer, [fact], "r_rome", progress=False)
+        ledger = edit_model(model, tokenizer, [fact], "r_rome", second_moments=demo.SECOND_MOMENTS, progress=False)
         taken.append(ledger.operations[0].record["after"]["em"])
         ledger.restore()
     assert sum(taken) / len(taken) >= 0.9

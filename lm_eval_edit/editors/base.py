@@ -219,7 +219,7 @@ def find_editor(name: str) -> type[Editor]:
     """
     known = _entry_points() | BUILT_IN
     first, _, parameter = name.partition(":")
-    if first in known and parameter:
+    if parameter and (first in BUILT_IN or (first in known and _takes_parameter(find_editor(first)))):
         return find_editor(first).with_parameter(parameter)
     target = known.get(name) or (name if ":" in name else None)
     if target is None:
@@ -235,6 +235,10 @@ def find_editor(name: str) -> type[Editor]:
     if not (isinstance(found, type) and issubclass(found, Editor)):
         raise UserError(f"editor={name}: {target} is not a subclass of lm_eval_edit.editors.Editor")
     return found
+
+
+def _takes_parameter(editor: type[Editor]) -> bool:
+    return editor.with_parameter.__func__ is not Editor.with_parameter.__func__
 
 
 def option_names(editor: type[Editor], given: Mapping[str, Any] | None = None) -> list[str]:
