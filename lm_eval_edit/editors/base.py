@@ -186,7 +186,6 @@ def option(help: str, **kwargs: Any) -> Any:
 # ------------------------------------------------------------------------------------------------------- the registry
 
 BUILT_IN: dict[str, str] = {
-    "easyeditor": "lm_eval_edit.editors.easyedit:EasyEdit",
     "rome": "lm_eval_edit.editors.rome:Rome",
     "r_rome": "lm_eval_edit.editors.r_rome:RRome",
     "memit": "lm_eval_edit.editors.memit:Memit",
@@ -199,6 +198,7 @@ BUILT_IN: dict[str, str] = {
     "prune": "lm_eval_edit.editors.prune:Prune",
     "lora": "lm_eval_edit.editors.lora:Lora",
     "random": "lm_eval_edit.editors.random:Random",
+    "easyeditor": "lm_eval_edit.editors.easyedit:EasyEdit",
 }
 
 
