@@ -347,6 +347,7 @@ def test_a_real_easyedit_gives_the_stored_deltas(easyedit_path, reference, run, 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64).eval()
     facts = [parse_record(entry, "reference", str(i)) for i, entry in enumerate(info["facts"])]
     batch = len(info["calls"][0]["case_ids"])
+    tolerance = 1e-6 if run == "AlphaEdit" else 1e-11  # it solves in float32, where the number of threads shows
     sequences = [[fact] for fact in facts] if info["mode"] == "independent" else [facts]
     call = 0
     for sequence in sequences:
@@ -361,7 +362,7 @@ def test_a_real_easyedit_gives_the_stored_deltas(easyedit_path, reference, run, 
             assert operation.deltas
             for parameter, delta in operation.deltas.items():
                 wanted = theirs[f"call{call}/delta/{parameter}"]
-                assert (delta.dense(torch.float64) - wanted).norm() / wanted.norm() <= 1e-11
+                assert (delta.dense(torch.float64) - wanted).norm() / wanted.norm() <= tolerance
             call += 1
         ledger.restore()
     assert call == len(info["calls"])
