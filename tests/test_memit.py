@@ -302,15 +302,15 @@ def test_without_second_moments_the_error_does_not_offer_romes_way_out():
     assert "mom2_adjustment" not in str(caught.value) and "edit_second_moments=FILE" in str(caught.value)
 
 
-def test_easyedits_hparams_are_accepted_and_another_loss_layer_is_told():
+def test_easyedits_hparams_are_accepted_and_those_for_another_size_are_not():
     published = {
-        "alg_name": "MEMIT", "model_name": "./gpt2-xl", "layer_selection": "all", "v_loss_layer": 47, "batch_size": 1,
+        "alg_name": "MEMIT", "model_name": "./gpt2-tiny", "layer_selection": "all", "v_loss_layer": 2, "batch_size": 1,
         "mom2_adjustment": True, "mom2_update_weight": "2e4", "layers": [0, 1], "ln_f_module": "transformer.ln_f",
     }  # fmt: skip
     found, problems = resolve(Memit, tiny_model().config, published)
-    assert not problems and found.editor.options.mom2_update_weight == 20000
-    assert found.notices == ("v_loss_layer=47 is not used: the loss is taken at this model's last layer, 2",)
-    assert not resolve(Memit, tiny_model().config, published | {"v_loss_layer": 2})[0].notices
+    assert not problems and found.editor.options.mom2_update_weight == 20000 and not found.notices
+    _, problems = resolve(Memit, tiny_model().config, published | {"v_loss_layer": 47})
+    assert len(problems) == 1 and "for a model of another size, this one's last layer is 2" in problems[0]
 
 
 def test_layers_by_relative_depth():

@@ -250,7 +250,7 @@ def test_easyedits_hparams_file_is_accepted_as_it_is(world, tmp_path):
     file = tmp_path / "gpt2-xl.yaml"
     file.write_text(
         "alg_name: 'ROME'\nmodel_name: './gpt2-xl'\nstats_dir: './data/stats'\ndevice: 0\nlayers: [1]\n"
-        "fact_token: 'subject_last'\nv_num_grad_steps: 3\nv_lr: 5e-1\nv_loss_layer: 47\nv_weight_decay: 5e-1\n"
+        "fact_token: 'subject_last'\nv_num_grad_steps: 3\nv_lr: 5e-1\nv_loss_layer: 2\nv_weight_decay: 5e-1\n"
         "clamp_norm_factor: 4\nkl_factor: 0.0625\nmom2_adjustment: false\ncontext_template_length_params: [[5, 10], "
         "[10, 10]]\nrewrite_module_tmp: 'transformer.h.{}.mlp.c_proj'\nmom2_dataset: 'wikipedia'\nmom2_n_samples: "
         "100000\nmom2_dtype: 'float32'\nmodel_parallel: false\n"
@@ -259,6 +259,9 @@ def test_easyedits_hparams_file_is_accepted_as_it_is(world, tmp_path):
     options = lm.edit_record()["options"]
     assert (options["v_lr"], options["v_num_grad_steps"], options["layers"]) == (0.5, 3, (1,))
     assert len(lm.edit_record()["context_templates"]) == 21
+    file.write_text(file.read_text().replace("v_loss_layer: 2", "v_loss_layer: 47"))
+    with pytest.raises(ConfigurationError, match=r"v_loss_layer=47: .* another size, this one's last layer is 2"):
+        EditedHFLM(**arguments(world, editor="rome", edit_config=str(file)))
     file.write_text("v_lr: [\n")
     with pytest.raises(ConfigurationError, match=r"gpt2-xl.yaml, line 2: not YAML"):
         EditedHFLM(**arguments(world, editor="rome", edit_config=str(file)))

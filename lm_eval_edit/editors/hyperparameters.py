@@ -18,8 +18,8 @@ from lm_eval_edit._files import read_text
 from lm_eval_edit.editors.base import Editor, option_names
 from lm_eval_edit.errors import UserError, nearest
 
-#: Fields of EasyEdit's hparams files that say what is found here by structure, or given elsewhere. ROME's and KN's
-#: `v_loss_layer` names the last layer in every published file, which is where the model's own loss is.
+#: Fields of EasyEdit's hparams files that say what is found here by structure, or given elsewhere. `v_loss_layer` names
+#: the last layer in every published file, which is where the loss is taken: another one shows a file for another model.
 # fmt: off
 EASYEDIT_ONLY = frozenset((
     "alg", "alg_name", "model_name", "tokenizer_name", "tokenizer_class", "model_class", "device", "device_map",
@@ -146,8 +146,9 @@ def resolve(
     last = config.num_hidden_layers - 1
     read_here = inner is None and editor_class.other_options is None
     if read_here and "v_loss_layer" not in names and str(given.get("v_loss_layer", last)) != str(last):
-        notices.append(
-            f"v_loss_layer={given['v_loss_layer']} is not used: the loss is taken at this model's last layer, {last}"
+        problems.append(
+            f"v_loss_layer={given['v_loss_layer']}: these hyper-parameters are for a model of another size, this one's "
+            f"last layer is {last}; give the file of this model, or leave v_loss_layer out to use them all the same"
         )
     if layers is not None and "layers" in names:
         merged["layers"] = layers
