@@ -1,7 +1,7 @@
 """What a sweep is: models x editors x data sets x edit seeds x batch sizes x checkpoints, on some tasks.
 
-A design is a YAML mapping with the keys of `Design` (a preset is one), or the same from flags. It is checked here as far
-as it can be without looking at models and data; `checking` does the rest.
+A design is a YAML mapping with the keys of `Design` (a preset is one), or the same from flags. It is checked here as
+far as it can be without looking at models and data; `checking` does the rest.
 
 A row is one model with one schedule of edits, its cells are the schedule's checkpoints. Rows that edit in sequence are
 nested: the state at 5 edits is a prefix of the state at 20, so the edits are made once. Rows that edit all facts of a

@@ -36,14 +36,15 @@ _README = """\
 
 {description}
 
-- `sweep.json`: what was asked for. Running the same sweep into this folder again computes what is missing, nothing else.
+- `sweep.json`: what was asked for. Running the same sweep into this folder again computes what is missing.
 - `MODEL/unedited/`: the unedited model. `MODEL/ROW/n00005/`: the model after 5 edits of that row.
-- Each of these holds `results_DATE.json` and `samples_TASK_DATE.jsonl`, as `lm_eval` writes them, and `cell.json` with its state:
-  done; collapsed (not evaluated, with the reason); failed (tried again by the next run).
-- `MODEL/ROW/edits/`: the edits themselves. `lm_eval --model edited_hf --model_args edit_ledger=...` replays any number of them.
+- Each of these holds `results_DATE.json` and `samples_TASK_DATE.jsonl`, as `lm_eval` writes them, and `cell.json` with
+  its state: done; collapsed (not evaluated, with the reason); failed (tried again by the next run).
+- `MODEL/ROW/edits/`: the edits themselves, which `lm_eval --model edited_hf --model_args edit_ledger=...` replays.
 - `summary.csv`: every figure of every cell.
 
-`lm-eval-edit plot` and `lm-eval-edit report` draw and describe this folder; `lm-eval-edit compare` takes any two of its cells.
+`lm-eval-edit plot` and `lm-eval-edit report` draw and describe this folder; `lm-eval-edit compare` takes two of its
+cells.
 """
 
 
@@ -205,7 +206,7 @@ def _line(sample: Mapping[str, Any]) -> str:
 
 
 def cell_state(folder: Path) -> tuple[str | None, str | None]:
-    """(status, why) of the cell in a folder; status is None where the cell is absent, or damaged for the reason given."""
+    """(status, why) of the cell in a folder; status is None where it is absent, or damaged for the reason given."""
     file = folder / "cell.json"
     if not file.exists():
         left = folder.exists() and any(folder.iterdir())

@@ -1,0 +1,300 @@
+"""One loaded model, evaluated again and again on the same tasks: `lm_eval` without what it repeats for every run.
+
+The harness's command finds its tasks, reads their data, builds and tokenises the requests, and asks the machine about
+itself, for every point of a curve. Here all that happens once; what is left is the model. The figures and files are
+those of the command: same evaluation, same seeds, same records.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import lm_eval
+import numpy as np
+import torch
+from lm_eval.api.task import Task
+from lm_eval.loggers.evaluation_tracker import GeneralConfigTracker
+from lm_eval.loggers.utils import add_env_info, add_tokenizer_info, get_git_commit_hash
+from lm_eval.tasks import TaskManager
+from lm_eval.utils import handle_non_serializable, hash_string, sanitize_list
+
+from lm_eval_edit import _hooks
+from lm_eval_edit.commands.run import all_ours
+from lm_eval_edit.errors import UserError, nearest
+from lm_eval_edit.model import EditedHFLM
+from lm_eval_edit.tasklib.catalogue import SCHEDULE_TASKS
+
+logger = logging.getLogger("lm_eval_edit")
+
+SEEDS = {"random_seed": 0, "numpy_seed": 1234, "torch_seed": 1234, "fewshot_seed": 1234}  # the harness's defaults
+BOOTSTRAP = 100_000  # the harness's default too
+
+
+@dataclass
+class Evaluation:
+    """What one evaluation gave.
+
+    Attributes:
+        results: As in a results file of the harness; None where every task failed.
+        samples: Task -> lines of its samples file.
+        failed: Task -> its error, for tasks that could not be evaluated.
+    """
+
+    results: dict[str, Any] | None
+    samples: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+
+
+def task_manager(names: Sequence[str], include_path: str | None, metadata: Mapping[str, Any]) -> TaskManager:
+    """The harness's index of tasks; of ours alone, which is a thousand times quicker, where no other is asked for."""
+    _hooks.connect()
+    ours = include_path is None and all_ours(names, _our_names())
+    with _hooks.only_our_tasks() if ours else nullcontext():
+        return TaskManager(include_path=include_path, metadata=dict(metadata))
+
+
+def _our_names() -> set[str]:
+    from lm_eval_edit.commands._tasks import list_tasks
+
+    return {task.name for task in list_tasks()}
+
+
+def find_tasks(manager: TaskManager, names: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Names and patterns -> (tasks and groups about the model, those about a schedule's own facts).
+
+    Raises:
+        UserError: a name that no task or group has.
+    """
+    found: list[str] = []
+    for name in names:
+        matches = manager.match_tasks([name])
+        if not matches:
+            raise UserError(f"no task or group is called {name!r}.{nearest(name, manager.all_tasks)}")
+        found += [match for match in matches if match not in found]
+    schedule = [name for name in found if name in SCHEDULE_TASKS]
+    return [name for name in found if name not in schedule], schedule
+
+
+class Evaluator:
+    """Evaluates one model; knows its tasks, their requests and tokens.
+
+    Args:
+        lm: The model. What it is asked is tokenised once.
+        names: Tasks and groups, as `--tasks` takes them.
+        model_args: What `--model_args` would say about loading the model.
+        limit: Documents per task.
+        include_path: A folder of further tasks.
+        batch_size: As recorded in results.
+    """
+
+    def __init__(
+        self,
+        lm: EditedHFLM,
+        names: Sequence[str],
+        model_args: Mapping[str, Any],
+        *,
+        limit: int | None,
+        include_path: str | None,
+        batch_size: int,
+        log_samples: bool = True,
+    ):
+        self.lm, self.limit, self.batch_size, self.log_samples = lm, limit, batch_size, log_samples
+        self.include_path = include_path
+        self.manager = task_manager(names, include_path, model_args)
+        self.general, self.about_schedule = find_tasks(self.manager, names)
+        self._loaded = self._load(self.manager, self.general) if self.general else None
+        self._environment: dict[str, Any] = {}
+        _remember_tokens(lm)
+
+    def run(self, model_args: Mapping[str, Any], *, general: bool = True, schedule: bool = False) -> Evaluation:
+        """Evaluate the model as it stands.
+
+        Args:
+            model_args: What `--model_args` would say about the model and its edits: goes into the results, and tells
+                the tasks about a schedule which facts they are about.
+            general: Whether to evaluate the tasks about the model.
+            schedule: Whether to evaluate the tasks about the schedule's own facts.
+        """
+        loaded: dict[str, Any] = {"tasks": {}, "groups": {}, "group_map": {}}
+        failed: dict[str, str] = {}
+        if general and self._loaded is not None:
+            loaded = {key: dict(value) for key, value in self._loaded.items()}
+        if schedule and self.about_schedule:
+            try:
+                # These few files are read anew: their documents are another prefix of the facts in every cell.
+                manager = task_manager(self.about_schedule, self.include_path, model_args)
+                for key, value in self._load(manager, self.about_schedule).items():
+                    loaded[key] = {**loaded.get(key, {}), **value}
+            except Exception as error:  # a task of a group may fail in many ways; the others go on
+                failed |= dict.fromkeys(self.about_schedule, _told(error))
+        started = time.time()
+        tracker = GeneralConfigTracker()
+        tracker.log_experiment_args(_hooks.MODEL_TYPE, dict(model_args), None, None, False)
+        tracker.fewshot_as_multiturn = False
+        results, more = self._evaluate(loaded)
+        failed |= more
+        if results is None:
+            return Evaluation(None, {}, failed)
+        samples = {task: [_sample(row) for row in rows] for task, rows in (results.pop("samples", None) or {}).items()}
+        results["config"] = self._config(model_args)
+        results["git_hash"] = self._about_machine("git_hash")
+        results["date"] = started
+        results |= {key: self._about_machine(key) for key in self._environment if key != "git_hash"}
+        add_tokenizer_info(results, self.lm)
+        results["task_hashes"] = {task: _task_hash(rows) for task, rows in samples.items()}
+        tracker.log_end_time()
+        results |= asdict(tracker) | {"start_time": tracker.start_time, "end_time": tracker.end_time}
+        plain = json.loads(json.dumps(results, default=handle_non_serializable, ensure_ascii=False))
+        return Evaluation(plain, samples, failed)
+
+    # --------------------------------------------------------------------------------------------------------- details
+
+    def _load(self, manager: TaskManager, names: Sequence[str]) -> dict[str, Any]:
+        loaded = manager.load(list(names))
+        for task in loaded["tasks"].values():
+            if task.get_config("num_fewshot") is None:
+                task.set_config(key="num_fewshot", value=0)
+            task.set_fewshot_seed(seed=SEEDS["fewshot_seed"])
+            if manager is self.manager:
+                _remember_requests(task)
+        return loaded
+
+    def _evaluate(self, loaded: dict[str, Any]) -> tuple[dict[str, Any] | None, dict[str, str]]:
+        """All tasks in one go, which batches best; if that fails, without the tasks that fail alone."""
+        if not loaded["tasks"]:
+            return None, {}
+        try:
+            return self._harness(loaded), {}
+        except Exception as first:
+            failed = {}
+            for name, task in loaded["tasks"].items():
+                try:
+                    self._harness({"tasks": {name: task}, "groups": {}, "group_map": {}})
+                except Exception as error:
+                    logger.warning("task %s failed: %s", name, _told(error))
+                    failed[name] = _told(error)
+            if not failed:  # each works alone: what failed is the evaluation as such
+                raise first
+            kept = {name: task for name, task in loaded["tasks"].items() if name not in failed}
+            if not kept:
+                return None, failed
+            # A group without one of its members would be the mean of something else.
+            groups = {
+                name: group
+                for name, group in loaded["groups"].items()
+                if not {task.task_name for task in group.get_all_tasks()} & failed.keys()
+            }
+            return self._harness({"tasks": kept, "groups": groups, "group_map": loaded.get("group_map", {})}), failed
+
+    def _harness(self, loaded: dict[str, Any]) -> dict[str, Any]:
+        with _global_seeds():
+            return lm_eval.evaluate(
+                self.lm,
+                loaded,
+                limit=self.limit,
+                bootstrap_iters=BOOTSTRAP,
+                log_samples=self.log_samples,
+            )
+
+    def _config(self, model_args: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            "model": _hooks.MODEL_TYPE,
+            "model_args": dict(model_args),
+            **self.lm.get_model_info(),
+            "batch_size": self.batch_size,
+            "batch_sizes": list(self.lm.batch_sizes.values()),
+            "device": str(self.lm.device),
+            "use_cache": None,
+            "limit": self.limit,
+            "bootstrap_iters": BOOTSTRAP,
+            "gen_kwargs": None,
+            **SEEDS,
+        }
+
+    def _about_machine(self, key: str) -> Any:
+        if not self._environment:  # asks git, the compiler and the package metadata: once is enough
+            add_env_info(self._environment)
+            self._environment["git_hash"] = get_git_commit_hash()
+        return self._environment[key]
+
+
+def _told(error: Exception) -> str:
+    text = str(error).strip()
+    return f"{type(error).__name__}: {text.splitlines()[0] if text else 'no message'}"
+
+
+@contextmanager
+def _global_seeds() -> Iterator[None]:
+    """The global generators as the harness seeds them; put back afterwards, for whoever uses this in a program."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    random.seed(SEEDS["random_seed"])
+    np.random.seed(SEEDS["numpy_seed"])
+    torch.manual_seed(SEEDS["torch_seed"])
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+
+
+def _remember_requests(task: Task) -> None:
+    """Build a task's requests once; afterwards they are handed out again without their answers."""
+    build: Callable[..., None] = task.build_all_requests
+    built: dict[str, list] = {}
+
+    def build_all_requests(**how: Any) -> None:
+        key = repr(sorted(how.items()))
+        if key not in built:
+            build(**how)
+            built[key] = task._instances
+        for instance in built[key]:
+            instance.resps, instance.filtered_resps = [], {}
+        task._instances = built[key]
+
+    task.build_all_requests = build_all_requests
+
+
+def _remember_tokens(lm: EditedHFLM) -> None:
+    """Tokenise each text, and each batch of texts, once."""
+    encode, encode_batch = lm.tok_encode, lm.tok_batch_encode
+    texts: dict[Any, list[int]] = {}
+    batches: dict[Any, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def tok_encode(string: str, *args: Any, **how: Any) -> list[int]:
+        key = (string, args, tuple(sorted(how.items())))
+        if key not in texts:
+            texts[key] = encode(string, *args, **how)
+        return list(texts[key])
+
+    def tok_batch_encode(strings: Sequence[str], *args: Any, **how: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        key = (tuple(strings), args, tuple(sorted(how.items())))
+        if key not in batches:
+            batches[key] = encode_batch(list(strings), *args, **how)
+        ids, mask = batches[key]
+        return ids.clone(), mask.clone()
+
+    lm.tok_encode, lm.tok_batch_encode = tok_encode, tok_batch_encode
+
+
+def _sample(row: Mapping[str, Any]) -> dict[str, Any]:
+    """One line of a samples file, in the form the harness gives it there."""
+    line = dict(row)
+    line["resps"], line["filtered_resps"] = sanitize_list(row["resps"]), sanitize_list(row["filtered_resps"])
+    line["arguments"] = {
+        f"gen_args_{i}": {f"arg_{j}": value for j, value in enumerate(arguments)}
+        for i, arguments in enumerate(row["arguments"])
+    }
+    line["target"] = str(row["target"])
+    return json.loads(json.dumps(line, default=handle_non_serializable, ensure_ascii=False))
+
+
+def _task_hash(rows: Sequence[Mapping[str, Any]]) -> str:
+    return hash_string("".join(row["doc_hash"] + row["prompt_hash"] + row["target_hash"] for row in rows))
