@@ -37,11 +37,12 @@ def _token_acc(results: Sequence[Response]) -> float | None:
     return sum(tokens for tokens, is_greedy in asked if is_greedy) / total if total else None
 
 
-def _likelier(results: Sequence[Response], target: str = TARGET, other: str = OTHER) -> float | None:
-    rival = [log_prob for _, (log_prob, _) in _of(results, other)]
-    if not rival:
-        return None
-    return float(sum(log_prob for _, (log_prob, _) in _of(results, target)) > rival[0])
+def _log_prob(results: Sequence[Response], role: str) -> float:
+    return sum(log_prob for _, (log_prob, _) in _of(results, role))
+
+
+def _likelier(results: Sequence[Response]) -> float | None:
+    return float(_log_prob(results, TARGET) > _log_prob(results, OTHER)) if _of(results, OTHER) else None
 
 
 def _with_errors(fact_id: str, **values: float | None) -> dict[str, Any]:
@@ -78,10 +79,16 @@ def counterfact(doc: Document, results: Sequence[Response]) -> dict[str, Any]:
     """Of one fact: whether o* is likelier after its prompt, the share of its paraphrases after which it is, and the
     share of its neighbourhood prompts after which the true object still is."""
     shares = []
-    for kind in ("efficacy", "paraphrase", "neighbourhood"):
-        new, true = ([log_prob for _, (log_prob, _) in _of(results, f"{kind} {role}")] for role in (TARGET, OTHER))
-        wins = [t > n if kind == "neighbourhood" else n > t for n, t in zip(new, true, strict=True)]
-        shares.append(sum(wins) / len(wins))
+    for kind, n in (
+        ("efficacy", 1),
+        ("paraphrase", len(doc["paraphrases"])),
+        ("neighbourhood", len(doc["neighbourhood"])),
+    ):
+        margins = [
+            _log_prob(results, f"{kind} {number} {TARGET}") - _log_prob(results, f"{kind} {number} {OTHER}")
+            for number in range(n)
+        ]
+        shares.append(sum(m < 0 if kind == "neighbourhood" else m > 0 for m in margins) / n)
     fact, (es, ps, ns) = doc["fact_id"], shares
     item = (fact, es, ps, ns)
     return {"score": item, "score_stderr": item} | _with_errors(fact, es=es, ps=ps, ns=ns)

@@ -2,9 +2,8 @@
 
 The harness's own requests are all that is used, so every model type can answer:
 
-    a target token by token   log-likelihood requests, each a token of the target after the prompt and the tokens
-                              before it; whether all are the likeliest, how many, and their summed log-probability
-    another object            one log-likelihood request
+    an object token by token  log-likelihood requests, each a token of the object after the prompt and the tokens
+                              before it: whether all are the likeliest, how many, and their summed log-probability
     an answer in words        greedy generation, as many tokens as the known answer has
 
 A request is text, so a token can be asked alone only where the text up to it makes the same tokens as the whole does.
@@ -33,8 +32,8 @@ class Asked(Instance):
     """A request that knows what it asks.
 
     Attributes:
-        role: One of `editing_metrics.ROLES`; `counterfact` puts the kind of prompt before it.
-        tokens: How many tokens of the target it holds; 0 where that is not known or does not matter.
+        role: One of `editing_metrics.ROLES`; `counterfact` puts the kind of prompt and its number before it.
+        tokens: How many tokens of the object it holds, or are generated; 0 where that is not known.
     """
 
     role: str = ""
@@ -42,12 +41,12 @@ class Asked(Instance):
 
 
 def pieces(tokenizer: Any, context: str, target: str) -> list[tuple[str, int]]:
-    """The target cut into single tokens as far as text can ask for them: (text, number of tokens).
+    """An object cut into single tokens as far as text can ask for them: (text, number of tokens).
 
     Args:
-        tokenizer: A transformers tokenizer; with None the target is one piece of 0 (unknown) tokens.
+        tokenizer: A transformers tokenizer; with None the object is one piece of 0 (unknown) tokens.
         context: The prompt.
-        target: What continues it.
+        target: The object that continues it.
     """
     if tokenizer is None:
         return [(target, 0)]
@@ -113,16 +112,20 @@ class EditingTask(ConfigurableTask):
 
     def _questions(self, doc: Document, ctx: str) -> list[tuple[str, int, str, tuple, int | None]]:
         """(role, tokens, request type, arguments, state of its own) of each request."""
-        questions = self._target(ctx, doc["target"])
-        if doc["other"] is not None:
-            questions.append((OTHER, 0, "loglikelihood", (ctx, doc["other"]), None))
-        return questions
+        questions = self._pieces(TARGET, ctx, doc["target"])
+        return questions if doc["other"] is None else questions + self._pieces(OTHER, ctx, doc["other"])
 
-    def _target(self, ctx: str, target: str) -> list[tuple[str, int, str, tuple, int | None]]:
+    def _pieces(self, role: str, ctx: str, text: str) -> list[tuple[str, int, str, tuple, int | None]]:
+        """Requests for a text after a context, all objects cut alike.
+
+        HFLM answers requests with the same tokens before the last one by one forward pass, and takes the
+        log-probability of the shorter from the wrong position if one is a token and the other several. Two objects that
+        begin alike would be such a pair if only one of them were cut.
+        """
         asked, before = [], ctx
-        for text, tokens in pieces(self._tokenizer, ctx, target):
-            asked.append((TARGET, tokens, "loglikelihood", (before, text), None))
-            before += text
+        for piece, tokens in pieces(self._tokenizer, ctx, text):
+            asked.append((role, tokens, "loglikelihood", (before, piece), None))
+            before += piece
         return asked
 
     # -------------------------------------------------------------------------------------------------------- answers
@@ -160,8 +163,9 @@ class CounterFactTask(EditingTask):
     def _questions(self, doc: Document, ctx: str) -> list[tuple[str, int, str, tuple, int | None]]:
         kinds = (("efficacy", [ctx]), ("paraphrase", doc["paraphrases"]), ("neighbourhood", doc["neighbourhood"]))
         return [
-            (f"{kind} {role}", 0, "loglikelihood", (prompt, doc[role]), None)
+            question
             for kind, prompts in kinds
-            for prompt in prompts
+            for number, prompt in enumerate(prompts)
             for role in (TARGET, OTHER)
+            for question in self._pieces(f"{kind} {number} {role}", prompt, doc[role])
         ]
