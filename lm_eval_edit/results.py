@@ -20,7 +20,7 @@ from lm_eval_edit import aggregations
 from lm_eval_edit._files import read_json
 from lm_eval_edit.aggregations import Aggregation
 from lm_eval_edit.errors import UserError
-from lm_eval_edit.tasklib.editing_metrics import ROLES, SAID_UNEDITED
+from lm_eval_edit.tasklib import editing_metrics
 
 DATE = r"\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d(?:\.\d+)?"
 _DATED = re.compile(rf"(?P<stem>.+)_(?P<date>{DATE})\.json")
@@ -265,9 +265,8 @@ def _answer_hash(responses: Any) -> int:
     Choices are logged as [log-likelihood, is greedy]; what counts is which is the likeliest. A lone log-likelihood
     counts to six digits. Of the edit-quality tasks' [role, tokens, response] the words and the greedy flags count.
     """
-    if isinstance(responses, list) and responses and all(_is_labelled(each) for each in responses):
-        own = [response for role, _, response in responses if role != SAID_UNEDITED]
-        content = json.dumps([str(each[1]) if _is_choice(each) else each for each in own])
+    if editing_metrics.is_labelled(responses):
+        content = json.dumps(editing_metrics.answer(responses))
     elif isinstance(responses, list) and len(responses) == 1 and isinstance(responses[0], str):
         content = responses[0]
     elif isinstance(responses, list) and responses and all(_is_choice(each) for each in responses):
@@ -277,10 +276,6 @@ def _answer_hash(responses: Any) -> int:
     else:
         content = json.dumps(responses)
     return int.from_bytes(blake2b(content.encode(errors="surrogatepass"), digest_size=8).digest(), "big")
-
-
-def _is_labelled(response: Any) -> bool:
-    return isinstance(response, list) and len(response) == 3 and str(response[0]).endswith(ROLES)
 
 
 def _is_choice(response: Any) -> bool:

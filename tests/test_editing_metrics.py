@@ -91,6 +91,17 @@ def test_documents_of_one_fact_are_one_draw():
     assert figures.known_mean_stderr([*facts, ("x", None)]) == pytest.approx(alone, rel=0.1)
 
 
+def test_logged_responses():
+    """As they stand in a samples file, numbers and flags as text."""
+    logged = [["target", "1", ["-0.1", "True"]], ["target", "2", ["-0.7", "False"]], ["other", "1", ["-9.0", "False"]]]
+    assert metrics.is_labelled(logged) and metrics.answer(logged) == ["True", "False", "False"]
+    assert metrics.in_words(logged) == "1 of 2 pieces of the target are the likeliest"
+    words = [*logged, ["says", "1", " Rome"], ["said unedited", "1", " Oslo"]]
+    assert metrics.in_words(words) == " Rome" and metrics.answer(words)[3:] == [" Rome"]
+    for others in (["a text"], [["-0.1", "True"], ["-0.2", "False"]], [["a", "b", "c"]], [], None):
+        assert not metrics.is_labelled(others)
+
+
 # ------------------------------------------------------------------------------------------------------------- pieces
 
 

@@ -23,6 +23,30 @@ ROLES = TARGET, OTHER, SAYS, SAID_UNEDITED = "target", "other", "says", "said un
 Response = Sequence[Any]
 
 
+def is_labelled(responses: Any) -> bool:
+    """Whether logged responses are those of an edit-quality task."""
+    return (
+        isinstance(responses, list)
+        and bool(responses)
+        and all(isinstance(each, list) and len(each) == 3 and str(each[0]).endswith(ROLES) for each in responses)
+    )
+
+
+def answer(responses: Sequence[Response]) -> list[Any]:
+    """What of logged responses makes two answers the same or not: the words, and which pieces were the likeliest."""
+    own = [response for role, _, response in responses if role != SAID_UNEDITED]
+    return [each if isinstance(each, str) else str(each[1]) for each in own]
+
+
+def in_words(responses: Sequence[Response]) -> str:
+    """Logged responses for a reader: what the model says, or how far it is from saying the target."""
+    for role, _, response in responses:
+        if role == SAYS:
+            return response
+    target = [str(response[1]) in ("True", "1") for role, _, response in responses if role.endswith(TARGET)]
+    return f"{sum(target)} of {len(target)} pieces of the target are the likeliest"
+
+
 def _of(results: Sequence[Response], role: str) -> list[tuple[int, Any]]:
     return [(tokens, response) for asked, tokens, response in results if asked == role]
 
