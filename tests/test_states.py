@@ -95,11 +95,14 @@ def test_a_method_that_ends_its_schedule_with_a_correction(tmp_path):
     """PRUNE restrains the sum of the edits anew for every length: its states do not start from one another."""
     file = tmp_path / "facts.json"
     file.write_text(json.dumps(FACTS))
+    config = {"over": "rome", "context_templates": ["{}"], "layers": [1]}
+    config |= {"v_num_grad_steps": 20, "v_lr": 2.0, "clamp_norm_factor": 100, "kl_factor": 0.0}  # larger than W0
     lm = EditedHFLM(
         pretrained=tiny_model(), tokenizer=tiny_tokenizer(), editor="prune", n_edits=3, edit_dataset=str(file),
-        edit_seed=None, edit_config={"over": "rome", "context_templates": ["{}"], "layers": [1], "v_num_grad_steps": 5},
-        device="cpu",
+        edit_seed=None, edit_config=config, device="cpu",
     )  # fmt: skip
+    lm.ledger.replay(0)
+    lm.ledger.replay(3)
     assert lm.ledger.finish(lm.ledger.weights.changes()), "there is a correction"
     by_hand = []
     for state in range(4):
