@@ -88,7 +88,7 @@ def add_tasks() -> None:
 
 
 def _check_data_when_tasks_are_named(task_manager: type) -> None:
-    """Look for the files of `data_dir` as soon as the command line has resolved its task names.
+    """Look for the files of `data_dir` and the facts to ask about as soon as the command line knows its tasks.
 
     The harness builds tasks only after the model is loaded, and edited: too late to learn that a file is missing.
     """
@@ -97,10 +97,12 @@ def _check_data_when_tasks_are_named(task_manager: type) -> None:
     @functools.wraps(stock)
     def match_tasks(self, task_list):
         names = stock(self, task_list)
-        if any(name.startswith(PREFIX) for name in names) and (self.metadata or {}).get("data_dir"):
-            from lm_eval_edit.tasklib.sources import check_tasks
+        if any(name.startswith(PREFIX) for name in names):
+            from lm_eval_edit.tasklib import editing_documents, sources
 
-            check_tasks(names, self.metadata)
+            if (self.metadata or {}).get("data_dir"):
+                sources.check_tasks(names, self.metadata)
+            editing_documents.check_tasks(names, self.metadata or {})
         return names
 
     task_manager.match_tasks = match_tasks

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from lm_eval_edit.statistics import Statistic
-from lm_eval_edit.tasklib import aggregate
+from lm_eval_edit.tasklib import aggregate, editing_figures
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Aggregation:
     @property
     def is_mean(self) -> bool:
         """Whether the metric is the plain mean of the documents' values."""
-        return self.name == "mean"
+        return self.name in ("mean", "known_mean")
 
     def value(self, counts: np.ndarray) -> float:
         """The metric of all the documents."""
@@ -99,6 +99,8 @@ def _right(counts: np.ndarray) -> np.ndarray:
 
 _ALL = (
     Aggregation("mean", _scalars, lambda s: _divide(s[:, 0], s[:, 1]), lambda c: c[:, 0]),
+    # The same where documents may have no value; results with such documents are not compared.
+    Aggregation("known_mean", _scalars, lambda s: _divide(s[:, 0], s[:, 1]), lambda c: c[:, 0]),
     # Log-likelihoods: less negative is a smaller perplexity.
     Aggregation("perplexity", _scalars, _perplexity, lambda c: -c[:, 0]),
     Aggregation("weighted_perplexity", _pairs, _perplexity, lambda c: -c[:, 0]),
@@ -119,6 +121,10 @@ _ALL = (
         lambda values: aggregate.script_counts(values)[1],
         aggregate.mean_ratio,
         lambda c: c[:, : c.shape[1] // 2].sum(axis=1) - c[:, c.shape[1] // 2 :].sum(axis=1),
+    ),
+    # (fact, efficacy, paraphrase, neighbourhood success).
+    Aggregation(
+        "counterfact_score", editing_figures.harmonic_counts, editing_figures.harmonic, lambda c: c[:, :3].sum(axis=1)
     ),
 )
 AGGREGATIONS: Mapping[str, Aggregation] = MappingProxyType({each.name: each for each in _ALL})

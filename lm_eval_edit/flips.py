@@ -12,6 +12,7 @@ import numpy as np
 from lm_eval_edit._files import write_bytes
 from lm_eval_edit.compare import Comparison, gains, is_binary
 from lm_eval_edit.pairing import Pair
+from lm_eval_edit.tasklib import editing_metrics
 
 
 def write_flips(comparison: Comparison, file: Path) -> int:
@@ -63,6 +64,8 @@ def output(sample: Mapping[str, Any]) -> Any:
     """What the model said: the text; for choices the likeliest continuation; else the filtered responses as logged."""
     responses = sample.get("filtered_resps")
     arguments = sample.get("arguments") or {}
+    if editing_metrics.is_labelled(responses):
+        return editing_metrics.in_words(responses)
     if isinstance(responses, list) and len(responses) > 1 and all(isinstance(each, list) for each in responses):
         best = int(np.argmax([float(each[0]) for each in responses]))
         return (arguments.get(f"gen_args_{best}") or {}).get("arg_1", best)

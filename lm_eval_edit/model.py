@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from lm_eval.api.instance import Instance
 from lm_eval.api.model import CacheHook
 from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
@@ -20,7 +21,8 @@ from lm_eval_edit.errors import UserError
 from lm_eval_edit.ledger import Ledger
 from lm_eval_edit.plan import DEMO, EditPlan, make_plan
 from lm_eval_edit.second_moments import SecondMoments
-from lm_eval_edit.settings import NAMES
+from lm_eval_edit.settings import AFTER_ALL, NAMES
+from lm_eval_edit.states import answer_by_state
 from lm_eval_edit.versions import versions
 from lm_eval_edit.weights import model_fingerprint
 
@@ -73,6 +75,7 @@ class EditedHFLM(HFLM):
         edit_corpus: str | None = None,
         edit_corpus_tokens: int = 200_000,
         edit_mom2_regularisation: float = 0.0,
+        edit_when: str = AFTER_ALL,
         data_dir: str | None = None,
         **kwargs: Any,
     ):
@@ -175,6 +178,22 @@ class EditedHFLM(HFLM):
         if self.ledger is not None:
             self.ledger.restore()
         self._name_cache(self.cache_hook)
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """As in HFLM, each request in the state of the weights it names (`states.in_state`)."""
+        return self._by_state(super().loglikelihood, requests, disable_tqdm)
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """As in HFLM, each request in the state of the weights it names (`states.in_state`)."""
+        return self._by_state(super().generate_until, requests, disable_tqdm)
+
+    def _by_state(self, method: Callable[..., list[Any]], requests: list[Instance], hidden: bool) -> list[Any]:
+        return answer_by_state(
+            requests,
+            self.ledger,
+            lambda some, hide: method(some, disable_tqdm=hidden or hide),
+            lambda: self._name_cache(self.cache_hook),
+        )
 
     @property
     def weights_fingerprint(self) -> str:

@@ -11,16 +11,15 @@ from typing import Any
 from lm_eval.models.huggingface import HFLM
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
-from lm_eval_edit import demo
+from lm_eval_edit import demo, scheduled
 from lm_eval_edit.architecture import layer_problems
 from lm_eval_edit.corpus import corpus_problem
 from lm_eval_edit.editing import batch_problems
 from lm_eval_edit.editors.base import Editor, find_editor, option_names
 from lm_eval_edit.editors.hyperparameters import Hyperparameters, presets, read_options_file, resolve
 from lm_eval_edit.errors import ConfigurationError, UserError
-from lm_eval_edit.facts import Fact, Facts, SkippedFact, load_facts
+from lm_eval_edit.facts import Fact, Facts
 from lm_eval_edit.ledger import differences, mismatch, read_header
-from lm_eval_edit.schedule import EditSchedule
 from lm_eval_edit.second_moments import SecondMoments
 from lm_eval_edit.settings import EditSettings, parse_settings, unknown_option_problems
 from lm_eval_edit.tasklib.sources import check_data_dir
@@ -100,8 +99,7 @@ def draft_plan(
 ) -> tuple[EditPlan, list[str]]:
     """The plan as far as the options allow, and all their problems as sentences; see `make_plan`."""
     settings, problems = parse_settings(ours)
-    is_demo = isinstance(pretrained, str) and pretrained == DEMO
-    source = str(demo.CHECKPOINT) if is_demo else pretrained
+    source = _source(pretrained)
     problems += _uneditable(others)
     config, found = _config(source, others)
     problems += found
@@ -117,11 +115,35 @@ def draft_plan(
         return plan, problems
     problems += _unsupported_model(config)
     if settings.editor != "none":
-        plan, found = _plan_edits(settings, source, config, DEMO if is_demo else "zsre", {**given, **direct})
+        plan, found = _plan_edits(settings, source, config, {**given, **direct})
         problems += found
         if plan.hyperparameters is not None:
             plan = replace(plan, origins=_origins(plan.hyperparameters, given, direct, settings))
     return replace(plan, model_options=others, config=config), problems
+
+
+def planned_editor(
+    pretrained: str | PreTrainedModel, settings: EditSettings, others: Mapping[str, Any]
+) -> Editor | None:
+    """The editor of a run, without the rest of its plan; None where its options have problems, which the plan tells.
+
+    Args:
+        pretrained, settings, others: As for `make_plan`; `others` may hold more than options.
+    """
+    config, _ = _config(_source(pretrained), others)
+    given, _ = _given(settings)
+    _, direct = _split(settings.editor, given, others)
+    if settings.editor == "none" or config is None:
+        return None
+    try:
+        hyperparameters, _ = resolve(find_editor(settings.editor), config, {**given, **direct}, settings.edit_layers)
+    except UserError:
+        return None
+    return hyperparameters.editor if hyperparameters else None
+
+
+def _source(pretrained: str | PreTrainedModel) -> str | PreTrainedModel:
+    return str(demo.CHECKPOINT) if isinstance(pretrained, str) and pretrained == DEMO else pretrained
 
 
 def _uneditable(others: Mapping[str, Any]) -> list[str]:
@@ -185,19 +207,10 @@ def _split(editor: str, given: Mapping[str, Any], others: Mapping[str, Any]) -> 
     return {n: v for n, v in others.items() if n not in names}, {n: v for n, v in others.items() if n in names}
 
 
-def _usable(facts: Facts, editor: Editor) -> Facts:
-    """The facts an editor can edit; the others join the skipped ones with its reason."""
-    reasons = [editor.fact_problem(fact) for fact in facts]
-    kept = tuple(fact for fact, why in zip(facts, reasons, strict=True) if why is None)
-    skipped = tuple(SkippedFact(fact.id, why) for fact, why in zip(facts, reasons, strict=True) if why is not None)
-    return replace(facts, items=kept, skipped=facts.skipped + skipped) if skipped else facts
-
-
 def _plan_edits(
     settings: EditSettings,
     source: str | PreTrainedModel,
     config: PretrainedConfig,
-    default_dataset: str,
     given: Mapping[str, Any],
 ) -> tuple[EditPlan, list[str]]:
     problems: list[str] = []
@@ -214,10 +227,8 @@ def _plan_edits(
     layers = hyperparameters.editor.layers() if hyperparameters else list(settings.edit_layers or ())
     problems += layer_problems(layers, config.get_text_config(decoder=True).num_hidden_layers)
     try:
-        facts = load_facts(settings.edit_dataset or default_dataset, settings.data_dir)
-        facts = _usable(facts, hyperparameters.editor) if hyperparameters else facts
-        schedule = EditSchedule(settings.n_edits, settings.edit_batch_size, settings.edit_seed, settings.edit_offset)
-        operations = schedule.operations(facts)
+        facts = scheduled.read_scheduled(settings, source, hyperparameters.editor if hyperparameters else None)
+        operations = scheduled.operations(settings, facts)
     except UserError as error:
         problems.append(str(error))
     if settings.edit_ledger and hyperparameters is not None:

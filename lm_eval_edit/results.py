@@ -20,13 +20,14 @@ from lm_eval_edit import aggregations
 from lm_eval_edit._files import read_json
 from lm_eval_edit.aggregations import Aggregation
 from lm_eval_edit.errors import UserError
+from lm_eval_edit.tasklib import editing_metrics
 
 DATE = r"\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d(?:\.\d+)?"
 _DATED = re.compile(rf"(?P<stem>.+)_(?P<date>{DATE})\.json")
 # Fields that name what several documents share, the most specific first.
 CLUSTER_FIELDS = (
     "sentence_id", "passage", "passage_id", "context", "article", "dialogue", "paragraph", "story", "premise",
-    "sentence1",
+    "sentence1", "fact_id",
 )  # fmt: skip
 _FIXED = frozenset((
     "doc_id", "doc", "target", "arguments", "resps", "filtered_resps", "filter", "metrics", "doc_hash", "prompt_hash",
@@ -262,9 +263,11 @@ def _answer_hash(responses: Any) -> int:
     """A hash of what was said, the same where only the last digits of log-likelihoods differ.
 
     Choices are logged as [log-likelihood, is greedy]; what counts is which is the likeliest. A lone log-likelihood
-    counts to six digits.
+    counts to six digits. Of the edit-quality tasks' [role, tokens, response] the words and the greedy flags count.
     """
-    if isinstance(responses, list) and len(responses) == 1 and isinstance(responses[0], str):
+    if editing_metrics.is_labelled(responses):
+        content = json.dumps(editing_metrics.answer(responses))
+    elif isinstance(responses, list) and len(responses) == 1 and isinstance(responses[0], str):
         content = responses[0]
     elif isinstance(responses, list) and responses and all(_is_choice(each) for each in responses):
         values = [float(each[0]) for each in responses]

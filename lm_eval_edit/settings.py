@@ -14,6 +14,8 @@ from typing import Any
 
 from lm_eval_edit.errors import nearest
 
+AFTER_ALL, AFTER_EACH = "after_all", "after_each"
+
 
 def _whole(least: int) -> Callable[[Any], int]:
     def parse(value: Any) -> int:
@@ -88,6 +90,16 @@ def parse_layers(value: Any) -> tuple[int, ...] | None:
     return layers
 
 
+def _one_of(*words: str) -> Callable[[Any], str]:
+    def parse(value: Any) -> str:
+        if value not in words:
+            hint = nearest(str(value), words)
+            raise ValueError(f"want {' or '.join(words)}{hint and '.' + hint}")
+        return value
+
+    return parse
+
+
 def _setting(default: Any, parse: Callable[[Any], Any], accepts: str, help: str) -> Any:
     return field(default=default, metadata={"parse": parse, "accepts": accepts, "help": help})
 
@@ -148,6 +160,12 @@ class EditSettings:
         _share,
         "a number >= 0",
         "added to E[k k^T]'s diagonal, as a share of its mean eigenvalue: for moments from too few tokens",
+    )
+    edit_when: str = _setting(
+        AFTER_ALL,
+        _one_of(AFTER_ALL, AFTER_EACH),
+        f"{AFTER_ALL} or {AFTER_EACH}",
+        "when the tasks of edithurt_editing ask about a fact: after the whole schedule, or right after its own edit",
     )
     data_dir: str | None = _setting(
         None,

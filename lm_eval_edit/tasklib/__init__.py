@@ -12,6 +12,13 @@
     scoring     document and output -> the metrics of the results table (`process_results`)
     aggregate   corpus-level metrics and their standard errors
 
-The prompts and metrics are those of Gu et al., "Model Editing Can Hurt General Abilities of Large Language Models"
-(arXiv 2401.04700). `tasks/edithurt_suite/README.md` says where they come from and where they differ.
+and for the edit-quality tasks
+
+    editing_documents   the facts of the run's own schedule -> documents
+    editing_tasks       what is asked about a document, and of which state of the weights
+    editing_metrics     answers -> the metrics of a document
+    editing_figures     their means, CounterFact's score, and standard errors
+
+The prompts and metrics of the eight are those of Gu et al., "Model Editing Can Hurt General Abilities of Large
+Language Models" (arXiv 2401.04700). `tasks/edithurt_suite/README.md` says where they come from and where they differ.
 """

@@ -1,0 +1,52 @@
+"""The facts of a run's schedule, decided in one place for the plan of edits and for the tasks that ask about them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from lm_eval_edit.facts import Fact, Facts, SkippedFact, load_facts
+from lm_eval_edit.schedule import EditSchedule
+from lm_eval_edit.settings import EditSettings
+from lm_eval_edit.tasklib.arguments import DEMO, is_demo
+
+if TYPE_CHECKING:
+    from lm_eval_edit.editors.base import Editor
+
+
+def default_dataset(model: Any) -> str:
+    """The facts of a run that names none: the demo's for the demo model (or no model), else ZsRE."""
+    return DEMO if model is None or is_demo(model) else "zsre"
+
+
+def usable(facts: Facts, editor: Editor) -> Facts:
+    """The facts an editor can edit; the others join the skipped ones with its reason."""
+    reasons = [editor.fact_problem(fact) for fact in facts]
+    kept = tuple(fact for fact, why in zip(facts, reasons, strict=True) if why is None)
+    skipped = tuple(SkippedFact(fact.id, why) for fact, why in zip(facts, reasons, strict=True) if why is not None)
+    return replace(facts, items=kept, skipped=facts.skipped + skipped) if skipped else facts
+
+
+def read_scheduled(settings: EditSettings, model: Any, editor: Editor | None) -> Facts:
+    """The facts that may be scheduled.
+
+    Args:
+        settings: `edit_dataset` and `data_dir` of them.
+        model: `demo`, a path or hub id, a model object, or None.
+        editor: Leaves out what it cannot edit; None leaves out nothing.
+
+    Raises:
+        UserError: the data set is not there, or is broken.
+    """
+    facts = load_facts(settings.edit_dataset or default_dataset(model), settings.data_dir)
+    return facts if editor is None else usable(facts, editor)
+
+
+def operations(settings: EditSettings, facts: Facts) -> list[list[Fact]]:
+    """The editing operations that the settings make of facts.
+
+    Raises:
+        UserError: there are fewer facts than n_edits.
+    """
+    schedule = EditSchedule(settings.n_edits, settings.edit_batch_size, settings.edit_seed, settings.edit_offset)
+    return schedule.operations(facts)

@@ -1,0 +1,224 @@
+"""The documents of the edit-quality tasks: the facts of the schedule that the run's own arguments describe.
+
+One document for each prompt that is asked. All have
+
+    fact_id     the fact; documents of one fact are not independent, so standard errors resample facts
+    edit        its place in the schedule, from 0
+    prompt      in clear
+    target      what is asked for, one leading space included
+    other       what it has to be likelier than; None where that is not known
+
+The targets: o* over o for `efficacy` (the fact's own prompt) and `generalization` (each paraphrase), the probe's answer
+over o* for `locality` (each probe). `counterfact` has one document for each fact, with lists of its prompts.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from lm_eval_edit.errors import ConfigurationError, UserError
+from lm_eval_edit.facts import Fact, Facts, in_clear
+from lm_eval_edit.scheduled import operations, read_scheduled
+from lm_eval_edit.settings import NAMES, EditSettings, parse_settings
+from lm_eval_edit.tasklib.arguments import given, named_model
+
+logger = logging.getLogger(__name__)
+
+Document = dict[str, Any]
+GROUP = "edithurt_editing"
+
+
+def settings_of(metadata: Mapping[str, Any]) -> EditSettings:
+    """The edit options among a run's arguments.
+
+    Raises:
+        ConfigurationError: with every problem of them.
+    """
+    settings, problems = parse_settings({name: metadata[name] for name in NAMES if name in metadata})
+    if problems:
+        raise ConfigurationError(problems)
+    return settings
+
+
+def scheduled_facts(metadata: Mapping[str, Any]) -> tuple[Facts, list[Fact]]:
+    """The facts there are, and those of the schedule, first to last; the very ones that `edited_hf` edits.
+
+    Args:
+        metadata: All model arguments and `--metadata`.
+
+    Raises:
+        UserError: options with problems, no data, or an empty schedule.
+    """
+    settings, model = settings_of(metadata), named_model(dict(metadata))
+    if settings.n_edits == 0:
+        raise UserError(
+            "n_edits=0: an empty schedule has no facts to ask about. For the figures before editing give editor=none "
+            "with the n_edits of the schedule"
+        )
+    editor = None
+    if settings.editor != "none":
+        from lm_eval_edit.plan import DEMO, planned_editor  # imports torch
+
+        others = {name: value for name, value in metadata.items() if name not in NAMES}
+        editor = planned_editor(model if model is not None else DEMO, settings, others)
+    facts = read_scheduled(settings, model, editor)
+    return facts, [fact for operation in operations(settings, facts) for fact in operation]
+
+
+# ---------------------------------------------------------------------------------------------------------- documents
+
+
+def _spaced(text: str | None) -> str | None:
+    return " " + text.lstrip() if text and text.strip() else None
+
+
+def _document(fact: Fact, edit: int, prompt: str, target: str, other: str | None) -> Document:
+    # Two answers of the same words cannot be told apart by their probabilities.
+    other = None if other is not None and other.strip() == target.strip() else other
+    return {
+        "fact_id": fact.id,
+        "edit": edit,
+        "subject": fact.subject,
+        "prompt": prompt,
+        "target": target,
+        "other": other,
+    }
+
+
+def efficacy(fact: Fact, edit: int) -> list[Document]:
+    """The fact's own prompt."""
+    return [_document(fact, edit, fact.text, fact.target, _spaced(fact.target_true))]
+
+
+def generalization(fact: Fact, edit: int) -> list[Document]:
+    """Each paraphrase."""
+    return [
+        _document(fact, edit, in_clear(prompt, fact.subject), fact.target, _spaced(fact.target_true))
+        for prompt in fact.paraphrases
+    ]
+
+
+def locality(fact: Fact, edit: int) -> list[Document]:
+    """Each locality probe: CounterFact's neighbourhood prompts, ZsRE's `loc`."""
+    return [
+        _document(fact, edit, probe.prompt, answer, fact.target)
+        for probe in fact.locality
+        if (answer := _spaced(probe.answer)) is not None
+    ]
+
+
+def counterfact(fact: Fact, edit: int) -> list[Document]:
+    """The fact with all its prompts, if it has what CounterFact's score is made of: a true object, paraphrases, and
+    neighbourhood prompts, which ask another subject for the same object."""
+    true = _spaced(fact.target_true)
+    neighbourhood = [probe.prompt for probe in fact.locality if true is not None and _spaced(probe.answer) == true]
+    if not fact.paraphrases or not neighbourhood or true.strip() == fact.target.strip():
+        return []
+    return [
+        {
+            "fact_id": fact.id,
+            "edit": edit,
+            "subject": fact.subject,
+            "prompt": fact.text,
+            "paraphrases": [in_clear(prompt, fact.subject) for prompt in fact.paraphrases],
+            "neighbourhood": neighbourhood,
+            "target": fact.target,
+            "other": true,
+        }
+    ]
+
+
+#: Task -> its documents of one fact, and what a fact without any lacks.
+KINDS: dict[str, tuple[Callable[[Fact, int], list[Document]], str]] = {
+    "efficacy": (efficacy, "prompt"),
+    "generalization": (generalization, "paraphrase"),
+    "locality": (locality, "locality probe"),
+    "counterfact": (counterfact, "true object with paraphrases and neighbourhood prompts"),
+}
+
+
+def load(task: str, metadata: Mapping[str, Any]) -> tuple[list[Document], dict[str, Any]]:
+    """The task's documents, and what is known about them.
+
+    Raises:
+        UserError: no data, an empty schedule, or none of its facts has what the task asks about.
+    """
+    build, what = KINDS[task]
+    facts, scheduled = scheduled_facts(metadata)
+    by_fact = [build(fact, edit) for edit, fact in enumerate(scheduled)]
+    docs = [doc for some in by_fact for doc in some]
+    if not docs:
+        alone = [f"edithurt_{name}" for name in KINDS if name != task and _has(name, scheduled)]
+        raise UserError(
+            f"edithurt_{task}: none of the {len(scheduled)} facts of the schedule ({facts.source}) has a {what}; "
+            f"ask for {','.join(alone)} instead of {GROUP}, or give another edit_dataset"
+        )
+    return docs, {
+        "source": facts.source,
+        "sha256": facts.sha256,
+        "facts": len(scheduled),
+        "facts_without": sum(not some for some in by_fact),
+        "documents": len(docs),
+        "without_other": sum(doc["other"] is None for doc in docs),
+        "edit_when": settings_of(metadata).edit_when,
+    }
+
+
+def _has(task: str, scheduled: Sequence[Fact]) -> bool:
+    return any(KINDS[task][0](fact, 0) for fact in scheduled)
+
+
+def check_tasks(names: Iterable[str], metadata: Mapping[str, Any]) -> None:
+    """Check that every edit-quality task among `names` has documents, before anything is loaded.
+
+    Args:
+        names: Task and group names as the harness resolved them.
+        metadata: All model arguments and `--metadata`.
+
+    Raises:
+        ConfigurationError: naming every task without documents, and why.
+    """
+    names = set(names)
+    wanted = [task for task in KINDS if f"edithurt_{task}" in names or (GROUP in names and task != "counterfact")]
+    problems = []
+    for task in wanted:
+        try:
+            load(task, metadata)
+        except ConfigurationError as error:
+            problems += error.problems
+        except UserError as error:
+            problems.append(str(error))
+    if problems:
+        raise ConfigurationError(dict.fromkeys(problems))
+
+
+def dataset(edithurt: str, provenance: Any = None, **metadata: Any) -> dict[str, Any]:
+    """`custom_dataset` of the task YAMLs: `{"test": datasets.Dataset}`; see `sources.dataset` for the arguments."""
+    import datasets
+
+    docs, known = load(edithurt, metadata)
+    if known["facts_without"]:
+        logger.warning(
+            "edithurt_%s: %d of %d facts have no %s and are not asked",
+            edithurt,
+            known["facts_without"],
+            known["facts"],
+            KINDS[edithurt][1],
+        )
+    if known["without_other"]:
+        logger.warning(
+            "edithurt_%s: prob_success leaves out %d of %d documents: nothing is known that the target should beat",
+            edithurt,
+            known["without_other"],
+            known["documents"],
+        )
+    if isinstance(provenance, dict):
+        provenance.update(known)
+    return {"test": datasets.Dataset.from_list(docs)}
+
+
+def is_edited(metadata: Mapping[str, Any]) -> bool:
+    """Whether the run's model is edited, so that its weights have states to ask."""
+    return given(metadata.get("editor"))
