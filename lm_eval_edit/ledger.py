@@ -197,12 +197,19 @@ def open_ledger(
     if found:
         raise mismatch(directory, found)
     ledger.extra = header["extra"]
-    while (file := _operation_file(directory, len(ledger.operations), "json")).exists():
+    ledger.operations = read_operations(directory)
+    return ledger
+
+
+def read_operations(directory: Path) -> list[Operation]:
+    """The operations a ledger's folder holds, first to last; their tensors stay on disk until asked for."""
+    operations: list[Operation] = []
+    while (file := _operation_file(directory, len(operations), "json")).exists():
         record = read_json(file)
         facts = [_fact(entry) for entry in record["facts"]]
         tensors = _operation_file(directory, record["index"], "safetensors")
-        ledger.operations.append(Operation(record["index"], facts, record, _file=tensors))
-    return ledger
+        operations.append(Operation(record["index"], facts, record, _file=tensors))
+    return operations
 
 
 def _fact(record: Mapping[str, Any]) -> Fact:
