@@ -173,13 +173,13 @@ class _Job:
         return last_logits(self.edited.model, self.tokenizer, self.prompts)
 
     def _describe(self) -> dict[str, Any]:
-        selection, weights = self.edited.selection, self.edited.weights
+        selection, ledger = self.edited.selection, self.edited.ledger
         identity = selection.header["identity"]
         return {
             "format": card.FORMAT,
             "to": self.to,
             "rank": self.rank,
-            "fingerprint": weights.fingerprint(identity["model"]["fingerprint"]),
+            "fingerprint": ledger.fingerprint(),
             "base": {
                 **selection.source,
                 "dtype": str(self.dtype).removeprefix("torch."),
@@ -194,7 +194,7 @@ class _Job:
                 "n_edits": len(selection.facts),
                 "facts": [fact.record() for fact in selection.facts],
             },
-            "parameters": weights.report(),
+            "parameters": ledger.weights.report(),
             "versions": versions(),
         }
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from lm_eval_edit.delta import Delta
@@ -18,7 +17,7 @@ from lm_eval_edit.editors.base import Editor, find_editor, option_names
 from lm_eval_edit.editors.hyperparameters import resolve
 from lm_eval_edit.errors import ConfigurationError, UserError
 from lm_eval_edit.facts import Fact
-from lm_eval_edit.ledger import Operation, read_header, read_operations
+from lm_eval_edit.ledger import Ledger, Operation, read_header, read_operations
 from lm_eval_edit.model_source import load_source
 from lm_eval_edit.weights import EditedWeights, model_fingerprint
 
@@ -104,8 +103,7 @@ class Edited:
         selection: Which model and which operations.
         model: Its weights are as the last call left them.
         tokenizer: Its tokenizer.
-        weights: What has been changed in it.
-        finish: The editor's last correction for a sequence that ends here.
+        ledger: The operations on this model, with the editor's last correction.
         paper: The method's source.
         corrections: What `finish` gave, once `apply` has run.
     """
@@ -113,29 +111,25 @@ class Edited:
     selection: Selection
     model: PreTrainedModel | None
     tokenizer: PreTrainedTokenizerBase
-    weights: EditedWeights | None
-    finish: Finish
+    ledger: Ledger | None
     paper: str
     corrections: dict[str, Delta] | None = None
 
     def apply(self) -> None:
         """Bring the model to the edited state."""
-        self.weights.restore()
-        operations = self.selection.operations
-        for operation in tqdm(operations, desc="applying edits", unit="op", disable=len(operations) < 2):
-            self.weights.apply(operation.deltas)
-            operation.release()
-        if self.weights.fingerprint(self._base_fingerprint) != operations[-1].record["fingerprint"]:
+        self.ledger.replay()
+        if self.ledger.fingerprint() != self.ledger.operations[-1].record["fingerprint"]:
             logger.warning(
                 "the replayed weights differ from those recorded in %s in their last bits: another processor or "
-                "library rounds differently", self.selection.directory,
-            )  # fmt: skip
-        self.corrections = self.finish(self.weights.changes())
-        self.weights.apply(self.corrections)
+                "library rounds differently",
+                self.selection.directory,
+            )
+        self.corrections = self.ledger.finish(self.ledger.weights.changes())
+        self.ledger.weights.apply(self.corrections)
 
     def restore(self) -> None:
         """Bring the model back to the unedited state, bit for bit."""
-        self.weights.restore()
+        self.ledger.restore()
 
     def deltas(self) -> Iterator[tuple[str, Delta]]:
         """(parameter, update) of every operation in order, then of the last correction, which needs an `apply`."""
@@ -149,11 +143,7 @@ class Edited:
 
     def release(self) -> None:
         """Let go of the model, to make room for another one."""
-        self.model = self.weights = None
-
-    @property
-    def _base_fingerprint(self) -> str:
-        return self.selection.header["identity"]["model"]["fingerprint"]
+        self.model = self.ledger = None
 
 
 def load(selection: Selection, device: str | None = None, trust_remote_code: bool = False) -> Edited:
@@ -172,8 +162,15 @@ def load(selection: Selection, device: str | None = None, trust_remote_code: boo
             f"pretrained, revision and dtype of the run that made the ledger"
         )
     cls = _editor_class(selection)
-    finish = _finish(cls, selection, model.config)
-    return Edited(selection, model, tokenizer, EditedWeights(model), finish, cls.source)
+    ledger = Ledger(
+        selection.header["identity"],
+        selection.header["extra"],
+        EditedWeights(model),
+        list(selection.operations),
+        selection.directory,
+        finish=_finish(cls, selection, model.config),
+    )
+    return Edited(selection, model, tokenizer, ledger, cls.source)
 
 
 def _finish(cls: type[Editor], selection: Selection, config: PretrainedConfig) -> Finish:
