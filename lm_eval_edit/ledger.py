@@ -262,6 +262,9 @@ def check_schedule(ledger: Ledger, operations: Sequence[Sequence[Fact]]) -> None
             line = (
                 f"operation {done.index} edits fact {_ids(ids[0])} in the ledger, fact {_ids(ids[1])} in this schedule"
             )
+        if len(wanted) < len(stored) and hash_json(stored[: len(wanted)]) == hash_json(wanted):
+            before = sum(len(operation.facts) for operation in ledger.operations[: done.index])
+            line += f"; it edits {len(stored)} facts at once, so use n_edits={before} or n_edits={before + len(stored)}"
         raise mismatch(ledger.directory, [line])
 
 

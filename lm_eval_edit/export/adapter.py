@@ -6,8 +6,9 @@ zeros: engines that know one rank per adapter (vLLM) read it too. The files are 
 
 from __future__ import annotations
 
+import contextlib
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -120,12 +121,10 @@ def write_adapter(model: PreTrainedModel, adapter: Adapter, folder: Path, base_m
         bias="none",
         fan_in_fan_out=all(is_transposed(model.get_submodule(path)) for path in modules),
         task_type="CAUSAL_LM",
-        base_model_name_or_path=base_model,
         init_lora_weights=False,
     )
     wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="fan_in_fan_out is set")  # peft sets it right, module by module
+    with _quiet_peft():
         adapted = peft.get_peft_model(model, config)
     try:
         for path, delta in modules.items():
@@ -141,7 +140,9 @@ def write_adapter(model: PreTrainedModel, adapter: Adapter, folder: Path, base_m
             written.target_modules = sorted(modules)
             written.base_model_name_or_path = base_model
             written.init_lora_weights = True  # a reader that misses a tensor is left with zeros, not with noise
-        adapted.save_pretrained(folder)
+        adapted.save_pretrained(
+            folder, save_embedding_layers=False
+        )  # else it may ask the hub for the base's vocabulary
     finally:
         adapted.unload()
         vars(model).pop("peft_config", None)  # older releases of peft leave it there
@@ -149,8 +150,15 @@ def write_adapter(model: PreTrainedModel, adapter: Adapter, folder: Path, base_m
             parameter.requires_grad_(flag)
 
 
+@contextlib.contextmanager
+def _quiet_peft() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="fan_in_fan_out is set")  # peft sets it right, module by module
+        warnings.filterwarnings("ignore", category=FutureWarning)  # of transformers, about what peft asks it
+        yield
+
+
 def load_adapter(model: PreTrainedModel, folder: Path) -> peft.PeftModel:
     """The model with an adapter read from disk, as `lm_eval --model hf --model_args ...,peft=DIR` makes it."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="fan_in_fan_out is set")
+    with _quiet_peft():
         return peft.PeftModel.from_pretrained(model, str(folder)).eval()
