@@ -22,6 +22,7 @@ from lm_eval_edit.editors.templates import check_templates, sample_templates
 from lm_eval_edit.errors import ConfigurationError, UserError
 from lm_eval_edit.facts import Fact
 from lm_eval_edit.ledger import Ledger, check_schedule, open_ledger, read_header
+from lm_eval_edit.model_source import describe_source
 from lm_eval_edit.schedule import EditSchedule
 from lm_eval_edit.second_moments import SecondMoments
 from lm_eval_edit.versions import versions
@@ -166,7 +167,13 @@ def begin_editing(
         "context_templates": hash_json(templates),
         "second_moments": second_moments.sha256(needed) if needed else None,
     }
-    extra = {"context_templates": templates, "second_moments_source": second_moments.source, "versions": versions()}
+    extra = {
+        "model": describe_source(model),
+        "editor_class": f"{type(editor).__module__}:{type(editor).__qualname__}",
+        "context_templates": templates,
+        "second_moments_source": second_moments.source,
+        "versions": versions(),
+    }
     ledger = open_ledger(directory, identity, extra, EditedWeights(model))
     check_schedule(ledger, operations)
     ledger.operations = ledger.operations[: len(operations)]

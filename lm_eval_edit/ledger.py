@@ -224,12 +224,19 @@ def open_ledger(
     if found:
         raise mismatch(directory, found)
     ledger.extra = header["extra"]
-    while (file := _operation_file(directory, len(ledger.operations), "json")).exists():
+    ledger.operations = read_operations(directory)
+    return ledger
+
+
+def read_operations(directory: Path) -> list[Operation]:
+    """The operations a ledger's folder holds, first to last; their tensors stay on disk until asked for."""
+    operations: list[Operation] = []
+    while (file := _operation_file(directory, len(operations), "json")).exists():
         record = read_json(file)
         facts = [_fact(entry) for entry in record["facts"]]
         tensors = _operation_file(directory, record["index"], "safetensors")
-        ledger.operations.append(Operation(record["index"], facts, record, _file=tensors))
-    return ledger
+        operations.append(Operation(record["index"], facts, record, _file=tensors))
+    return operations
 
 
 def _fact(record: Mapping[str, Any]) -> Fact:
@@ -255,6 +262,9 @@ def check_schedule(ledger: Ledger, operations: Sequence[Sequence[Fact]]) -> None
             line = (
                 f"operation {done.index} edits fact {_ids(ids[0])} in the ledger, fact {_ids(ids[1])} in this schedule"
             )
+        if len(wanted) < len(stored) and hash_json(stored[: len(wanted)]) == hash_json(wanted):
+            before = sum(len(operation.facts) for operation in ledger.operations[: done.index])
+            line += f"; it edits {len(stored)} facts at once, so use n_edits={before} or n_edits={before + len(stored)}"
         raise mismatch(ledger.directory, [line])
 
 

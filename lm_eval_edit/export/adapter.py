@@ -1,0 +1,164 @@
+"""Edits as a LoRA adapter: W' = W + B A with `lora_alpha = r`, so that the scale is 1, of one rank for all matrices.
+
+Low-rank edits are held exactly. The one rank is the largest true rank among the parameters, the others are padded with
+zeros: engines that know one rank per adapter (vLLM) read it too. The files are peft's own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import peft
+from torch import nn
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+
+from lm_eval_edit.architecture import is_linear, is_transposed
+from lm_eval_edit.delta import LowRankDelta
+from lm_eval_edit.errors import ConfigurationError
+from lm_eval_edit.export.edited import touched
+from lm_eval_edit.export.sums import DeltaSum, balanced
+
+#: The values vLLM takes for `max_lora_rank` (vllm/config/lora.py, see docs/engines.md).
+VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """The factors of an adapter.
+
+    Attributes:
+        factors: Parameter name to its update, in the parameter's own layout.
+        true_ranks: Rank of each parameter's whole update.
+        energy: ‖Δ_R‖² / ‖Δ‖² of each parameter; 1.0 where nothing was left out.
+    """
+
+    factors: Mapping[str, LowRankDelta]
+    true_ranks: Mapping[str, int]
+    energy: Mapping[str, float]
+
+    @property
+    def rank(self) -> int:
+        """The one rank of all matrices."""
+        return max(delta.rank for delta in self.factors.values())
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether no direction of any update was left out."""
+        return all(delta.rank == self.true_ranks[name] for name, delta in self.factors.items())
+
+
+def vllm_rank(rank: int) -> int | None:
+    """The least `max_lora_rank` with which vLLM takes an adapter of this rank; None if there is none."""
+    return next((choice for choice in VLLM_RANKS if choice >= rank), None)
+
+
+def make_adapter(model: nn.Module, sums: Mapping[str, DeltaSum], rank: int | None = None) -> Adapter:
+    """Decompose summed updates.
+
+    Args:
+        model: The model, for the modules that its parameters belong to.
+        sums: Per parameter.
+        rank: None for exact factors; a number for the best approximation of at most that rank (Eckart-Young).
+
+    Raises:
+        ConfigurationError: every parameter that an adapter cannot express, with the reason; an update that is not low
+            rank while no rank was given; no update at all.
+    """
+    problems = [problem for name in sums if (problem := _unexpressible(model, name))]
+    dense = [name for name, total in sums.items() if not total.is_low_rank]
+    if dense and rank is None and not problems:
+        problems.append(
+            f"to=peft: the updates of {touched(dense)} are not low rank, so that no adapter is exact. Use to=hf, or "
+            f"give rank=R for the best approximation of rank R; the share of each update that it keeps is then told"
+        )
+    if problems:
+        raise ConfigurationError(problems)
+    factors, true_ranks, energy = {}, {}, {}
+    for name, total in tqdm(sums.items(), desc="decomposing", unit="matrix", leave=False):
+        u, s, vh = total.svd()
+        if not len(s):  # the updates of this parameter cancel
+            continue
+        kept = len(s) if rank is None else min(rank, len(s))
+        squares = s.double().square()
+        factors[name] = balanced(u[:, :kept], s[:kept], vh[:kept], total.dtype)
+        true_ranks[name] = len(s)
+        energy[name] = float(squares[:kept].sum() / squares.sum())
+    if not factors:
+        raise ConfigurationError(["to=peft: the updates add up to nothing; there is nothing to export"])
+    return Adapter(factors, true_ranks, energy)
+
+
+def _unexpressible(model: nn.Module, name: str) -> str | None:
+    path, _, leaf = name.rpartition(".")
+    module = model.get_submodule(path)
+    if leaf == "weight" and is_linear(module):
+        return None
+    kind = "a bias" if leaf == "bias" else f"the {leaf} of a {type(module).__name__}"
+    return f"to=peft: {name} is {kind}, and LoRA changes the weight matrices of linear maps only; use to=hf"
+
+
+def write_adapter(model: PreTrainedModel, adapter: Adapter, folder: Path, base_model: str) -> None:
+    """Write adapter_config.json and adapter_model.safetensors, through peft's own API.
+
+    Args:
+        model: The unedited model; it is the same, bit for bit, before and after.
+        adapter: The factors.
+        folder: An existing folder.
+        base_model: What the adapter names as its base.
+    """
+    modules = {name.removesuffix(".weight"): delta for name, delta in adapter.factors.items()}
+    rank = adapter.rank
+    config = peft.LoraConfig(
+        r=rank,
+        lora_alpha=rank,
+        target_modules=list(modules),
+        lora_dropout=0.0,
+        bias="none",
+        fan_in_fan_out=all(is_transposed(model.get_submodule(path)) for path in modules),
+        task_type="CAUSAL_LM",
+        init_lora_weights=False,
+    )
+    wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    with _quiet_peft():
+        adapted = peft.get_peft_model(model, config)
+    try:
+        for path, delta in modules.items():
+            layer = model.get_submodule(path)
+            a, b = delta.to_lora(is_transposed(layer.get_base_layer()))  # (r', in), (out, r')
+            padding = rank - delta.rank
+            (name,) = layer.lora_A
+            for target, value in ((layer.lora_A, nn.functional.pad(a, (0, 0, 0, padding))),
+                                  (layer.lora_B, nn.functional.pad(b, (0, padding)))):  # fmt: skip
+                target[name].weight = nn.Parameter(value.to(target[name].weight.device).contiguous())
+        # peft shortens a long list to suffixes and stores a set in an order that changes from run to run.
+        for written in adapted.peft_config.values():
+            written.target_modules = sorted(modules)
+            written.base_model_name_or_path = base_model
+            written.init_lora_weights = True  # a reader that misses a tensor is left with zeros, not with noise
+        adapted.save_pretrained(
+            folder, save_embedding_layers=False
+        )  # else it may ask the hub for the base's vocabulary
+    finally:
+        adapted.unload()
+        vars(model).pop("peft_config", None)  # older releases of peft leave it there
+        for parameter, flag in wanted:
+            parameter.requires_grad_(flag)
+
+
+@contextlib.contextmanager
+def _quiet_peft() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="fan_in_fan_out is set")  # peft sets it right, module by module
+        warnings.filterwarnings("ignore", category=FutureWarning)  # of transformers, about what peft asks it
+        yield
+
+
+def load_adapter(model: PreTrainedModel, folder: Path) -> peft.PeftModel:
+    """The model with an adapter read from disk, as `lm_eval --model hf --model_args ...,peft=DIR` makes it."""
+    with _quiet_peft():
+        return peft.PeftModel.from_pretrained(model, str(folder)).eval()

@@ -1,0 +1,203 @@
+"""The edited model that a ledger stands for: which model, which prefix of its operations, which last correction."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from lm_eval_edit.delta import Delta
+from lm_eval_edit.editors.base import Editor, find_editor, option_names
+from lm_eval_edit.editors.hyperparameters import resolve
+from lm_eval_edit.errors import ConfigurationError, UserError
+from lm_eval_edit.facts import Fact
+from lm_eval_edit.ledger import Ledger, Operation, read_header, read_operations
+from lm_eval_edit.model_source import load_source
+from lm_eval_edit.weights import EditedWeights, model_fingerprint
+
+logger = logging.getLogger("lm_eval_edit")
+
+Finish = Callable[[Mapping[str, tuple[Tensor, Tensor]]], dict[str, Delta]]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """A prefix of a ledger, read and checked without loading a model.
+
+    Attributes:
+        directory: The ledger's folder.
+        header: Its `ledger.json`.
+        operations: The operations chosen, first to last.
+        source: `pretrained`, `revision` and `dtype` of the unedited model.
+    """
+
+    directory: Path
+    header: Mapping[str, Any]
+    operations: tuple[Operation, ...]
+    source: Mapping[str, Any]
+
+    @property
+    def facts(self) -> list[Fact]:
+        """The facts edited, first to last."""
+        return [fact for operation in self.operations for fact in operation.facts]
+
+    @property
+    def editor(self) -> str:
+        """The editor's name."""
+        return self.header["identity"]["editor"]
+
+
+def select(directory: Path, n_edits: int | None = None, **source: str | None) -> Selection:
+    """Choose the first `n_edits` facts of a ledger (default: all).
+
+    Args:
+        directory: A folder made by `edit_ledger=`.
+        n_edits: A number of facts at which an operation ends.
+        source: `pretrained`, `revision`, `dtype`, where they are not those that the ledger recorded.
+
+    Raises:
+        ConfigurationError: with every problem.
+    """
+    header = read_header(directory) if directory.is_dir() else None
+    if header is None:
+        raise ConfigurationError(
+            [f"{directory} is no ledger (no ledger.json in it); give a folder that edit_ledger= made"]
+        )
+    problems = []
+    operations = read_operations(directory)
+    ends = list(accumulate(len(operation.facts) for operation in operations))
+    chosen = len(operations)
+    if not operations:
+        problems.append(f"{directory} holds no operation yet: nothing is edited")
+    elif n_edits is not None and n_edits in ends:
+        chosen = ends.index(n_edits) + 1
+    elif n_edits is not None:
+        near = sorted(sorted(ends, key=lambda end: abs(end - n_edits))[:2])
+        problems.append(
+            f"n_edits={n_edits}: no operation of the ledger ends there; the nearest that do end at "
+            f"{' and '.join(map(str, near))} facts ({ends[-1]} in all)"
+        )
+    found = dict(header["extra"].get("model") or {})
+    found |= {name: value for name, value in source.items() if value is not None}
+    if source.get("pretrained") is not None and source.get("revision") is None:
+        found["revision"] = None  # the recorded one belongs to the recorded model
+    if not found.get("pretrained"):
+        problems.append(f"{directory} does not say which model it edits; give pretrained=FOLDER, a hub id, or demo")
+    if problems:
+        raise ConfigurationError(problems)
+    source = {name: found.get(name) for name in ("pretrained", "revision")} | {"dtype": found.get("dtype") or "auto"}
+    return Selection(directory, header, tuple(operations[:chosen]), source)
+
+
+@dataclass
+class Edited:
+    """A loaded model and the operations chosen for it. It begins unedited.
+
+    Attributes:
+        selection: Which model and which operations.
+        model: Its weights are as the last call left them.
+        tokenizer: Its tokenizer.
+        ledger: The operations on this model, with the editor's last correction.
+        paper: The method's source.
+        corrections: What `finish` gave, once `apply` has run.
+    """
+
+    selection: Selection
+    model: PreTrainedModel | None
+    tokenizer: PreTrainedTokenizerBase
+    ledger: Ledger | None
+    paper: str
+    corrections: dict[str, Delta] | None = None
+
+    def apply(self) -> None:
+        """Bring the model to the edited state."""
+        self.ledger.replay()
+        if self.ledger.fingerprint() != self.ledger.operations[-1].record["fingerprint"]:
+            logger.warning(
+                "the replayed weights differ from those recorded in %s in their last bits: another processor or "
+                "library rounds differently",
+                self.selection.directory,
+            )
+        self.corrections = self.ledger.finish(self.ledger.weights.changes())
+        self.ledger.weights.apply(self.corrections)
+
+    def restore(self) -> None:
+        """Bring the model back to the unedited state, bit for bit."""
+        self.ledger.restore()
+
+    def deltas(self) -> Iterator[tuple[str, Delta]]:
+        """(parameter, update) of every operation in order, then of the last correction, which needs an `apply`."""
+        for operation in self.selection.operations:
+            yield from operation.deltas.items()
+            operation.release()
+        yield from self.corrections.items()
+
+    def __post_init__(self) -> None:
+        self.device = self.model.get_input_embeddings().weight.device
+
+    def release(self) -> None:
+        """Let go of the model, to make room for another one."""
+        self.model = self.ledger = None
+
+
+def load(selection: Selection, device: str | None = None, trust_remote_code: bool = False) -> Edited:
+    """Load the unedited model of a selection.
+
+    Raises:
+        UserError: it cannot be loaded, is not the model that was edited, or its editor cannot be made again.
+    """
+    source = selection.source
+    model, tokenizer = load_source(**source, device=device, trust_remote_code=trust_remote_code)
+    wanted, found = selection.header["identity"]["model"]["fingerprint"], model_fingerprint(model)
+    if found != wanted:
+        raise UserError(
+            f"pretrained={source['pretrained']} ({str(model.dtype).removeprefix('torch.')}) is not the model that "
+            f"{selection.directory} edits: its fingerprint is {found[:16]}…, the ledger's {wanted[:16]}…. Give the "
+            f"pretrained, revision and dtype of the run that made the ledger"
+        )
+    cls = _editor_class(selection)
+    ledger = Ledger(
+        selection.header["identity"],
+        selection.header["extra"],
+        EditedWeights(model),
+        list(selection.operations),
+        selection.directory,
+        finish=_finish(cls, selection, model.config),
+    )
+    return Edited(selection, model, tokenizer, ledger, cls.source)
+
+
+def _finish(cls: type[Editor], selection: Selection, config: PretrainedConfig) -> Finish:
+    """`Editor.finish` of the ledger's editor, which is made again only if it has one of its own."""
+    if cls.finish is Editor.finish:
+        return lambda weights: {}
+    options = selection.header["identity"]["options"]
+    accepted = option_names(cls, options)
+    resolved, problems = resolve(cls, config, {name: value for name, value in options.items() if name in accepted})
+    if resolved is None:
+        raise UserError(
+            f"the last correction of {selection.editor} needs the editor as it was, which cannot be made again: "
+            f"{'; '.join(problems)}. Files are looked for where this command is started"
+        )
+    return resolved.editor.finish
+
+
+def _editor_class(selection: Selection) -> type[Editor]:
+    """By its recorded class, which also finds editors that were given as module:Class; else by its name."""
+    recorded = selection.header["extra"].get("editor_class")
+    try:
+        found = find_editor(recorded) if recorded else None
+    except UserError:  # classes made on the fly, e.g. easyeditor:PMET, are found by name
+        found = None
+    return found if found is not None and found.name == selection.editor else find_editor(selection.editor)
+
+
+def touched(deltas: Sequence[str]) -> str:
+    """Names for a message, the first three in full."""
+    return ", ".join(deltas[:3]) + (f" and {len(deltas) - 3} more" if len(deltas) > 3 else "")

@@ -1,0 +1,87 @@
+"""The sum of all updates of one parameter, in the smallest exact form, from the deltas and never from W' − W.
+
+all low rank (ROME, MEMIT, KN, ...)   factors of the true rank, from the SVD of the concatenated ones
+anything else                         a dense matrix
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from lm_eval_edit.delta import Delta, DenseDelta, LowRankDelta, SparseDelta
+
+
+@dataclass
+class DeltaSum:
+    """Σ ΔW of one parameter.
+
+    Args:
+        shape: The parameter's.
+        dtype: What the sum is formed in: float32, or float64 for a float64 model.
+        device: Where it is decomposed.
+    """
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+    _factors: list[LowRankDelta] = field(default_factory=list)
+    _dense: Tensor | None = None
+
+    @property
+    def is_low_rank(self) -> bool:
+        """Whether every term was low rank."""
+        return self._dense is None
+
+    def add(self, delta: Delta) -> None:
+        """Add one term. The first that is not low rank turns the sum into a dense matrix."""
+        delta = delta.to_low_rank() if isinstance(delta, SparseDelta) else delta
+        if isinstance(delta, LowRankDelta) and self.is_low_rank:
+            self._factors.append(delta)
+            return
+        if self._dense is None:
+            self._dense = torch.zeros(self.shape, dtype=self.dtype, device=self.device)
+            for earlier in self._factors:
+                earlier.add_to_(self._dense)
+            self._factors.clear()
+        delta.add_to_(self._dense)
+
+    def svd(self) -> tuple[Tensor, Tensor, Tensor]:
+        """U, S, Vh of the sum of a matrix's updates, without the directions that are rounding of the factors.
+
+        Those are weaker than the strongest by more than the machine epsilon of the factors' own dtype.
+        """
+        if self.is_low_rank:
+            left = torch.cat([f.left.to(self.device) for f in self._factors], dim=1)
+            right = torch.cat([f.right.to(self.device) for f in self._factors], dim=0)
+            u, s, vh = LowRankDelta(left, right).svd()
+        else:
+            u, s, vh = torch.linalg.svd(self._dense, full_matrices=False)
+        kept = int((s > torch.finfo(self.dtype).eps * s[0]).sum()) if len(s) else 0
+        return u[:, :kept], s[:kept], vh[:kept]
+
+    def delta(self) -> Delta:
+        """The sum as one delta, a low-rank one with balanced factors of its true rank."""
+        if not self.is_low_rank:
+            return DenseDelta(self._dense)
+        return balanced(*self.svd(), self.dtype)
+
+
+def sum_deltas(deltas: Iterable[tuple[str, Delta]], model: torch.nn.Module, dtype: torch.dtype) -> dict[str, DeltaSum]:
+    """Sums by parameter name."""
+    sums: dict[str, DeltaSum] = {}
+    for name, delta in tqdm(deltas, desc="summing edits", unit="delta", leave=False):
+        if name not in sums:
+            sums[name] = DeltaSum(delta.shape, dtype, model.get_parameter(name).device)
+        sums[name].add(delta)
+    return sums
+
+
+def balanced(u: Tensor, s: Tensor, vh: Tensor, dtype: torch.dtype) -> LowRankDelta:
+    """(U √S)(√S Vh): neither factor is much larger than the other, which keeps both accurate in a narrow dtype."""
+    root = s.sqrt()
+    return LowRankDelta((u * root).to(dtype).contiguous(), (root[:, None] * vh).to(dtype).contiguous())

@@ -1,0 +1,67 @@
+"""Tiny models, ledgers and edited models for the tests of exports, and how other engines load them."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import peft
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from lm_eval_edit import edit_model
+from tests.support import FACTS, TEMPLATES, tiny_model, tiny_second_moments, tiny_tokenizer
+
+
+def load(folder: Path) -> PreTrainedModel:
+    """A checkpoint as any engine would load it."""
+    return AutoModelForCausalLM.from_pretrained(folder).eval()
+
+
+def with_adapter(base: Path, folder: Path) -> peft.PeftModel:
+    """A checkpoint with an adapter as `lm_eval --model hf` loads the two."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return peft.PeftModel.from_pretrained(load(base), str(folder)).eval()
+
+
+@torch.no_grad()
+def logits(model, tokenizer, texts: Sequence[str]) -> torch.Tensor:
+    """(positions of all texts, vocabulary)."""
+    return torch.cat([model(input_ids=torch.tensor([tokenizer.encode(text)])).logits[0] for text in texts])
+
+
+def base_of(world: Path, ledger: str) -> Path:
+    """The unedited model of one of the ledgers."""
+    return world / ("llama" if "llama" in ledger else "model")
+
+
+def make_world(root: Path) -> Path:
+    """Fill a folder: `model` (a tiny GPT-2), `llama`, a ledger for each of some editors, and `<ledger>-edited`."""
+    tiny_model().save_pretrained(root / "model")
+    tiny_tokenizer().save_pretrained(root / "model")
+    options = {"v_num_grad_steps": 5, "layers": [1], "context_templates": list(TEMPLATES)}
+    config = LlamaConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=96, num_hidden_layers=3, num_attention_heads=2,
+        initializer_range=0.3, bos_token_id=0, eos_token_id=0, pad_token_id=None,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    LlamaForCausalLM(config).save_pretrained(root / "llama")
+    tiny_tokenizer().save_pretrained(root / "llama")
+    ledgers = {
+        "rome": ("rome", 1, options),
+        "memit": ("memit", 2, options | {"context_templates": [["{}"], ["Therefore . {}"]], "layers": [0, 1]}),
+        "rect": ("rect", 1, options | {"over": "rome"}),
+        "prune": ("prune", 1, options | {"over": "rome", "alpha": 50.0, "v_lr": 5.0, "clamp_norm_factor": 50}),
+        "ft": ("ft", 1, {"layers": [1], "num_steps": 2, "lr": 1e-2}),
+        "ft-llama": ("ft", 1, {"layers": [1], "num_steps": 2, "lr": 1e-2}),
+    }
+    for name, (editor, batch, given) in ledgers.items():
+        model = load(base_of(root, name))
+        edit_model(
+            model, tiny_tokenizer(), FACTS, editor, edit_batch_size=batch, options=given,
+            second_moments=None if "llama" in name else tiny_second_moments(model), ledger=root / name, progress=False,
+        )  # fmt: skip
+        model.save_pretrained(root / f"{name}-edited")
+    return root

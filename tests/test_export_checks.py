@@ -1,0 +1,160 @@
+"""An export is checked before it appears: tampered, empty and ignored ones are refused, wrong input is told at once."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from lm_eval_edit import ConfigurationError, UserError, edit_model
+from lm_eval_edit.export import ExportError, check, export, publish
+from lm_eval_edit.export import adapter as adapters
+from tests.export_world import make_world
+from tests.support import LEARNABLE, TEMPLATES, tiny_model, tiny_tokenizer
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return make_world(tmp_path_factory.mktemp("export"))
+
+
+def tamper(folder, how):
+    file = folder / "adapter_model.safetensors"
+    tensors = load_file(file)
+    if how == "scaled":
+        tensors = {key: tensor * (1.05 if "lora_B" in key else 1) for key, tensor in tensors.items()}
+    elif how == "zero":
+        tensors = {key: torch.zeros_like(tensor) for key, tensor in tensors.items()}
+    elif how == "empty":
+        tensors = {}
+    elif how == "renamed":  # what an engine with other module names would see
+        tensors = {key.replace("transformer.h", "model.layers"): tensor for key, tensor in tensors.items()}
+    save_file(tensors, file, {"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("scaled", "does not answer like the edited model"),
+        ("zero", "answers like the unedited model"),
+        ("empty", "answers like the unedited model"),
+        ("renamed", "answers like the unedited model"),
+    ],
+)
+def test_a_tampered_adapter_fails_and_is_not_kept(world, tmp_path, monkeypatch, how, message):
+    written = adapters.write_adapter
+
+    def tampered(model, adapter, folder, base):
+        written(model, adapter, folder, base)
+        tamper(folder, how)
+
+    monkeypatch.setattr("lm_eval_edit.export.write_adapter", tampered)
+    with pytest.raises(ExportError, match=message), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        export(world / "rome", "peft", tmp_path / "out", device="cpu")
+    assert not list(tmp_path.iterdir()), "nothing is left behind"
+    monkeypatch.undo()
+    export(world / "rome", "peft", tmp_path / "out", device="cpu")
+    assert check(world / "rome", tmp_path / "out", device="cpu")["check"]["difference"] < 1e-4
+    tamper(tmp_path / "out", how)
+    with pytest.raises(ExportError, match=message), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        check(world / "rome", tmp_path / "out", device="cpu")
+
+
+def test_a_tampered_checkpoint_fails_and_the_weight_is_named(world, tmp_path):
+    export(world / "rome", "hf", tmp_path / "out", device="cpu")
+    file = tmp_path / "out" / "model.safetensors"
+    tensors = load_file(file)
+    tensors["transformer.h.2.ln_1.weight"][0] += 1e-6
+    save_file(tensors, file, {"format": "pt"})
+    with pytest.raises(ExportError, match=r"other weights than the edited model: transformer\.h\.2\.ln_1\.weight"):
+        check(world / "rome", tmp_path / "out", device="cpu")
+
+
+def test_tampered_deltas_fail(world, tmp_path):
+    export(world / "rome", "deltas", tmp_path / "out", device="cpu")
+    file = tmp_path / "out" / "deltas.safetensors"
+    file.write_bytes(file.read_bytes()[:-4] + b"\0\0\0\1")
+    with pytest.raises(UserError, match="is damaged"):
+        check(world / "rome", tmp_path / "out", device="cpu")
+
+
+def test_an_export_of_other_edits_is_told_apart(world, tmp_path):
+    export(world / "rome", "peft", tmp_path / "out", device="cpu")
+    with pytest.raises(UserError, match="is not an export of"):
+        check(world / "memit", tmp_path / "out", device="cpu")
+
+
+def test_nothing_appears_unless_the_check_has_passed(tmp_path):
+    def write(folder):
+        (folder / "file").write_text("content")
+
+    def refuse(folder):
+        assert (folder / "file").exists() and not (tmp_path / "out").exists()
+        raise ExportError("no")
+
+    with pytest.raises(ExportError):
+        publish(tmp_path / "out", write, refuse)
+    assert not list(tmp_path.iterdir())
+    publish(tmp_path / "out", write, lambda folder: None)
+    assert [p.name for p in tmp_path.iterdir()] == ["out"] and (tmp_path / "out" / "file").exists()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_models_keep_their_dtype(tmp_path, dtype):
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    model.to(dtype).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval()
+    options = {"v_num_grad_steps": 10, "layers": [1], "context_templates": list(TEMPLATES), "clamp_norm_factor": 8}
+    edit_model(model, tokenizer, LEARNABLE, "rome", options=options, ledger=tmp_path / "ledger", progress=False)
+    record = export(tmp_path / "ledger", "hf", tmp_path / "hf", device="cpu")
+    assert record["base"]["dtype"] == str(dtype).removeprefix("torch.")
+    saved = load_file(tmp_path / "hf" / "model.safetensors")
+    assert {tensor.dtype for tensor in saved.values()} == {dtype} and "lm_head.weight" not in saved  # tied
+    export(tmp_path / "ledger", "peft", tmp_path / "peft", device="cpu")
+    assert {t.dtype for t in load_file(tmp_path / "peft" / "adapter_model.safetensors").values()} == {torch.float32}
+
+
+# --------------------------------------------------------------------------------------------------------- wrong inputs
+
+
+def test_all_problems_are_told_at_once_and_nothing_is_overwritten(world, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").write_text("kept")
+    with pytest.raises(ConfigurationError) as caught:
+        export(world / "memit", "pfet", tmp_path / "out", n_edits=3, rank=0)
+    assert len(caught.value.problems) == 5
+    text = str(caught.value)
+    assert "the nearest that do end at 2 and 4 facts (4 in all)" in text and "nothing is overwritten" in text
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["mine"]
+
+
+def test_the_model_must_be_the_edited_one(world, tmp_path):
+    other = tiny_model(seed=1)
+    other.save_pretrained(tmp_path / "other")
+    tiny_tokenizer().save_pretrained(tmp_path / "other")
+    for given in ({"pretrained": str(tmp_path / "other")}, {"dtype": "bfloat16"}):
+        with pytest.raises(UserError, match="is not the model that"):
+            export(world / "rome", "hf", tmp_path / "out", device="cpu", **given)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_ledger_without_a_model_wants_one(world, tmp_path):
+    edit_model(
+        tiny_model(), tiny_tokenizer(), LEARNABLE, "rome", ledger=tmp_path / "ledger", progress=False,
+        options={"v_num_grad_steps": 5, "layers": [1], "context_templates": list(TEMPLATES)},
+    )  # fmt: skip
+    with pytest.raises(ConfigurationError, match="does not say which model it edits; give pretrained="):
+        export(tmp_path / "ledger", "hf", tmp_path / "out")
+    record = export(tmp_path / "ledger", "hf", tmp_path / "out", pretrained=str(world / "model"), device="cpu")
+    assert record["base"]["pretrained"] == str(world / "model")
+
+
+def test_no_ledger(tmp_path):
+    with pytest.raises(ConfigurationError, match="is no ledger"):
+        export(tmp_path / "absent", "hf", tmp_path / "out")
