@@ -1,0 +1,88 @@
+"""`lm-eval-edit report`: a sweep as one HTML file that opens from disk."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from pathlib import Path
+
+from lm_eval_edit.errors import ConfigurationError
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParser:
+    """Declare `report`."""
+    parser = subparsers.add_parser(
+        "report",
+        help="describe a sweep as one HTML file: figures, pictures, damage budget, what broke",
+        description="Describe the folder of a sweep, finished or not, as one HTML file that needs no network.",
+    )
+    parser.add_argument("folder", metavar="DIR", type=Path, help="what `lm-eval-edit sweep -o` wrote")
+    parser.add_argument(
+        "-o",
+        "--output",
+        metavar="FILE",
+        type=Path,
+        help="the report (default: DIR/report.html); replaces an older report, and nothing else",
+    )
+    parser.add_argument(
+        "--delta",
+        metavar="DROPS",
+        default="0.01,0.02,0.05,0.1",
+        help="the drops of the damage budget, separated by commas (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--items", metavar="N", default="5", help="broken documents shown of each row and task (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--alpha", metavar="LEVEL", default="0.05", help="intervals are at 1 − LEVEL (default: %(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of permutations and bootstraps (default: %(default)s)")
+    parser.add_argument("--no-plots", action="store_true", help="leave the pictures out (they need matplotlib)")
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the report and say where it is."""
+    deltas, items, alpha = _checked(args)
+
+    from lm_eval_edit.report import Options, check_output, write_report
+    from lm_eval_edit.sweep.reading import load_sweep
+
+    file = args.output or args.folder / "report.html"
+    sweep = load_sweep(args.folder)
+    check_output(file)
+    pictures = []
+    if not args.no_plots:
+        from lm_eval_edit.plots import figures
+
+        pictures = figures(sweep)
+    options = Options(alpha=alpha, deltas=deltas, seed=args.seed, items=items)
+    size = write_report(sweep, file, pictures, options, progress=sys.stderr.isatty())
+    print(f"{file}: {size:,} bytes")
+    return 0
+
+
+def _checked(args: argparse.Namespace) -> tuple[tuple[float, ...], int, float]:
+    """(drops, items, alpha), or every mistake in them."""
+    problems = []
+    deltas = []
+    for word in args.delta.split(","):
+        try:
+            delta = float(word)
+        except ValueError:
+            delta = math.nan
+        if not 0 <= delta < math.inf:
+            problems.append(f"--delta {args.delta}: got {word.strip()!r}, want drops of at least 0, such as 0.02,0.05")
+        deltas.append(delta)
+    if not args.items.isdecimal():
+        problems.append(f"--items {args.items}: want a whole number of at least 0")
+    try:
+        alpha = float(args.alpha)
+    except ValueError:
+        alpha = math.nan
+    if not 0 < alpha < 1:
+        problems.append(f"--alpha {args.alpha}: want a level between 0 and 1, such as 0.05")
+    if problems:
+        raise ConfigurationError(problems)
+    return tuple(sorted(set(deltas))), int(args.items), alpha
