@@ -75,6 +75,31 @@ def write_sweep(
     return root
 
 
+def write_cells(root: Path, cells: Mapping[int, Mapping[str, Sequence[dict]] | str], **changes: Any) -> Path:
+    """Write a sweep's folder of one row whose cells hold given samples.
+
+    Args:
+        cells: n_edits -> task -> samples, or the status of a cell that has none; 0 is the unedited model.
+        changes: Keys of the design.
+
+    Returns:
+        root.
+    """
+    counts = [n for n in cells if n]
+    given = {"models": "demo", "editors": "rome", "n_edits": counts, "name": "by_hand", "tasks": ["t"]} | changes
+    design = parse_design(given, "the test")
+    folder, row = SweepFolder(root), design.rows()[0]
+    folder.claim(design, [row], {})
+    for n, tasks in cells.items():
+        cell = Cell("demo", row if n else None, n, design.tasks)
+        if isinstance(tasks, str):
+            folder.write(cell, {"status": tasks, "reason": "told why"})
+        else:
+            results = _results(tasks, {"editor": "rome" if n else "none", "n_edits": n, "edit_seed": 0})
+            folder.write(cell, {"status": DONE, "reason": None}, results, tasks)
+    return root
+
+
 def _unedited(documents: int) -> tuple[dict, dict]:
     samples = {task: _samples(task, RATES[task], documents, 0) for task in SUITE}
     edit = {"editor": "none", "n_edits": 0, "weights_fingerprint": "0" * 64, "versions": {"torch": "2.13.0"}}
