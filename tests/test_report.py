@@ -6,6 +6,7 @@ import base64
 import itertools
 import json
 import math
+import re
 import shlex
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
@@ -32,6 +33,7 @@ from tests.html_pages import Page
 from tests.results_files import sample, samples
 from tests.sweep_folders import MISSING, write_cells, write_sweep
 
+STYLE = Path(__file__).parents[1] / "lm_eval_edit/report/templates/style.css"
 PICTURE = SimpleNamespace(
     name="scores", title='Scores "of" <eight> tasks', alt="Eight lines fall & rise", svg="<svg xmlns='x'/>"
 )
@@ -83,8 +85,8 @@ def test_needs_nothing_else(page):
             value = attributes.get(name) or ""
             assert value.startswith(("#", "data:image/svg+xml;base64,")) or not value
         assert not [name for name in attributes if name.startswith("on")]
-    style = Path("lm_eval_edit/report/templates/style.css")
-    assert "url(" not in style.read_text() and "@import" not in style.read_text()
+    style = STYLE.read_text()
+    assert "url(" not in style and "@import" not in style
     policy = next(each["content"] for each in page.all("meta") if each.get("http-equiv") == "Content-Security-Policy")
     assert policy.startswith("default-src 'none'; img-src data:;") and "unsafe-eval" not in policy
 
@@ -420,3 +422,21 @@ def test_a_sweep_that_has_only_begun(tmp_path):
 def test_svg_stays_as_it_is(page):
     source = page.all("img")[0]["src"]
     assert ElementTree.fromstring(base64.b64decode(source.partition(",")[2])).tag == "{x}svg"
+
+
+def test_colours_can_be_told_apart():
+    """Every text on every ground it stands on has the contrast that WCAG 2 asks for (AA: 4.5), in light and dark."""
+    style = STYLE.read_text()
+    schemes = [dict(re.findall(r"--([\w-]+): (#\w{6})", block)) for block in re.findall(r":root \{([^}]*)\}", style)]
+    assert len(schemes) == 2 and schemes[0].keys() == schemes[1].keys()
+
+    def luminance(colour: str) -> float:
+        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
+        return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+    for scheme in schemes:
+        for ink in ("text", "faint", "link", "bad", "good", "open"):
+            for ground in ("page", "panel", "mean"):
+                low, high = sorted(luminance(scheme[name]) for name in (ink, ground))
+                assert (high + 0.05) / (low + 0.05) >= 4.5, (ink, ground)
