@@ -25,6 +25,7 @@ from lm_eval_edit.report.budget import MEAN, WORST, Budget, budget, drops, held,
 from lm_eval_edit.report.comparing import compare_sweep
 from lm_eval_edit.report.items import SHOWN, WHOLE, text
 from lm_eval_edit.report.settings import command, design_yaml
+from lm_eval_edit.report.tables import model_tables
 from lm_eval_edit.results import load_run
 from lm_eval_edit.sweep.design import parse_design
 from lm_eval_edit.sweep.folder import COLLAPSED, DONE, FAILED
@@ -191,6 +192,21 @@ def test_summary_has_the_figures_of_compare(folder, page):
                 assert want.verdict == UNHARMED or f"{want.verdict}:" in given
                 seen += 1
     assert seen == 6 * 9
+
+
+def test_in_short(folder):
+    """The ends of the curves: both seeds of ROME, FT as far as it came, MEMIT not at all."""
+    sweep = load_sweep(folder)
+    compared = compare_sweep(sweep, Settings())
+    (table,) = model_tables(compared)
+    rome, memit, ft = table.short
+    ends = [row.cells[-1].value("edithurt_suite").value for row in sweep.rows if row.method == "rome"]
+    assert (rome.n_edits, rome.seeds, rome.collapsed) == (20, 2, ()) and ends[0] != ends[1]
+    assert [row.edited for row in rome.ends] == pytest.approx(ends)
+    assert (memit.ends, memit.collapsed) == ((), (20, 20)) and (ft.n_edits, len(ft.ends)) == (5, 2)
+    source = " ".join(render(sweep, []).split())
+    assert f"→ {number(min(ends))} to {number(max(ends))} after 20 edits (2 of 2 edit seeds)" in source
+    assert "<strong>memit</strong>: collapsed at 20 edits (2 of 2 edit seeds)" in source
 
 
 def test_between_seeds_are_those_of_compare(folder, page, capsys):

@@ -2,6 +2,7 @@
 
 comparing   every cell held against its unedited model, by `compare`
 budget      how many edits a model takes before it has lost more than can be tolerated
+tables      the figures and budgets as a report shows them
 items       documents that were right before and wrong after
 quality     the tasks about the edits themselves
 overview    what the sweep is, how far it got, what must be known before a figure is quoted

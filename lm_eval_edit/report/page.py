@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jinja2
 from markupsafe import Markup
@@ -16,8 +15,8 @@ from markupsafe import Markup
 from lm_eval_edit import __version__
 from lm_eval_edit.compare import IMPROVED, INCONCLUSIVE, REGRESSED, UNHARMED, Row, Settings
 from lm_eval_edit.comparison_tables import interval, number
-from lm_eval_edit.report import budget, overview, settings
-from lm_eval_edit.report.comparing import Compared, below, between_seeds, compare_sweep, series
+from lm_eval_edit.report import budget, overview, settings, tables
+from lm_eval_edit.report.comparing import below, between_seeds, compare_sweep
 from lm_eval_edit.report.items import broken
 from lm_eval_edit.report.quality import quality
 from lm_eval_edit.sweep.reading import RowData, Sweep
@@ -47,22 +46,6 @@ class Options:
     items: int = 5
 
 
-@dataclass(frozen=True)
-class ModelTable:
-    """The summary of one model.
-
-    Attributes:
-        mean, heads: The unedited model's mean and headline metrics; None and empty before any cell is compared.
-        rows: Every row of edits with its cells.
-    """
-
-    model: str
-    tasks: tuple[str, ...]
-    mean: Row | None
-    heads: dict[str, Row]
-    rows: tuple[tuple[RowData, tuple[Compared, ...]], ...]
-
-
 def render(sweep: Sweep, pictures: Sequence[Picture], options: Options | None = None, *, progress: bool = False) -> str:
     """A sweep's report as HTML.
 
@@ -76,8 +59,7 @@ def render(sweep: Sweep, pictures: Sequence[Picture], options: Options | None = 
     """
     options = options or Options()
     compared = compare_sweep(sweep, Settings(alpha=options.alpha, seed=options.seed), progress=progress)
-    by_row = [tuple(cells) for _, cells in itertools.groupby(compared, key=_row_name)]
-    found, shown = broken(by_row, options.items)
+    found, shown = broken(tables.by_row(compared), options.items)
     script = (_TEMPLATES / "folds.js").read_text(encoding="utf-8")
     return _environment(sweep).get_template("report.html.j2").render(
         sweep=sweep,
@@ -93,8 +75,8 @@ def render(sweep: Sweep, pictures: Sequence[Picture], options: Options | None = 
         sources=overview.sources(sweep),
         warnings=overview.warnings(sweep, compared),
         pictures=[(picture, _data_uri(picture.svg)) for picture in pictures],
-        tables=_tables(compared),
-        budgets=_budgets(sweep, compared, options),
+        tables=tables.model_tables(compared),
+        budgets=tables.budgets(sweep, compared, options.deltas),
         scopes=(budget.MEAN, budget.WORST),
         seeds=between_seeds(compared, options.alpha),
         quality=quality(sweep),
@@ -109,12 +91,18 @@ def render(sweep: Sweep, pictures: Sequence[Picture], options: Options | None = 
 
 
 def _environment(sweep: Sweep) -> jinja2.Environment:
-    several = [len({getattr(row, name) for row in sweep.rows}) > 1 for name in ("dataset", "model")]
+    datasets, models = ({getattr(row, name) for row in sweep.rows} for name in ("dataset", "model"))
+
+    def method(row: RowData) -> str:
+        facts = f"{Path(row.dataset).name} facts" if row.dataset else "default facts"
+        return f"{row.series} · {facts}" if len(datasets) > 1 else row.series
 
     def named(row: RowData) -> str:
-        """The row's method, with what tells it from the others."""
-        told = [row.dataset or "the model's facts", row.model]
-        return " · ".join([row.series, *itertools.compress(told, several)])
+        return f"{method(row)} · {row.model}" if len(models) > 1 else method(row)
+
+    def span(rows: Sequence[Row]) -> str:
+        low, high = (number(end(row.edited for row in rows)) for end in (min, max))
+        return low if low == high else f"{low} to {high}"
 
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES),
@@ -128,7 +116,9 @@ def _environment(sweep: Sweep) -> jinja2.Environment:
         "signed": lambda value: number(value, sign=True),
         "interval": lambda pair: interval(*pair),
         "task": lambda name: name.removeprefix("edithurt_"),
+        "method": method,
         "named": named,
+        "span": span,
         "seed": lambda row: "file order" if row.edit_seed is None else f"seed {row.edit_seed}",
         "edits": lambda n: "1 edit" if n == 1 else f"{n} edits",
         "mark": _MARKS.__getitem__,
@@ -138,38 +128,9 @@ def _environment(sweep: Sweep) -> jinja2.Environment:
     return environment
 
 
-def _row_name(each: Compared) -> tuple[str, str]:
-    return each.row.model, each.row.name
-
-
 def _data_uri(svg: str) -> str:
     """A picture apart from the page: its names and styles cannot meet those of the page or of another picture."""
     return "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()
-
-
-def _tables(compared: Sequence[Compared]) -> list[ModelTable]:
-    tables = []
-    for model, group in itertools.groupby(compared, key=lambda each: each.row.model):
-        cells = list(group)
-        whole = next((each for each in cells if each.whole), None)
-        by_row = [tuple(each) for _, each in itertools.groupby(cells, key=_row_name)]
-        rows = tuple((each[0].row, each) for each in by_row)
-        mean, heads = (whole.mean, whole.headlines) if whole else (None, {})
-        tables.append(ModelTable(model, cells[0].tasks, mean, heads, rows))
-    return tables
-
-
-def _budgets(sweep: Sweep, compared: Sequence[Compared], options: Options) -> list[tuple[RowData, int, dict[str, Any]]]:
-    """(a row, its seeds, scope -> the budgets by δ) of the rows that differ only by their edit seed."""
-    found = []
-    for rows in series(sweep.rows):
-        cells = [[each for each in compared if each.row is row] for row in rows]
-        scopes = {
-            scope: [budget.held(cells, scope, delta) for delta in options.deltas]
-            for scope in (budget.MEAN, budget.WORST)
-        }
-        found.append((rows[0], len(rows), scopes))
-    return found
 
 
 def _unedited(sweep: Sweep) -> list[tuple[str, str]]:
