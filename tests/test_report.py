@@ -20,6 +20,7 @@ from lm_eval_edit._files import hash_json, sha256
 from lm_eval_edit.compare import UNHARMED, Settings, compare_runs
 from lm_eval_edit.comparison_tables import interval, number
 from lm_eval_edit.errors import UserError
+from lm_eval_edit.plots import figures
 from lm_eval_edit.report import Options, render, write_report
 from lm_eval_edit.report.budget import MEAN, WORST, Budget, budget, drops, held, words
 from lm_eval_edit.report.comparing import compare_sweep
@@ -95,6 +96,32 @@ def test_needs_nothing_else(page):
 def test_pictures_have_words(page):
     images = page.all("img")
     assert [image["alt"] for image in images] == [PICTURE.alt] * 2
+
+
+def test_pictures_of_the_sweep_are_in_it(folder, tmp_path, capsys):
+    assert cli.main(["report", str(folder), "-o", str(tmp_path / "report.html")]) == 0
+    images = Page((tmp_path / "report.html").read_text()).all("img")
+    pictures = figures(load_sweep(folder))
+    assert [image["alt"] for image in images] == [picture.alt for picture in pictures] and len(images) > 3
+    assert base64.b64decode(images[0]["src"].partition(",")[2]).decode() == pictures[0].svg
+    for image in images:
+        ElementTree.fromstring(base64.b64decode(image["src"].partition(",")[2]))
+
+
+def test_pictures_of_another_metric_and_of_nothing_yet(tmp_path, capsys):
+    acc = {n: {"t": samples([0] * n + [1] * (10 - n), "acc")} for n in (0, 2)}
+    assert cli.main(["report", str(write_cells(tmp_path / "acc", acc))]) == 0
+    source = (tmp_path / "acc/report.html").read_text()
+    assert Page(source).problems == [] and "acc" in Page(source).all("img")[0]["alt"]
+    assert cli.main(["report", str(write_cells(tmp_path / "none", {0: acc[0], 2: FAILED}))]) == 0
+    assert Page((tmp_path / "none/report.html").read_text()).all("img") == []
+
+
+def test_pictures_beyond_what_a_file_can_bear_are_named(folder, monkeypatch):
+    size = len("data:image/svg+xml;base64,") + 4 * -(-len(PICTURE.svg) // 3)
+    monkeypatch.setattr("lm_eval_edit.report.page.LARGEST", 2 * size)
+    source = render(load_sweep(folder), [PICTURE] * 3)
+    assert len(Page(source).all("img")) == 2 and "1 more would make this file too large: Scores &#34;of&#34;" in source
 
 
 def test_state_of_the_cells(folder, page):

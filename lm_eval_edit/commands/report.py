@@ -6,8 +6,13 @@ import argparse
 import math
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lm_eval_edit.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from lm_eval_edit.plots import Picture
+    from lm_eval_edit.sweep.reading import Sweep
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParser:
@@ -52,15 +57,23 @@ def run(args: argparse.Namespace) -> int:
     file = args.output or args.folder / "report.html"
     sweep = load_sweep(args.folder)
     check_output(file)
-    pictures = []
-    if not args.no_plots:
-        from lm_eval_edit.plots import figures
-
-        pictures = figures(sweep)
+    pictures = [] if args.no_plots else _pictures(sweep)
     options = Options(alpha=alpha, deltas=deltas, seed=args.seed, items=items)
     size = write_report(sweep, file, pictures, options, progress=sys.stderr.isatty())
     print(f"{file}: {size:,} bytes")
     return 0
+
+
+def _pictures(sweep: Sweep) -> list[Picture]:
+    """The pictures of a sweep: of `score`, or of the first metric there is where tasks have none of that name."""
+    from lm_eval_edit.plots import figures
+    from lm_eval_edit.sweep.reading import DONE
+
+    cells = [cell for _, cell in sweep.cells() if cell.status == DONE]
+    if not any(cell.n_edits for cell in cells):
+        return []  # nothing to draw yet
+    metrics = [metric for cell in cells for task in cell.tasks() for metric in cell.metrics(task)]
+    return figures(sweep, metric="score" if "score" in metrics else metrics[0])
 
 
 def _checked(args: argparse.Namespace) -> tuple[tuple[float, ...], int, float]:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from lm_eval_edit.plots import Picture
 
 GENERATOR = "lm-eval-edit report"
+LARGEST = 3_000_000  # bytes of all pictures
 _TEMPLATES = Path(__file__).parent / "templates"
 _MARKS = {REGRESSED: "▼", IMPROVED: "▲", UNHARMED: "", INCONCLUSIVE: "?"}
 
@@ -50,7 +51,7 @@ def render(sweep: Sweep, pictures: Sequence[Picture], options: Options | None = 
     """A sweep's report as HTML.
 
     Args:
-        pictures: The plots; shown in this order.
+        pictures: The plots; shown in this order, as many as `LARGEST` has room for.
         options: What to show.
         progress: Show a progress bar while cells are compared.
 
@@ -60,6 +61,7 @@ def render(sweep: Sweep, pictures: Sequence[Picture], options: Options | None = 
     options = options or Options()
     compared = compare_sweep(sweep, Settings(alpha=options.alpha, seed=options.seed), progress=progress)
     found, shown = broken(tables.by_row(compared), options.items)
+    shown_pictures = _embedded(pictures)
     script = (_TEMPLATES / "folds.js").read_text(encoding="utf-8")
     return _environment(sweep).get_template("report.html.j2").render(
         sweep=sweep,
@@ -74,7 +76,8 @@ def render(sweep: Sweep, pictures: Sequence[Picture], options: Options | None = 
         state_names=overview.STATES,
         sources=overview.sources(sweep),
         warnings=overview.warnings(sweep, compared),
-        pictures=[(picture, _data_uri(picture.svg)) for picture in pictures],
+        pictures=shown_pictures,
+        not_shown=pictures[len(shown_pictures) :],
         tables=tables.model_tables(compared),
         budgets=tables.budgets(sweep, compared, options.deltas),
         scopes=(budget.MEAN, budget.WORST),
@@ -126,6 +129,18 @@ def _environment(sweep: Sweep) -> jinja2.Environment:
         "held": budget.words,
     }
     return environment
+
+
+def _embedded(pictures: Sequence[Picture]) -> list[tuple[Picture, str]]:
+    """The first pictures with their addresses, as many as `LARGEST` has room for."""
+    found, size = [], 0
+    for picture in pictures:
+        source = _data_uri(picture.svg)
+        size += len(source)
+        if size > LARGEST:
+            break
+        found.append((picture, source))
+    return found
 
 
 def _data_uri(svg: str) -> str:

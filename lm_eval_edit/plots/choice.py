@@ -1,0 +1,132 @@
+"""What of a sweep is drawn: tasks, metric, series, and the paper's values beside them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lm_eval_edit.errors import ConfigurationError, UserError, nearest
+from lm_eval_edit.plots.series import EDITING, Series, all_series, unique
+from lm_eval_edit.sweep.reading import DONE, Sweep
+
+METRIC = "score"
+MOST_TASKS = 13  # with more lines in one panel, no one could follow them
+
+
+@dataclass(frozen=True)
+class Published:
+    """The paper's values, as a preset has them.
+
+    Attributes:
+        header: `published` of sweep.json; empty for a design without.
+        method: The editor that its edited points are of, in small letters; None where the design does not say.
+    """
+
+    header: Mapping[str, Any]
+    method: str | None
+
+    def of(self, series: Series) -> dict[str, list[tuple[int, float]]]:
+        """Task -> (n_edits, value): the unedited model's, and the edited models' if the series is of their method."""
+        counts = self.header.get("n_edits") or []
+        mine = self.method in (None, series.first.editor.lower())
+        points = {
+            task: [(n, value) for n, value in zip(counts, values, strict=True) if n == 0 or mine]
+            for task, values in (self.header.get("tasks") or {}).items()
+        }
+        return {task: each for task, each in points.items() if each}
+
+    def sentence(self, metric: str, look: str) -> str:
+        """Whose values they are, and of which metric if that is another one."""
+        theirs = str(self.header.get("metric", metric))
+        other = "" if theirs == metric else f" (of {theirs}, not {metric})"
+        return f"{look}: {self.header.get('source', 'published values')}{other}"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What is drawn.
+
+    Attributes:
+        tasks: Their lines, in this order; means are over them.
+        notices: What was left out, one sentence each.
+    """
+
+    sweep: Sweep
+    series: tuple[Series, ...]
+    tasks: tuple[str, ...]
+    metric: str
+    published: Published
+    notices: tuple[str, ...] = ()
+
+    def by_where(self) -> dict[str, list[Series]]:
+        """Series of the same model and data set; key for a file's name."""
+        groups: dict[str, list[Series]] = {}
+        for series in self.series:
+            words = [series.first.model, series.first.dataset]
+            groups.setdefault("-".join(re.sub(r"[^\w.+]+", "_", w) for w in words if w), []).append(series)
+        return groups
+
+
+def choose(sweep: Sweep, tasks: Sequence[str] | None = None, metric: str | None = None) -> Choice:
+    """What of a sweep to draw.
+
+    Args:
+        tasks: Names of tasks and groups; by default all tasks that have the metric, but not those about the edits
+            themselves.
+        metric: As in the results; `score` by default.
+
+    Raises:
+        UserError: no cell is finished yet.
+        ConfigurationError: a task or metric that no cell has.
+    """
+    cells = [cell for _, cell in sweep.cells() if cell.status == DONE]
+    if not any(cell.n_edits for cell in cells):
+        raise UserError(
+            f"{sweep.root} holds no finished cell of an edited model; run `lm-eval-edit sweep` with this folder again"
+        )
+    series = tuple(all_series(sweep))
+    metric = metric or METRIC
+    known_tasks, groups = sweep.tasks(), sweep.groups()
+    have = {task: unique(m for cell in cells for m in cell.metrics(task)) for task in [*known_tasks, *groups]}
+    metrics = unique(m for task in known_tasks for m in have[task])
+    problems = []
+    if metric not in metrics:
+        problems.append(
+            f"--metric {metric}: no cell has it.{nearest(metric, metrics)} Known are {', '.join(metrics) or 'none'}"
+        )
+    named = []
+    for name in tasks or ():
+        if name not in have and f"edithurt_{name}" in have:
+            name = f"edithurt_{name}"
+        if name not in have:
+            problems.append(f"--tasks {name}: not in this sweep.{nearest(name, have)} Known are {', '.join(have)}")
+        elif metric in metrics and metric not in have[name]:
+            problems.append(f"--tasks {name}: it has no {metric}; it has {', '.join(have[name])}")
+        named.append(name)
+    if problems:
+        raise ConfigurationError(problems)
+    chosen = _members(sweep, named) if named else [t for t in known_tasks if metric in have[t] and t not in EDITING]
+    if not named and not chosen:  # nothing but tasks about the edits
+        chosen = [task for task in known_tasks if metric in have[task]]
+    notices = []
+    if without := [t for t in known_tasks if metric not in have[t] and not named]:
+        notices.append(f"{', '.join(without)}: no metric {metric}; --metric draws another")
+    if len(chosen) > MOST_TASKS:
+        notices.append(f"{len(chosen)} tasks; panels show the first {MOST_TASKS}, name others with --tasks")
+        chosen = chosen[:MOST_TASKS]
+    figure = str((sweep.header.get("figure") or {}).get("panel") or "")
+    published = Published(sweep.header.get("published") or {}, figure.split(",")[0].strip().lower() or None)
+    return Choice(sweep, series, tuple(chosen), metric, published, tuple(notices))
+
+
+def _members(sweep: Sweep, names: Sequence[str]) -> list[str]:
+    """Tasks named, groups replaced by their tasks where the results say which."""
+    members: dict[str, list[str]] = {}
+    for _, cell in sweep.cells():
+        members.update(cell.results.get("group_subtasks") or {})
+    found: list[str] = []
+    for name in names:
+        found += _members(sweep, members[name]) if members.get(name) else [name]
+    return unique(found)
