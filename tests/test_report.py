@@ -427,10 +427,12 @@ def test_no_sweep(tmp_path, capsys):
 
 
 def test_every_mistake_at_once(folder, capsys):
-    assert cli.main(["report", str(folder), "--delta", "0.1,x", "--items", "-1", "--alpha", "2"]) == 1
+    assert cli.main(["report", str(folder), "--delta", "0.1,x", "--items", "-1", "--alpha", "2", "--seed=-3"]) == 1
     error = capsys.readouterr().err
-    assert "3 problems" in error and "got 'x', want drops of at least 0" in error
-    assert "--items -1: want a whole number" in error and "--alpha 2: want a level" in error
+    assert "4 problems" in error and "--delta 0.1,x: want drops of at least 0" in error
+    assert (
+        "--items -1: want a whole number" in error and "--alpha 2: want a level" in error and "--seed -3: want" in error
+    )
 
 
 def test_a_place_that_cannot_be_written(folder, tmp_path, capsys):

@@ -12,6 +12,7 @@ from lm_eval_edit.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from lm_eval_edit.plots import Picture
+    from lm_eval_edit.report import Options
     from lm_eval_edit.sweep.reading import Sweep
 
 
@@ -42,23 +43,24 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
     parser.add_argument(
         "--alpha", metavar="LEVEL", default="0.05", help="intervals are at 1 − LEVEL (default: %(default)s)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of permutations and bootstraps (default: %(default)s)")
+    parser.add_argument(
+        "--seed", metavar="N", default="0", help="of permutations and bootstraps (default: %(default)s)"
+    )
     parser.add_argument("--no-plots", action="store_true", help="leave the pictures out (they need matplotlib)")
     return parser
 
 
 def run(args: argparse.Namespace) -> int:
     """Write the report and say where it is."""
-    deltas, items, alpha = _checked(args)
+    options = _options(args)
 
-    from lm_eval_edit.report import Options, check_output, write_report
+    from lm_eval_edit.report import check_output, write_report
     from lm_eval_edit.sweep.reading import load_sweep
 
     file = args.output or args.folder / "report.html"
     sweep = load_sweep(args.folder)
     check_output(file)
     pictures = [] if args.no_plots else _pictures(sweep)
-    options = Options(alpha=alpha, deltas=deltas, seed=args.seed, items=items)
     size = write_report(sweep, file, pictures, options, progress=sys.stderr.isatty())
     print(f"{file}: {size:,} bytes")
     return 0
@@ -76,26 +78,26 @@ def _pictures(sweep: Sweep) -> list[Picture]:
     return figures(sweep, metric="score" if "score" in metrics else metrics[0])
 
 
-def _checked(args: argparse.Namespace) -> tuple[tuple[float, ...], int, float]:
-    """(drops, items, alpha), or every mistake in them."""
+def _options(args: argparse.Namespace) -> Options:
+    """What was asked for, or every mistake in it."""
+    from lm_eval_edit.report import Options
+
     problems = []
-    deltas = []
-    for word in args.delta.split(","):
-        try:
-            delta = float(word)
-        except ValueError:
-            delta = math.nan
-        if not 0 <= delta < math.inf:
-            problems.append(f"--delta {args.delta}: got {word.strip()!r}, want drops of at least 0, such as 0.02,0.05")
-        deltas.append(delta)
-    if not args.items.isdecimal():
-        problems.append(f"--items {args.items}: want a whole number of at least 0")
-    try:
-        alpha = float(args.alpha)
-    except ValueError:
-        alpha = math.nan
-    if not 0 < alpha < 1:
+    deltas = [_number(word) for word in args.delta.split(",")]
+    if not all(0 <= delta < math.inf for delta in deltas):
+        problems.append(f"--delta {args.delta}: want drops of at least 0, separated by commas, such as 0.02,0.05")
+    if not 0 < (alpha := _number(args.alpha)) < 1:
         problems.append(f"--alpha {args.alpha}: want a level between 0 and 1, such as 0.05")
+    for name in ("items", "seed"):
+        if not getattr(args, name).isdecimal():
+            problems.append(f"--{name} {getattr(args, name)}: want a whole number of at least 0")
     if problems:
         raise ConfigurationError(problems)
-    return tuple(sorted(set(deltas))), int(args.items), alpha
+    return Options(alpha=alpha, deltas=tuple(sorted(set(deltas))), seed=int(args.seed), items=int(args.items))
+
+
+def _number(word: str) -> float:
+    try:
+        return float(word)
+    except ValueError:
+        return math.nan
