@@ -9,6 +9,7 @@ import re
 import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,13 +17,14 @@ import pytest
 pytest.importorskip("matplotlib", reason="pictures need the extra plots")
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from lm_eval_edit.errors import ConfigurationError, UserError
 from lm_eval_edit.plots import figures, gaps
 from lm_eval_edit.plots.choice import choose
 from lm_eval_edit.plots.series import all_series, interval, mean_score, retained, score
-from lm_eval_edit.plots.style import MARKERS, look, ramp, spread
+from lm_eval_edit.plots.style import MARKERS, look, ramp, share_axis, spread
 from lm_eval_edit.sweep.reading import Value, load_sweep
 from tests.helpers import python
 from tests.sweep_folders import SUITE, write_sweep
@@ -106,11 +108,11 @@ def test_several_seeds_have_students_interval(folders):
     half = 4.30265 * math.sqrt(0.01) / math.sqrt(3)
     assert interval([Value(v, None) for v in (0.4, 0.5, 0.6)]) == pytest.approx((0.5, 0.5 - half, 0.5 + half), rel=1e-5)
     rows = [f"demo/rome-demo-seed{seed}" for seed in (0, 1)]
-    pair = [figure_of(folders["seeds"], row, 5, "edithurt_gsm8k") for row in rows]
+    pair = [figure_of(folders["seeds"], row, 5, "edithurt_conll2003") for row in rows]
     assert pair[0] != pair[1]
     half = 12.7062047 * abs(pair[0] - pair[1]) / 2  # s = |a - b| / sqrt 2, over sqrt 2
     picture = next(p for p in draw(folders["seeds"], "tasks") if p.name == "tasks-demo-rome")
-    (bars,) = [c for c in picture.figure.axes[0].collections if c.get_label() == "_interval gsm8k"]
+    (bars,) = [c for c in picture.figure.axes[0].collections if c.get_label() == "_interval conll2003"]
     at_five = next(bar for bar in bars.get_segments() if bar[0][0] == 5)
     assert at_five[:, 1] == pytest.approx([np.mean(pair) - half, np.mean(pair) + half])
     assert "95 % t interval of the mean over 2 edit seeds" in words_of(picture)
@@ -132,6 +134,16 @@ def test_what_is_retained_by_hand(folders):
     assert found.value == pytest.approx(after.value / before.value)
     relative = math.hypot(after.stderr / after.value, before.stderr / before.value)
     assert found.stderr == pytest.approx(found.value * relative)
+
+
+def test_what_is_retained_where_lower_is_better():
+    def cell(n: int, value: float, stderr: float) -> SimpleNamespace:
+        return SimpleNamespace(n_edits=n, value=lambda task, metric: Value(value, stderr, 10, False))
+
+    row = SimpleNamespace(baseline=cell(0, 10.0, 1.0))
+    found = retained(["wikitext"], "perplexity")(row, cell(5, 40.0, 8.0))
+    assert found.value == pytest.approx(0.25)
+    assert found.stderr == pytest.approx(0.25 * math.hypot(0.1, 0.2))
 
 
 def test_published_values_lie_behind_and_say_whose_they_are(folders):
@@ -171,6 +183,19 @@ def test_a_seed_that_has_not_begun_is_left_out_and_one_that_has_is_a_gap(tmp_pat
     (series,) = all_series(load_sweep(folder))
     line = series.line("mean", mean_score(SUITE, "score"))
     assert [point and point.seeds for point in line.points] == [2, 2, None]
+
+
+def test_a_method_that_collapsed_at_once_is_still_shown(tmp_path):
+    states = {("kn", 1): "collapsed", ("kn", 5): "collapsed"}
+    design = {"editors": ["rome", "kn"], "n_edits": [1, 5], "edit_seeds": [0]}
+    folder = write_sweep(tmp_path / "out", design, documents=4, states=states)
+    methods, tradeoff = draw(folder, "methods", "tradeoff")
+    assert "kn, × from 1" in words_of(methods) and "kn collapsed at 1, 5 edits" in methods.alt
+    assert "kn: no point, collapsed at 1 edits already" in words_of(tradeoff) and "kn: no point" in tradeoff.alt
+    _, panel = draw(folder, "tasks")
+    assert list(lines_of(panel)["collapsed"].get_xdata()) == [1, 5]
+    alone = write_sweep(tmp_path / "alone", design | {"editors": "kn"}, documents=4, states=states)
+    assert [picture.kind for picture in draw(alone)] == ["tasks"]
 
 
 def test_methods_are_lines_of_one_panel(folders):
@@ -247,27 +272,29 @@ def words_of(picture) -> str:
 
 
 @pytest.mark.parametrize("name", ["rome", "seeds", "at_once", "operations", "many"])
-def test_words_do_not_cover_each_other_and_are_not_cut(folders, name):
+def test_words_do_not_cover_each_other_and_are_not_cut(folders, name, monkeypatch):
+    shown, paint = [], Text.draw
+
+    def record(text, renderer, *args, **kwargs):
+        if text.get_visible() and text.get_text().strip():
+            shown.append((text.get_text(), text.get_window_extent(renderer)))
+        return paint(text, renderer, *args, **kwargs)
+
+    monkeypatch.setattr(Text, "draw", record)  # what is really drawn: ticks outside the axes are not
     for picture in draw(folders[name]):
         canvas = FigureCanvasAgg(picture.figure)
+        shown.clear()
         canvas.draw()
-        renderer = canvas.get_renderer()
-        tight = picture.figure.get_tightbbox(renderer)  # what is saved, in inches
-        boxes = [
-            (text.get_text(), text.get_window_extent(renderer))
-            for text in picture.figure.findobj(Text)
-            if text.get_visible() and text.get_text().strip() and text.get_figure() is not None
-        ]
-        shown = [(words, box) for words, box in boxes if box.width > 1]
         assert len(shown) > 8
         for (one, first), (other, second) in itertools.combinations(shown, 2):
             across = min(first.x1, second.x1) - max(first.x0, second.x0)
             along = min(first.y1, second.y1) - max(first.y0, second.y0)
-            assert across <= 1 or along <= 1 or one == other, f"{picture.name}: {one!r} covers {other!r}"
-        dpi = picture.figure.dpi
+            assert across <= 1 or along <= 1, f"{picture.name}: {one!r} covers {other!r}"
+        saved = picture.figure.get_tightbbox(canvas.get_renderer())  # inches
         for words, box in shown:
-            inside = tight.x0 - 0.05 <= box.x0 / dpi and box.x1 / dpi <= tight.x1 + 0.05
-            assert inside and tight.y0 - 0.05 <= box.y0 / dpi and box.y1 / dpi <= tight.y1 + 0.05, words
+            inches = box.transformed(picture.figure.dpi_scale_trans.inverted())
+            assert saved.x0 <= inches.x0 + 0.02 and inches.x1 <= saved.x1 + 0.02, words
+            assert saved.y0 <= inches.y0 + 0.02 and inches.y1 <= saved.y1 + 0.02, words
 
 
 def luminance(colour: str) -> float:
@@ -307,6 +334,16 @@ def test_the_axis_of_edits_is_true_to_scale(folders):
     assert axes.get_xlim()[0] < 0 and axes.get_xlim()[1] > 50
 
 
+def test_a_metric_that_is_no_share_has_an_axis_of_its_own():
+    figure = Figure()
+    share, perplexity, exploded = figure.subplots(3)
+    share_axis(share, [0.2, 0.9], "score")
+    share_axis(perplexity, [12.0, 30.0], "perplexity")
+    share_axis(exploded, [12.0, 3e6, math.inf], "perplexity")
+    assert share.get_ylim()[1] == pytest.approx(1.02) and perplexity.get_ylim() == pytest.approx((0, 31.5))
+    assert exploded.get_yscale() == "log" and "log scale" in exploded.get_ylabel()
+
+
 # --------------------------------------------------------------------------------------------------------------- files
 
 
@@ -335,6 +372,7 @@ def test_pictures_stand_together_in_a_page(folders):
     assert len(ids) > 100 and len(set(ids)) == len(ids)
     targets = re.findall(r'href="#([^"]+)"', "".join(parts)) + re.findall(r"url\(#([^)]+)\)", "".join(parts))
     assert targets and set(targets) <= set(ids)
+    assert "<style" not in "".join(parts), "a style sheet in an SVG would be the whole page's"
     for part, picture in zip(parts, pictures, strict=False):
         assert part.startswith("<svg ") and 'role="img"' in part.split(">")[0]
         named = ET.fromstring(part).find("{http://www.w3.org/2000/svg}desc").text
@@ -380,6 +418,19 @@ def test_tasks_and_groups_by_name(folders):
     assert "edithurt_efficacy" in choose(sweep, metric="valid").notices[0]
     with pytest.raises(ConfigurationError, match="edithurt_efficacy: it has no valid"):
         choose(sweep, ["edithurt_efficacy"], "valid")
+
+
+def test_published_values_that_do_not_fit_their_counts(tmp_path):
+    published = {"metric": "script", "n_edits": [0, 5], "tasks": {"edithurt_rte": [0.5]}}
+    write_sweep(tmp_path / "out", {"published": published}, documents=4)
+    with pytest.raises(ConfigurationError, match="published: edithurt_rte has 1 values for 2 n_edits"):
+        draw(tmp_path / "out")
+
+
+def test_facts_from_a_file_are_named_without_its_folder(tmp_path):
+    write_sweep(tmp_path / "out", {"datasets": "/some/where/facts.json", "n_edits": [1]}, documents=4)
+    (picture,) = draw(tmp_path / "out", "tasks")
+    assert picture.name == "tasks-demo-rome-facts" and "where" not in words_of(picture) + picture.alt
 
 
 def test_nothing_finished_yet(tmp_path):

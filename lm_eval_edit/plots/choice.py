@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -64,8 +63,7 @@ class Choice:
         """Series of the same model and data set; key for a file's name."""
         groups: dict[str, list[Series]] = {}
         for series in self.series:
-            words = [series.first.model, series.first.dataset]
-            groups.setdefault("-".join(re.sub(r"[^\w.+]+", "_", w) for w in words if w), []).append(series)
+            groups.setdefault(series.where_name, []).append(series)
         return groups
 
 
@@ -82,11 +80,11 @@ def choose(sweep: Sweep, tasks: Sequence[str] | None = None, metric: str | None 
         ConfigurationError: a task or metric that no cell has.
     """
     cells = [cell for _, cell in sweep.cells() if cell.status == DONE]
-    if not any(cell.n_edits for cell in cells):
+    series = tuple(all_series(sweep))
+    if not cells or not series:
         raise UserError(
             f"{sweep.root} holds no finished cell of an edited model; run `lm-eval-edit sweep` with this folder again"
         )
-    series = tuple(all_series(sweep))
     metric = metric or METRIC
     known_tasks, groups = sweep.tasks(), sweep.groups()
     have = {task: unique(m for cell in cells for m in cell.metrics(task)) for task in [*known_tasks, *groups]}
@@ -105,6 +103,11 @@ def choose(sweep: Sweep, tasks: Sequence[str] | None = None, metric: str | None 
         elif metric in metrics and metric not in have[name]:
             problems.append(f"--tasks {name}: it has no {metric}; it has {', '.join(have[name])}")
         named.append(name)
+    header = sweep.header.get("published") or {}
+    counts = header.get("n_edits") or []
+    for task, values in (header.get("tasks") or {}).items():
+        if len(values) != len(counts):
+            problems.append(f"published: {task} has {len(values)} values for {len(counts)} n_edits; mend the design")
     if problems:
         raise ConfigurationError(problems)
     chosen = _members(sweep, named) if named else [t for t in known_tasks if metric in have[t] and t not in EDITING]
@@ -117,7 +120,7 @@ def choose(sweep: Sweep, tasks: Sequence[str] | None = None, metric: str | None 
         notices.append(f"{len(chosen)} tasks; panels show the first {MOST_TASKS}, name others with --tasks")
         chosen = chosen[:MOST_TASKS]
     figure = str((sweep.header.get("figure") or {}).get("panel") or "")
-    published = Published(sweep.header.get("published") or {}, figure.split(",")[0].strip().lower() or None)
+    published = Published(header, figure.split(",")[0].strip().lower() or None)
     return Choice(sweep, series, tuple(chosen), metric, published, tuple(notices))
 
 

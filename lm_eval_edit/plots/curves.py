@@ -104,7 +104,7 @@ def methods(choice: Choice) -> list[Picture]:
     pictures = []
     for where, group in choice.by_where().items():
         lines = {series.label: series.line(series.label, mean_score(choice.tasks, choice.metric)) for series in group}
-        drawn = [series for series in group if any(p.n_edits for p in lines[series.label].known)]
+        drawn = [series for series in group if lines[series.label].known]
         if len(drawn) < 2:
             continue
         figure, axes = panel()

@@ -96,11 +96,15 @@ class Picture:
         prefix = re.sub(r"[^\w-]+", "_", prefix)
         text = self._file
         text = text[text.index("<svg ") :]
-        text = re.sub(r"\s*<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+        # matplotlib's style sheet is for `*`: in a page it would be everybody's. It is put on the element instead.
+        rules = re.search(r"<style[^>]*>\*\{([^}]*)\}</style>", text)
+        text = re.sub(
+            r"\s*<metadata>.*?</metadata>|\s*<defs>\s*<style[^>]*>.*?</style>\s*</defs>", "", text, flags=re.DOTALL
+        )
         # One pass over what can hold an id: its definition, and references by href or url().
         text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}--", text)
         head, rest = text.split(">", 1)
-        names = f' role="img" aria-labelledby="{prefix}--title {prefix}--desc"'
+        names = f' style="{rules[1] if rules else ""}" role="img" aria-labelledby="{prefix}--title {prefix}--desc"'
         words = f'<title id="{prefix}--title">{escape(self.title)}</title><desc id="{prefix}--desc">{escape(self.alt)}'
         return f"{head}{names}>\n{words}</desc>{rest}"
 

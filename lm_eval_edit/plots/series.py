@@ -18,6 +18,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 from lm_eval_edit.statistics import between_runs
 from lm_eval_edit.sweep.reading import COLLAPSED, DONE, CellData, RowData, Sweep, Value
@@ -63,7 +64,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Series:
-    """Rows that differ by nothing but their edit seed, those without any finished cell left out."""
+    """Rows that differ by nothing but their edit seed, those that have not begun left out."""
 
     rows: tuple[RowData, ...]
 
@@ -80,16 +81,24 @@ class Series:
     @property
     def where(self) -> str:
         """Model and data set, for titles."""
-        data = f", {self.first.dataset} facts" if self.first.dataset else ""
-        return f"{self.first.model}{data}"
+        return f"{self.first.model}, {self.dataset} facts" if self.dataset else self.first.model
+
+    @property
+    def dataset(self) -> str | None:
+        """The data set's name, without folder and ending."""
+        return Path(self.first.dataset).stem if self.first.dataset else None
+
+    @property
+    def where_name(self) -> str:
+        """Model and data set, for a picture's name."""
+        return _joined([self.first.model, self.dataset])
 
     @property
     def file_name(self) -> str:
         """For a picture's name: what the series is, without blanks."""
         row = self.first
         size = "at_once" if row.at_once else "" if row.edit_batch_size == 1 else f"batch{row.edit_batch_size}"
-        words = [row.model, row.method, row.dataset, size]
-        return "-".join(re.sub(r"[^\w.+]+", "_", word) for word in words if word)
+        return _joined([row.model, row.method, self.dataset, size])
 
     @property
     def seeds(self) -> int:
@@ -116,6 +125,10 @@ class Series:
             return None
         operations = min(1, n) if self.first.at_once else -(-n // int(self.first.edit_batch_size))
         return Point(n, operations, *interval(values), len(values))
+
+
+def _joined(words: Iterable[str | None]) -> str:
+    return "-".join(re.sub(r"[^\w.+]+", "_", word) for word in words if word)
 
 
 def _measured(row: RowData, n: int, measure: Measure) -> Value | None:
@@ -158,7 +171,9 @@ def mean_score(tasks: Sequence[str], metric: str) -> Measure:
         stderr = None
         if all(value.stderr is not None for value in values):
             stderr = math.sqrt(sum(value.stderr**2 for value in values)) / len(values)
-        return Value(sum(value.value for value in values) / len(values), stderr)
+        better = {value.higher_is_better for value in values}
+        better = better.pop() if len(better) == 1 else None
+        return Value(sum(value.value for value in values) / len(values), stderr, higher_is_better=better)
 
     return measure
 
@@ -166,20 +181,25 @@ def mean_score(tasks: Sequence[str], metric: str) -> Measure:
 def retained(tasks: Sequence[str], metric: str) -> Measure:
     """The mean of tasks over the unedited model's: r = m_n / m_0, with stderr² = (s_n² + r² s_0²) / m_0².
 
-    Both were asked the same documents; that their errors go together is left out, so the interval is rather too wide.
+    Where lower is better it is m_0 / m_n. Both models were asked the same documents; that their errors go together is
+    left out, so the interval is rather too wide.
     """
     mean = mean_score(tasks, metric)
 
     def measure(row: RowData, cell: CellData) -> Value | None:
-        now, before = mean(row, cell), mean(row, row.baseline)
-        if now is None or before is None or before.value <= 0:
+        part, whole = mean(row, cell), mean(row, row.baseline)
+        if part is None or whole is None:
+            return None
+        if part.higher_is_better is False:
+            part, whole = whole, part
+        if whole.value <= 0:
             return None
         if cell.n_edits == 0:
             return Value(1.0, 0.0)
-        ratio = now.value / before.value
-        if now.stderr is None or before.stderr is None:
+        ratio = part.value / whole.value
+        if part.stderr is None or whole.stderr is None:
             return Value(ratio, None)
-        return Value(ratio, math.hypot(now.stderr, ratio * before.stderr) / before.value)
+        return Value(ratio, math.hypot(part.stderr, ratio * whole.stderr) / whole.value)
 
     return measure
 
@@ -214,10 +234,10 @@ def recalled(row: RowData, cell: CellData) -> Value | None:
 
 
 def all_series(sweep: Sweep) -> list[Series]:
-    """The series of a sweep in its own order; rows without a finished cell are left out."""
+    """The series of a sweep in its own order; rows with neither a finished nor a collapsed cell are left out."""
     groups: dict[tuple, list[RowData]] = {}
     for row in sweep.rows:
-        if any(cell.status == DONE for cell in row.cells):
+        if any(cell.status in (DONE, COLLAPSED) for cell in row.cells):
             groups.setdefault(row.key, []).append(row)
     return [Series(tuple(rows)) for rows in groups.values()]
 

@@ -109,10 +109,15 @@ def _with_room(counts: Sequence[int], inches: np.ndarray) -> list[str]:
 
 def share_axis(axes: Axes, values: Sequence[float], label: str) -> None:
     """A y axis from 0 to 1, or as far as the values go where the metric is no share."""
-    top = max([value for value in values if np.isfinite(value)], default=1.0)
+    values = [value for value in values if np.isfinite(value)]
+    top = max(values, default=1.0)
     if top <= 1:
         axes.set_ylim(-0.01, 1.02)
         axes.set_yticks([0, 0.2, 0.4, 0.6, 0.8, 1])
+    elif 0 < 100 * min(values) < top:  # a perplexity that explodes
+        axes.set_yscale("log")
+        axes.set_ylim(0.8 * min(values), 1.25 * top)
+        label += " (log scale)"
     else:
         axes.set_ylim(0, 1.05 * top)
     axes.set_ylabel(label)

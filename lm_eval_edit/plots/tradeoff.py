@@ -18,7 +18,7 @@ def tradeoff(choice: Choice) -> list[Picture]:
     measured = EFFICACY in choice.sweep.tasks()
     pictures = []
     for where, group in choice.by_where().items():
-        paths = {}
+        paths, without = {}, []
         for series in group:
             quality = series.line(series.label, efficacy if measured else recalled)
             ability = series.line(series.label, retained(tasks, choice.metric))
@@ -29,6 +29,8 @@ def tradeoff(choice: Choice) -> list[Picture]:
             ]
             if both:
                 paths[series.label] = (series, both)
+            elif series.collapsed:
+                without.append(f"{series.label}: no point, collapsed at {series.collapsed[0]:,} edits already")
         if not paths:
             continue
         figure, axes = panel(_WIDTH)
@@ -61,11 +63,12 @@ def tradeoff(choice: Choice) -> list[Picture]:
             told.append(f"{label} after {x.n_edits} edits: edit quality {x.value:.2f}, {y.value:.2f} of ability left")
         label_ends(axes, ends, HEIGHT, leaders=False)
         notes = ["small marks: earlier checkpoints, large: the last; upper right is best"]
+        notes += without
         last = [Line(label, (x, y)) for label, (_, both) in paths.items() for x, y in both[-1:]]
         notes += words.intervals(last)
         title = f"Edit quality against ability left, {group[0].where}"
         axes.set_title(title, loc="left")
         footer(axes, notes, 0.55, HEIGHT)
-        alt = f"Scatter plot, {title}. {'; '.join(told)}."
+        alt = f"Scatter plot, {title}. {'; '.join([*told, *without])}."
         pictures.append(Picture(f"tradeoff-{where}", "tradeoff", title, alt, figure))
     return pictures
