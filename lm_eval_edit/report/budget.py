@@ -17,7 +17,7 @@ from lm_eval_edit.sweep.reading import COLLAPSED
 
 DELTAS = (0.01, 0.02, 0.05, 0.1)
 _ROUND_OFF = 1e-9  # 5 of 100 documents are a drop of 0.05, though 1 - 0.95 is a little more
-MEAN, WORST = "mean of the tasks", "worst task"
+MEAN, WORST = "mean of tasks", "worst task"
 
 
 @dataclass(frozen=True)

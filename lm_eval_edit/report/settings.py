@@ -6,6 +6,7 @@ import json
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -43,12 +44,12 @@ def row_settings(sweep: Sweep, row: RowData) -> RowSettings:
     said = {
         "editor": row.editor,
         "preset": edit.get("preset"),
-        "layers": edit.get("layers"),
+        "layers": edit.get("layers") if "layers" not in (edit.get("options") or {}) else None,
         "facts from": dataset.get("source") or row.dataset,
         "facts' sha256": dataset.get("sha256"),
         "edit seed": "none: in the file's order" if row.edit_seed is None else row.edit_seed,
         "facts in one operation": row.edit_batch_size,
-        "second moments": edit.get("second_moments"),
+        "second moments": _without_folder(edit.get("second_moments")),
         "unedited weights": edit.get("unedited_fingerprint"),
     }
     options = {name: value for name, value in (edit.get("options") or {}).items() if name not in _NO_SETTINGS}
@@ -63,6 +64,11 @@ def row_settings(sweep: Sweep, row: RowData) -> RowSettings:
             if cell.results
         ),
     )
+
+
+def _without_folder(value: Any) -> Any:
+    """A file by its name: where it lay on that machine helps nobody else."""
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
 def plain(value: Any) -> str:
