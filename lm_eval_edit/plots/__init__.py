@@ -4,7 +4,8 @@ series    lines over checkpoints with their intervals, as numbers; every formula
 choice    which tasks, metric, rows; the paper's values
 style     colours, markers, axes, labels
 curves    score against edits, a line a task or a line a method; growth of ||Delta|| / ||W||
-batches   score against batch size; batches x operations
+bars      score against batch size, all facts in one batch
+grids     batches x operations
 tradeoff  edit quality against ability left
 picture   a figure with its name and its content in words, as PNG, SVG or part of a page
 
@@ -20,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from lm_eval_edit.errors import UserError, nearest
-from lm_eval_edit.plots import batches, curves, tradeoff
+from lm_eval_edit.plots import bars, curves, grids, tradeoff
 from lm_eval_edit.plots.choice import Choice, choose
 from lm_eval_edit.plots.picture import FORMATS, Picture, drawing
 from lm_eval_edit.plots.series import gaps
@@ -31,8 +32,8 @@ __all__ = ["FORMATS", "KINDS", "Picture", "choose", "figures", "gaps"]
 _KINDS: dict[str, tuple[str, Callable[[Choice], list[Picture]]]] = {
     "methods": ("two methods or more with finished cells on the same model and facts", curves.methods),
     "tasks": ("a row that edits in sequence", curves.tasks),
-    "batch": ("a row with edit_batch_size: all", batches.bars),
-    "operations": ("a row in sequence with an edit_batch_size above 1", batches.grids),
+    "batch": ("a row with edit_batch_size: all", bars.bars),
+    "operations": ("a row in sequence with an edit_batch_size above 1", grids.grids),
     "tradeoff": ("a finished cell with edit quality and scores", tradeoff.tradeoff),
     "norms": ("a finished cell with the norms of its edits", curves.norms),
 }

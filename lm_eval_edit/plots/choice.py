@@ -7,40 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from lm_eval_edit.errors import ConfigurationError, UserError, nearest
-from lm_eval_edit.plots.series import EDITING, Series, all_series, unique
+from lm_eval_edit.plots.series import EDITING, MEAN, Measure, Series, all_series, mean_score, score, short, unique
 from lm_eval_edit.sweep.reading import DONE, Sweep
 
 METRIC = "score"
 MOST_TASKS = 13  # with more lines in one panel, no one could follow them
-
-
-@dataclass(frozen=True)
-class Published:
-    """The paper's values, as a preset has them.
-
-    Attributes:
-        header: `published` of sweep.json; empty for a design without.
-        method: The editor that its edited points are of, in small letters; None where the design does not say.
-    """
-
-    header: Mapping[str, Any]
-    method: str | None
-
-    def of(self, series: Series) -> dict[str, list[tuple[int, float]]]:
-        """Task -> (n_edits, value): the unedited model's, and the edited models' if the series is of their method."""
-        counts = self.header.get("n_edits") or []
-        mine = self.method in (None, series.first.editor.lower())
-        points = {
-            task: [(n, value) for n, value in zip(counts, values, strict=True) if n == 0 or mine]
-            for task, values in (self.header.get("tasks") or {}).items()
-        }
-        return {task: each for task, each in points.items() if each}
-
-    def sentence(self, metric: str, look: str) -> str:
-        """Whose values they are, and of which metric if that is another one."""
-        theirs = str(self.header.get("metric", metric))
-        other = "" if theirs == metric else f" (of {theirs}, not {metric})"
-        return f"{look}: {self.header.get('source', 'published values')}{other}"
 
 
 @dataclass(frozen=True)
@@ -49,6 +20,9 @@ class Choice:
 
     Attributes:
         tasks: Their lines, in this order; means are over them.
+        published: The paper's values, as a preset has them: metric, source, n_edits, tasks. Empty without.
+        published_method: The editor that the published edited points are of, in small letters; None where the design
+            does not say.
         notices: What was left out, one sentence each.
     """
 
@@ -56,8 +30,31 @@ class Choice:
     series: tuple[Series, ...]
     tasks: tuple[str, ...]
     metric: str
-    published: Published
+    published: Mapping[str, Any]
+    published_method: str | None
     notices: tuple[str, ...] = ()
+
+    def measures(self) -> dict[str, Measure]:
+        """What a panel with all tasks shows, by name: the tasks and, of several, their mean."""
+        found = {short(task): score(task, self.metric) for task in self.tasks}
+        return found | ({MEAN: mean_score(self.tasks, self.metric)} if len(found) > 1 else {})
+
+    def published_of(self, series: Series) -> dict[str, list[tuple[int, float]]]:
+        """Task -> (n_edits, value): the unedited model's, and the edited models' if the series is of their method."""
+        counts = self.published.get("n_edits") or []
+        mine = self.published_method in (None, series.first.editor.lower())
+        points = {
+            task: [(n, value) for n, value in zip(counts, values, strict=True) if n == 0 or mine]
+            for task, values in (self.published.get("tasks") or {}).items()
+            if task in self.tasks
+        }
+        return {task: each for task, each in points.items() if each}
+
+    def source(self, marks: str) -> str:
+        """Whose the published values are, and of which metric if that is another one."""
+        theirs = str(self.published.get("metric", self.metric))
+        other = "" if theirs == self.metric else f" (of {theirs}, not {self.metric})"
+        return f"{marks}: {self.published.get('source', 'published values')}{other}"
 
     def by_where(self) -> dict[str, list[Series]]:
         """Series of the same model and data set; key for a file's name."""
@@ -120,8 +117,8 @@ def choose(sweep: Sweep, tasks: Sequence[str] | None = None, metric: str | None 
         notices.append(f"{len(chosen)} tasks; panels show the first {MOST_TASKS}, name others with --tasks")
         chosen = chosen[:MOST_TASKS]
     figure = str((sweep.header.get("figure") or {}).get("panel") or "")
-    published = Published(header, figure.split(",")[0].strip().lower() or None)
-    return Choice(sweep, series, tuple(chosen), metric, published, tuple(notices))
+    method = figure.split(",")[0].strip().lower() or None
+    return Choice(sweep, series, tuple(chosen), metric, header, method, tuple(notices))
 
 
 def _members(sweep: Sweep, names: Sequence[str]) -> list[str]:

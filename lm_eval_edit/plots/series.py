@@ -210,8 +210,12 @@ def relative_norm(parameter: str) -> Measure:
     def measure(row: RowData, cell: CellData) -> Value | None:
         if cell.n_edits == 0:
             return Value(0.0, None)
-        norm = ((cell.edit.get("parameters") or {}).get(parameter) or {}).get("relative_norm")
-        return Value(float(norm), None) if isinstance(norm, (int, float)) else None
+        moved = cell.edit.get("parameters")
+        if not moved:
+            return None
+        # Editors choose where to write; a matrix that is not named has not been written to yet.
+        norm = moved[parameter]["relative_norm"] if parameter in moved else 0.0
+        return Value(float(norm), None)
 
     return measure
 

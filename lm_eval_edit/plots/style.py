@@ -17,11 +17,14 @@ from lm_eval_edit.plots.series import Line
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8C8C2B", "#777777")
 MARKERS = "os^DvPX*<>d"
 DASHES = ((), (5, 1.5), (1.5, 1.2), (6, 1.5, 1.5, 1.5))
-INK = "#222222"
+INK, EDGE, GREY = "#222222", "#333333", "#dddddd"
+SMALL_PRINT = {"fontsize": 7.5, "color": "#555555", "linespacing": 1.4}
+WIDTH, HEIGHT = 5.2, 3.4  # of a panel's axes, inches
 _LOG_FROM = 20  # checkpoints that span more than this ratio are drawn on a logarithmic axis
 
 
@@ -68,6 +71,21 @@ def ramp(count: int, *, fill: bool = False) -> list[Look]:
 
 
 # ---------------------------------------------------------------------------------------------------------------- axes
+
+
+def panel(width: float = WIDTH, height: float = HEIGHT) -> tuple[Figure, Axes]:
+    """A figure with one set of axes of this size in inches; it is saved with what stands around them, no more."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width + 3, height + 2))
+    axes = figure.add_axes((0.8 / (width + 3), 1 / (height + 2), width / (width + 3), height / (height + 2)))
+    return figure, axes
+
+
+def grid(axes: Axes, axis: str = "both") -> None:
+    """Faint lines behind everything."""
+    axes.grid(axis=axis, color=GREY, lw=0.6)
+    axes.set_axisbelow(True)
 
 
 def counts_axis(axes: Axes, counts: Sequence[int], label: str, width: float) -> None:
@@ -121,8 +139,7 @@ def share_axis(axes: Axes, values: Sequence[float], label: str) -> None:
     else:
         axes.set_ylim(0, 1.05 * top)
     axes.set_ylabel(label)
-    axes.grid(axis="y", color="#dddddd", lw=0.6)
-    axes.set_axisbelow(True)
+    grid(axes, "y")
 
 
 # --------------------------------------------------------------------------------------------------------------- lines
@@ -227,14 +244,20 @@ def label_ends(
         axes.text(1.125, place, name, transform=axes.transAxes, va="center", fontsize=8.5, color=INK, weight=weight)
 
 
-def footer(axes: Axes, sentences: Sequence[str], below: float, height: float) -> None:
+def diamonds(axes: Axes, points: Sequence[tuple[float, float]], name: str) -> None:
+    """Published values where lines of their own would be too much."""
+    if points:
+        axes.plot(
+            *zip(*points, strict=True), ls="none", marker="D", ms=4, mfc="white", mec=EDGE, alpha=0.8, zorder=4,
+            label=f"_published {name}",
+        )  # fmt: skip
+
+
+def footer(axes: Axes, sentences: Sequence[str], height: float) -> None:
     """Small print under the axes, one sentence a line.
 
     Args:
-        below: How far under the axes, in inches; `height` of the axes.
+        height: Of the axes in inches.
     """
     if sentences:
-        axes.text(
-            0, -below / height, "\n".join(sentences), transform=axes.transAxes, va="top", fontsize=7.5,
-            color="#555555", linespacing=1.4,
-        )  # fmt: skip
+        axes.text(0, -0.65 / height, "\n".join(sentences), transform=axes.transAxes, va="top", **SMALL_PRINT)

@@ -19,21 +19,17 @@ def intervals(lines: Iterable[Line], *, bands: bool = False) -> list[str]:
     return sentences
 
 
-def lines(title: str, axis: str, series: Series | Sequence[Series], drawn: Sequence[Line]) -> str:
-    """A line chart in words: each line's first and last value."""
+def lines(title: str, series: Sequence[Series], drawn: Sequence[Line], chart: str = "Line chart") -> str:
+    """A chart in words: each line's first and last value."""
     told = []
     for line in drawn:
         first, last = line.known[0], line.known[-1]
-        if first is last:
-            told.append(f"{line.name} {first.value:.2f} at {first.n_edits} {axis}")
-        else:
-            told.append(f"{line.name} from {first.value:.2f} at {first.n_edits} to {last.value:.2f} at {last.n_edits}")
-    collapsed = []
-    for each in [series] if isinstance(series, Series) else series:
-        if each.collapsed:
-            collapsed.append(f" {each.label} collapsed at {', '.join(map(str, each.collapsed))} edits.")
-    count = f"{len(drawn)} lines" if len(drawn) > 1 else "1 line"
-    return f"Line chart, {title}, against {axis}; {count}: {'; '.join(told)}.{''.join(collapsed)}"
+        to = f" to {last.value:.2f} at {last.n_edits}" if last is not first else ""
+        told.append(f"{line.name} {'from ' if to else ''}{first.value:.2f} at {first.n_edits}{to}")
+    collapsed = [
+        f" {one.label} collapsed at {', '.join(map(str, one.collapsed))} edits." for one in series if one.collapsed
+    ]
+    return f"{chart}, {title}, against the number of edits. {'; '.join(told)}.{''.join(collapsed)}"
 
 
 def parameter(name: str) -> str:
