@@ -75,6 +75,16 @@ def write_sweep(
     return root
 
 
+def write_mixed_sweep(root: Path) -> Path:
+    """Write a sweep of three methods, two seeds, the suite and edit quality, with cells in every state."""
+    changes = {
+        "editors": ["rome", "memit", "ft"], "edit_seeds": [0, 1], "n_edits": [0, 5, 20],
+        "tasks": ["edithurt_suite", "edithurt_editing"],
+    }  # fmt: skip
+    states = {("memit", 5): FAILED, ("memit", 20): COLLAPSED, ("ft", 20): MISSING}
+    return write_sweep(root, changes, states=states, left_out={"ft-demo-seed1": {20: "too few facts"}})
+
+
 def write_cells(root: Path, cells: Mapping[int, Mapping[str, Sequence[dict]] | str], **changes: Any) -> Path:
     """Write a sweep's folder of one row whose cells hold given samples.
 
