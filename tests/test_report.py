@@ -6,6 +6,7 @@ import base64
 import itertools
 import json
 import re
+import shutil
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from types import SimpleNamespace
@@ -235,10 +236,20 @@ def test_a_place_that_cannot_be_written(folder, tmp_path, capsys):
     assert "cannot be written: File exists; give another place" in capsys.readouterr().err
 
 
-def test_a_sweep_that_has_no_unedited_cell_yet(tmp_path):
-    root = write_cells(tmp_path / "x", {5: {"t": right(10, 1)}})
-    with pytest.raises(UserError, match="no cell of an unedited model yet; run the sweep first"):
+def test_a_sweep_without_any_cell(tmp_path):
+    root = write_cells(tmp_path / "x", {0: FAILED, 5: FAILED})
+    with pytest.raises(UserError, match="has no evaluated cell yet; run the sweep first"):
         render(load_sweep(root), [])
+
+
+def test_a_sweep_of_edit_quality_alone(tmp_path):
+    """Nothing to compare with: no summary, no budget, and no link to them."""
+    root = write_mixed_sweep(tmp_path / "x")
+    shutil.rmtree(root / "demo/unedited")
+    page = Page(render(load_sweep(root), []))
+    ids = {attributes.get("id") for attributes in page.all()}
+    assert "quality" in ids and not ids & {"summary", "budget", "broken"} and page.problems == []
+    assert {link["href"][1:] for link in page.all("a")} <= ids
 
 
 def test_a_sweep_without_samples_says_what_to_do(tmp_path):

@@ -64,15 +64,13 @@ def compare_sweep(sweep: Sweep, settings: Settings, *, progress: bool = False) -
         progress: Show a progress bar.
 
     Raises:
-        UserError: no unedited model was evaluated, or one was evaluated without samples.
+        UserError: no cell was evaluated yet, or an unedited model without samples.
     """
     bases = {
         folder: _base(sweep, cell) for folder, cell in {row.baseline.folder: row.baseline for row in sweep.rows}.items()
     }
-    if not any(bases.values()):
-        raise UserError(
-            f"{sweep.root} has no cell of an unedited model yet; run the sweep first: the report compares with that"
-        )
+    if not any(cell.results for _, cell in sweep.cells()):
+        raise UserError(f"{sweep.root} has no evaluated cell yet; run the sweep first")
     cells = [(row, cell) for row in sweep.rows for cell in row.cells]
     bar = tqdm(cells, desc="comparing", unit="cell", disable=not progress)
     return [_compared(row, cell, bases[row.baseline.folder], settings) for row, cell in bar]
@@ -102,7 +100,7 @@ def _compared(row: RowData, cell: CellData, base: Run | None, settings: Settings
     if cell.results_file is None:
         return without(cell.reason or cell.status)
     if base is None:
-        return without("its unedited model was not evaluated")
+        return without("no task of the unedited model to compare with")
     try:
         edited = load_run(cell.results_file)
         common = [task for task in base.tasks if task in edited.tasks]

@@ -79,6 +79,7 @@ def render(sweep: Sweep, pictures: Sequence[Picture], options: Options | None = 
         pictures=shown_pictures,
         not_shown=pictures[len(shown_pictures) :],
         tables=tables.model_tables(compared),
+        comparable=any(each.tasks for each in compared),
         budgets=tables.budgets(sweep, compared, options.deltas),
         scopes=(budget.MEAN, budget.WORST),
         seeds=between_seeds(compared, options.alpha),
