@@ -114,8 +114,8 @@ def test_the_same_numbers_give_the_same_bytes(sweeps):
     kinds = ("methods", "tradeoff", "norms")
     for first, again in zip(draw(sweeps["seeds"], *kinds), draw(sweeps["seeds"], *kinds), strict=True):
         for suffix in ("png", "svg"):
-            assert first.bytes(suffix) == again.bytes(suffix) == first.bytes(suffix), first.name
-        assert not re.search(rb"20\d\d-\d\d-\d\dT", first.bytes("svg"))
+            assert first.content(suffix) == again.content(suffix) == first.content(suffix), first.name
+        assert not re.search(rb"20\d\d-\d\d-\d\dT", first.content("svg"))
 
 
 def test_a_users_own_matplotlib_settings_change_nothing(sweeps):
@@ -124,7 +124,7 @@ def test_a_users_own_matplotlib_settings_change_nothing(sweeps):
     (before,) = draw(sweeps["rome"], "tasks")
     with matplotlib.rc_context({"lines.linewidth": 9, "font.size": 20, "figure.dpi": 300, "savefig.dpi": 40}):
         (after,) = draw(sweeps["rome"], "tasks")
-        assert after.bytes("png") == before.bytes("png")
+        assert after.content("png") == before.content("png")
 
 
 def test_pictures_stand_together_in_a_page(sweeps):

@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("matplotlib", reason="pictures need the extra plots")
 
-from lm_eval_edit.plots import gaps
+from lm_eval_edit.plots import choice, gaps
 from lm_eval_edit.plots.series import all_series, interval, mean_score, retained, score
 from lm_eval_edit.sweep.reading import Value, load_sweep
 from tests.plotted import draw, figure_of, lines_of, words_of
@@ -70,6 +70,18 @@ def test_a_mean_of_tasks_has_the_suites_figure_and_error(sweeps):
         assert mean.value == pytest.approx(suite.value) and mean.stderr == pytest.approx(suite.stderr)
     cut = mean_score([*SUITE, "edithurt_absent"], "score")
     assert cut(row, row.baseline) is None, "a mean over fewer tasks would be another figure"
+
+
+def test_with_many_tasks_some_are_lines_and_the_mean_is_over_all(sweeps, monkeypatch):
+    monkeypatch.setattr(choice, "MOST_TASKS", 3)
+    (picture,) = draw(sweeps["rome"], "tasks")
+    assert [name for name in lines_of(picture) if "published" not in name] == ["gsm8k", "rte", "nq", "mean"]
+    expected = [figure_of(sweeps["rome"], "gpt2-xl/rome-zsre-seed0", n, "edithurt_suite") for n in COUNTS]
+    assert lines_of(picture)["mean"].get_ydata() == pytest.approx(expected)
+    assert "3 of 8 tasks are shown; the mean is over all of them" in words_of(picture)
+    assert "8 tasks: the first 3 have a line" in choice.choose(load_sweep(sweeps["rome"])).notices[0]
+    (bars,) = draw(sweeps["at_once"], "batch")
+    assert len(bars.figure.axes[0].get_xticks()) == 4
 
 
 def test_what_is_retained_by_hand(sweeps):
