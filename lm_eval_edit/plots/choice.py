@@ -19,7 +19,7 @@ class Choice:
     """What is drawn.
 
     Attributes:
-        tasks: Their lines, in this order; means are over them.
+        tasks: What means are over; the first `MOST_TASKS` of them have a line.
         published: The paper's values, as a preset has them: metric, source, n_edits, tasks. Empty without.
         published_method: The editor that the published edited points are of, in small letters; None where the design
             does not say.
@@ -34,10 +34,15 @@ class Choice:
     published_method: str | None
     notices: tuple[str, ...] = ()
 
+    @property
+    def shown(self) -> tuple[str, ...]:
+        """The tasks that have a line."""
+        return self.tasks[:MOST_TASKS]
+
     def measures(self) -> dict[str, Measure]:
         """What a panel with all tasks shows, by name: the tasks and, of several, their mean."""
-        found = {short(task): score(task, self.metric) for task in self.tasks}
-        return found | ({MEAN: mean_score(self.tasks, self.metric)} if len(found) > 1 else {})
+        found = {short(task): score(task, self.metric) for task in self.shown}
+        return found | ({MEAN: mean_score(self.tasks, self.metric)} if len(self.tasks) > 1 else {})
 
     def published_of(self, series: Series) -> dict[str, list[tuple[int, float]]]:
         """Task -> (n_edits, value): the unedited model's, and the edited models' if the series is of their method."""
@@ -46,7 +51,7 @@ class Choice:
         points = {
             task: [(n, value) for n, value in zip(counts, values, strict=True) if n == 0 or mine]
             for task, values in (self.published.get("tasks") or {}).items()
-            if task in self.tasks
+            if task in self.shown
         }
         return {task: each for task, each in points.items() if each}
 
@@ -114,8 +119,7 @@ def choose(sweep: Sweep, tasks: Sequence[str] | None = None, metric: str | None 
     if without := [t for t in known_tasks if metric not in have[t] and not named]:
         notices.append(f"{', '.join(without)}: no metric {metric}; --metric draws another")
     if len(chosen) > MOST_TASKS:
-        notices.append(f"{len(chosen)} tasks; panels show the first {MOST_TASKS}, name others with --tasks")
-        chosen = chosen[:MOST_TASKS]
+        notices.append(f"{len(chosen)} tasks: the first {MOST_TASKS} have a line, the mean is over all; see --tasks")
     figure = str((sweep.header.get("figure") or {}).get("panel") or "")
     method = figure.split(",")[0].strip().lower() or None
     return Choice(sweep, series, tuple(chosen), metric, header, method, tuple(notices))

@@ -53,6 +53,8 @@ def _tasks(choice: Choice, series: Series) -> Picture | None:
     share_axis(axes, _values(lines), choice.metric)
     _draw(axes, series, lines, bars=series.seeds > 1)
     notes = words.intervals([line for line, _ in lines.values()], bands=series.seeds == 1)
+    if len(choice.shown) < len(choice.tasks):
+        notes.append(f"{len(choice.shown)} of {len(choice.tasks)} tasks are shown; the mean is over all of them")
     notes += _published(axes, choice, series)
     title = f"{series.label} on {series.where}: {choice.metric} of the tasks"
     return _finished(axes, f"tasks-{series.file_name}", title, [series], lines, notes)
@@ -61,7 +63,7 @@ def _tasks(choice: Choice, series: Series) -> Picture | None:
 def _published(axes: Axes, choice: Choice, series: Series) -> list[str]:
     """The paper's values as faint lines behind; a sentence that names them."""
     found = choice.published_of(series)
-    for i, task in enumerate(choice.tasks):
+    for i, task in enumerate(choice.shown):
         if task in found:
             style = look(i)
             axes.plot(

@@ -69,7 +69,7 @@ class Picture:
     alt: str
     figure: Figure
 
-    def bytes(self, suffix: str) -> bytes:
+    def content(self, suffix: str) -> bytes:
         """The file's content: `png` (150 dots per inch) or `svg`."""
         # No date and no version, so that the same numbers give the same file.
         metadata = {"Date": None, "Creator": None, "Title": self.title} if suffix == "svg" else {"Software": None}
@@ -81,7 +81,7 @@ class Picture:
 
     def save(self, path: Path) -> None:
         """Write the picture as `path`'s ending says."""
-        write_bytes(path, self.bytes(path.suffix.removeprefix(".")))
+        write_bytes(path, self.content(path.suffix.removeprefix(".")))
 
     @cached_property
     def svg(self) -> str:
@@ -110,4 +110,4 @@ class Picture:
 
     @cached_property
     def _file(self) -> str:
-        return self.bytes("svg").decode()
+        return self.content("svg").decode()
