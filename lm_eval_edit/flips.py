@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +25,22 @@ def write_flips(comparison: Comparison, file: Path) -> int:
     lines = [
         json.dumps(record, ensure_ascii=False)
         for key, metric in headlines.items()
-        for record in _records(comparison.pairs[key], metric)
+        for record in records(comparison.pairs[key], metric)
     ]
-    write_bytes(file, "".join(f"{line}\n" for line in lines).encode())
+    write_bytes(file, "".join(f"{line}\n" for line in lines).encode("utf-8", "backslashreplace"))
     return len(lines)
 
 
-def _records(pair: Pair, metric: str) -> Iterator[dict[str, Any]]:
+def records(pair: Pair, metric: str, places: Iterable[int] | None = None) -> Iterator[dict[str, Any]]:
+    """Documents before and after, read again from the samples: what `write_flips` writes.
+
+    Args:
+        places: Where they stand among the pair's documents; every document that changed by default.
+    """
     before, after = pair.base.metrics[metric], pair.edited.metrics[metric]
     moved = gains(before, after)
     words = ("right to wrong", "wrong to right") if is_binary(before, after) else ("worse", "better")
-    for row in np.flatnonzero(moved):
+    for row in np.flatnonzero(moved) if places is None else places:
         base, edited = pair.base.line(row), pair.edited.line(row)
         yield {
             "task": pair.base.task,
@@ -48,6 +53,13 @@ def _records(pair: Pair, metric: str) -> Iterator[dict[str, Any]]:
             "base": _side(base, metric),
             "edited": _side(edited, metric),
         }
+
+
+def worsened(pair: Pair, metric: str) -> np.ndarray:
+    """Where the documents stand that got worse: the largest losses first, equal ones in the order of their ids."""
+    moved = gains(pair.base.metrics[metric], pair.edited.metrics[metric])
+    order = np.argsort(moved, kind="stable")
+    return order[moved[order] < 0]
 
 
 def _side(sample: Mapping[str, Any], metric: str) -> dict[str, Any]:

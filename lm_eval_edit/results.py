@@ -297,7 +297,7 @@ def read_samples(
         for number, line in enumerate(lines, start=1):
             if line.strip():
                 try:
-                    sample = json.loads(line.decode())
+                    sample = json.loads(line.decode("utf-8", "surrogatepass"))
                     if (rows := by_filter.get(sample["filter"])) is None:
                         rows = by_filter[sample["filter"]] = _Rows()
                     rows.add(sample, offset, fields)

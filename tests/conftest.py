@@ -32,3 +32,30 @@ def reference() -> Path:
 def data() -> Path:
     """`../shared/data`: real task data and edit data, never committed."""
     return _shared("data")
+
+
+@pytest.fixture(scope="session")
+def sweeps(tmp_path_factory) -> dict[str, Path]:
+    """Sweep folders of every kind; not to be written to."""
+    from tests.sweep_folders import write_sweep
+
+    root = tmp_path_factory.mktemp("sweeps")
+    many = ["rome", "memit", "kn", "ft", "r_rome", "alphaedit", "emmet", "mend", "lora", "rect", "prune"]
+    designs = {
+        "rome": write_sweep(root / "rome", preset="fig3_rome_gpt2xl", documents=8),
+        "seeds": write_sweep(
+            root / "seeds",
+            {
+                "editors": ["rome", "memit", {"editor": "random", "like": "rome"}], "edit_seeds": [0, 1],
+                "n_edits": [1, 5, 20, 50], "tasks": ["edithurt_suite", "edithurt_editing"],
+            },
+            states={("rome", 50): "collapsed", ("memit", 5): "missing", ("random-like_rome", 20): "failed"},
+            documents=12,
+        ),
+        "at_once": write_sweep(
+            root / "at_once", preset="fig4_memit_gpt2xl", documents=8, states={("memit", 3000): "collapsed"}
+        ),
+        "operations": write_sweep(root / "operations", preset="fig6_memit_gpt2xl", documents=8),
+        "many": write_sweep(root / "many", {"editors": many, "n_edits": [1, 50]}, documents=8),
+    }  # fmt: skip
+    return designs

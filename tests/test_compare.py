@@ -277,6 +277,17 @@ def test_flips_of_choices_name_the_choice(tmp_path, capsys):
     assert (line["base"]["output"], line["edited"]["output"]) == (" Rome", " Oslo")
 
 
+def test_flips_with_half_a_pair_of_surrogates(tmp_path, capsys):
+    """What a sweep writes for a text that is not quite Unicode is read, and written again as an escape."""
+    for name, acc in ("a", 1.0), ("b", 0.0):
+        file = write_run(tmp_path / name, {"t": [sample(0, {"acc": acc}, answer="\ud800")]})
+        samples_file = next(file.parent.glob("samples_*"))
+        line = json.dumps(json.loads(samples_file.read_text()), ensure_ascii=False)
+        samples_file.write_bytes(line.encode("utf-8", "surrogatepass") + b"\n")
+    command(capsys, "compare", tmp_path / "a", tmp_path / "b", "--flips", tmp_path / "f.jsonl")
+    assert json.loads((tmp_path / "f.jsonl").read_text())["edited"]["output"] == "\ud800"
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -1,0 +1,85 @@
+"""What a sweep is and how far it got: the head of a report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lm_eval_edit.report.comparing import Compared, below
+from lm_eval_edit.sweep.reading import COLLAPSED, DONE, FAILED, CellData, RowData, Sweep
+
+MISSING, LEFT_OUT = "missing", "left out"
+STATES = (DONE, COLLAPSED, FAILED, MISSING, LEFT_OUT)
+
+
+@dataclass(frozen=True)
+class State:
+    """One cell's state.
+
+    Attributes:
+        path: Its folder below the sweep's.
+        status: One of `STATES`.
+        why: What its record says, where it is not done.
+    """
+
+    path: str
+    status: str
+    why: str | None
+
+
+def states(sweep: Sweep) -> list[State]:
+    """The state of every cell, the unedited models' included."""
+    return [_state(sweep, row, cell) for row, cell in sweep.cells()]
+
+
+def _state(sweep: Sweep, row: RowData | None, cell: CellData) -> State:
+    path = below(sweep, cell.folder)
+    if row is not None and cell.n_edits in row.left_out:
+        return State(path, LEFT_OUT, row.left_out[cell.n_edits])
+    return State(path, cell.status or MISSING, cell.reason)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the data of a task came from, as the task recorded it."""
+
+    task: str
+    source: str
+    sha256: str
+    documents: int | None
+
+
+def sources(sweep: Sweep) -> list[Source]:
+    """The data of every task that says where it is from; one entry for each different source."""
+    found: dict[Source, None] = {}
+    for _, cell in sweep.cells():
+        for task, config in (cell.results.get("configs") or {}).items():
+            said = (config.get("metadata") or {}).get("provenance")
+            if isinstance(said, Mapping) and "source" in said:
+                n = ((cell.results.get("n-samples") or {}).get(task) or {}).get("effective")
+                found[Source(task, str(said["source"]), str(said.get("sha256", "")), n)] = None
+    return list(found)
+
+
+def warnings(sweep: Sweep, compared: Sequence[Compared]) -> list[str]:
+    """What must be known before any figure is quoted."""
+    found = []
+    said = sources(sweep)
+    if from_demo := list(dict.fromkeys(source.task for source in said if source.source == "demo")):
+        every = {source.task for source in said} == set(from_demo)
+        found.append(f"demo data: not a benchmark result ({'all tasks' if every else ', '.join(from_demo)})")
+    if (limit := (sweep.header.get("design") or {}).get("limit")) is not None:
+        found.append(f"only the first {limit} documents of each task were evaluated (limit: {limit})")
+    if missing := [state for state in states(sweep) if state.status in (FAILED, MISSING)]:
+        cells = "1 cell is" if len(missing) == 1 else f"{len(missing)} cells are"
+        found.append(f"{cells} not done; what is said below is of the others")
+    return [*found, *_guards(compared)]
+
+
+def _guards(compared: Sequence[Compared]) -> Iterable[str]:
+    """The guards that a run recorded as not passed."""
+    for each in compared:
+        guards: Mapping[str, Any] = each.cell.edit.get("guards") or {}
+        if guards.get("answers_changed_ok") is False:
+            yield f"{each.row.name}, {each.cell.n_edits} edits: the answers to the edited prompts hardly changed"
