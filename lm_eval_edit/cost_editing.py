@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lm_eval_edit.cost import Pass, Shape, Work
+from lm_eval_edit.cost_work import Pass, Shape, Work
 from lm_eval_edit.errors import UserError, nearest
 
 MOMENT_BATCH = 8192  # tokens of one pass of `collect`
@@ -164,7 +164,7 @@ def _kn(shape: Shape, options: Mapping[str, Any], fact: FactLength, facts: int) 
 
 
 def _mend(shape: Shape, options: Mapping[str, Any], fact: FactLength, facts: int) -> Work:
-    """One pass, one backward to the lowest edited block, and the hypernetwork (rank 1920, two layers) on every token."""
+    """One pass, one backward to the lowest edited block, the hypernetwork (rank 1920, two layers) on every token."""
     names = options.get("inner_params") or ()
     edited = [int(number) for name in names for number in re.findall(r"\.(\d+)\.", name)]
     blocks = shape.layers - min(edited, default=max(0, shape.layers - 3))

@@ -11,8 +11,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPTNeoXCo
 from benchmarks import editing as bench
 from benchmarks.counting import Operations
 from lm_eval_edit import UserError, demo
-from lm_eval_edit.cost import SIZES, Cost, Device, Pass, Shape, Work, estimate, evaluation, known_tasks
+from lm_eval_edit.cost import SIZES, Cost, estimate, evaluation, known_tasks
 from lm_eval_edit.cost_editing import FactLength, innermost, operation, second_moments
+from lm_eval_edit.cost_work import Device, Pass, Shape, Work
 from lm_eval_edit.editors.base import find_editor
 from lm_eval_edit.tasklib import documents, layouts, prompts
 from lm_eval_edit.tasklib.catalogue import TASKS
@@ -189,7 +190,7 @@ def test_second_moments_are_collected_once_and_only_where_they_are_needed():
 
 def test_estimating_needs_no_torch():
     code = (
-        "import sys, lm_eval_edit.cost as c, lm_eval_edit.cost_editing\n"
+        "import sys, lm_eval_edit.cost as c\n"
         "s = c.Shape(10, 2, 4, 8, 10, 4, 100)\n"
         "c.estimate(s, tasks={'rte': 5}, evaluations=1, editor='rome', options={'layers': (1,)}, operations=[1])\n"
         "print('torch' in sys.modules, 'transformers' in sys.modules)"
