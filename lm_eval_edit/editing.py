@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,19 @@ def run_operations(
     tokenizer: PreTrainedTokenizerBase,
     editor: Editor,
     operations: Sequence[Sequence[Fact]],
+    **settings: Any,
+) -> Ledger:
+    """Run all of some checked operations; `begin_editing` describes the arguments."""
+    run = begin_editing(model, tokenizer, editor, operations, **settings)
+    run.edit_to()
+    return run.ledger
+
+
+def begin_editing(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    editor: Editor,
+    operations: Sequence[Sequence[Fact]],
     *,
     edit_batch_size: int,
     context_templates: Sequence[Any] | None = None,
@@ -133,13 +147,16 @@ def run_operations(
     directory: Path | None = None,
     seed: int = 0,
     progress: bool = True,
-) -> Ledger:
-    """Run checked operations; see `edit_model` for the arguments."""
+) -> EditRun:
+    """Prepare checked operations on an unedited model, which is not changed yet; see `edit_model` for the arguments.
+
+    Raises:
+        UserError: second moments are missing, or the ledger's folder belongs to another run.
+    """
     second_moments = second_moments or SecondMoments()
     architecture = Architecture.discover(model)
     needed = check_second_moments(editor, architecture, second_moments)
     templates = _templates(model, tokenizer, editor, context_templates, directory, seed)
-    weights = EditedWeights(model)
     identity = {
         "model": {"fingerprint": model_fingerprint(model), "class": type(model).__name__},
         "editor": editor.name,
@@ -150,23 +167,101 @@ def run_operations(
         "second_moments": second_moments.sha256(needed) if needed else None,
     }
     extra = {"context_templates": templates, "second_moments_source": second_moments.source, "versions": versions()}
-    ledger = open_ledger(directory, identity, extra, weights)
+    ledger = open_ledger(directory, identity, extra, EditedWeights(model))
     check_schedule(ledger, operations)
     ledger.operations = ledger.operations[: len(operations)]
     ledger.finish = editor.finish
     context = EditContext(model, tokenizer, architecture, templates, second_moments, seed, progress)
-    try:
-        states = _replay(ledger)
-        _continue(ledger, editor, context, operations, states)
-        weights.apply(editor.finish(weights.changes()))
-        ledger.guards = guard(ledger)
-        all_facts = [fact for operation in ledger.operations for fact in operation.facts]
-        final = edit_answers(model, tokenizer, all_facts)
-        ledger.guards["retained"] = _summary(final)
-    except BaseException:
-        ledger.restore()
-        raise
-    return ledger
+    return EditRun(ledger, editor, context, [list(facts) for facts in operations])
+
+
+@dataclass
+class EditRun:
+    """A schedule of operations on one model, carried out as far as it is asked for.
+
+    Attributes:
+        ledger: The operations done so far.
+        editor: Computes the others.
+        context: What it is given.
+        operations: The facts of every operation of the schedule.
+    """
+
+    ledger: Ledger
+    editor: Editor
+    context: EditContext
+    operations: list[list[Fact]]
+
+    def edit_to(self, n_operations: int | None = None) -> None:
+        """Bring the model to the state after the first n operations (default: all), computing those still missing.
+
+        Any state may follow any other: earlier operations are replayed from the ledger, never computed again.
+
+        Raises:
+            EditError: an edit failed its guards; the model is restored, the ledger holds the operations before it.
+        """
+        n = len(self.operations) if n_operations is None else min(n_operations, len(self.operations))
+        ledger = self.ledger
+        try:
+            missing = n > len(ledger.operations)
+            self._replay(n)
+            if missing:
+                self._compute(n)
+            ledger.close()
+            ledger.guards = guard(ledger)
+            facts = [fact for operation in ledger.applied_operations for fact in operation.facts]
+            ledger.guards["retained"] = _summary(edit_answers(self.context.model, self.context.tokenizer, facts))
+        except BaseException:
+            ledger.restore()
+            raise
+
+    def _replay(self, n: int) -> None:
+        """Apply what the ledger already holds of the first n operations."""
+        ledger = self.ledger
+        before = ledger.applied
+        ledger.replay(n)
+        if ledger.applied <= before:
+            return
+        if ledger.fingerprint() != ledger.applied_operations[-1].record["fingerprint"]:
+            logger.warning(
+                "the replayed weights differ from those recorded in %s in their last bits: "
+                "another processor or library rounds differently",
+                ledger.directory,
+            )
+
+    def _compute(self, n: int) -> None:
+        """Compute, apply and record the operations up to the nth that are not in the ledger yet."""
+        ledger, editor, context = self.ledger, self.editor, self.context
+        states = self._states()
+        rest = self.operations[len(ledger.operations) : n]
+        for facts in tqdm(rest, desc=f"editing ({editor.name})", unit="op", disable=not context.progress):
+            before = edit_answers(context.model, context.tokenizer, facts)
+            started = time.perf_counter()
+            result = editor.compute(context, facts, states)
+            _check_finite(result, facts)
+            ledger.weights.apply(result.deltas)
+            seconds = time.perf_counter() - started
+            after = edit_answers(context.model, context.tokenizer, facts)
+            record = {
+                "seconds": seconds,
+                "delta_norms": {name: delta.norm() for name, delta in result.deltas.items()},
+                "ranks": {name: delta.rank for name, delta in result.deltas.items()},
+                "details": result.details,
+                "before": _summary(before),
+                "after": _summary(after),
+                "answers_changed": sum(a.predicted != b.predicted for a, b in zip(after, before, strict=True)),
+                "fingerprint": ledger.fingerprint(),
+            }
+            ledger.append(facts, result.deltas, result.state, record).release()
+            ledger.applied += 1
+            states.append(result.state)
+
+    def _states(self) -> list[dict[str, torch.Tensor]]:
+        """What each operation in the ledger left behind for later ones."""
+        states = []
+        for operation in self.ledger.operations:
+            states.append(operation.state)
+            operation.release()
+        return states
 
 
 def check_second_moments(editor: Editor, architecture: Architecture, second_moments: SecondMoments) -> list[str]:
@@ -218,53 +313,6 @@ def _templates(
     return header["extra"]["context_templates"] if header else sample_templates(model, tokenizer, plan, seed)
 
 
-def _replay(ledger: Ledger) -> list[dict[str, torch.Tensor]]:
-    """Apply the operations a ledger already holds; returns what each left behind for later ones."""
-    states = []
-    for operation in tqdm(ledger.operations, desc="replaying edits", unit="op", disable=not ledger.operations):
-        ledger.weights.apply(operation.deltas)
-        states.append(operation.state)
-        operation.release()
-    if ledger.operations and ledger.fingerprint() != ledger.operations[-1].record["fingerprint"]:
-        logger.warning(
-            "the replayed weights differ from those recorded in %s in their last bits: "
-            "another processor or library rounds differently",
-            ledger.directory,
-        )
-    return states
-
-
-def _continue(
-    ledger: Ledger,
-    editor: Editor,
-    context: EditContext,
-    operations: Sequence[Sequence[Fact]],
-    states: list[dict[str, torch.Tensor]],
-) -> None:
-    """Compute, apply and record the operations that are not in the ledger yet; their states join `states`."""
-    rest = operations[len(ledger.operations) :]
-    for facts in tqdm(rest, desc=f"editing ({editor.name})", unit="op", disable=not context.progress or not rest):
-        before = edit_answers(context.model, context.tokenizer, facts)
-        started = time.perf_counter()
-        result = editor.compute(context, facts, states)
-        _check_finite(result, facts)
-        ledger.weights.apply(result.deltas)
-        seconds = time.perf_counter() - started
-        after = edit_answers(context.model, context.tokenizer, facts)
-        record = {
-            "seconds": seconds,
-            "delta_norms": {name: delta.norm() for name, delta in result.deltas.items()},
-            "ranks": {name: delta.rank for name, delta in result.deltas.items()},
-            "details": result.details,
-            "before": _summary(before),
-            "after": _summary(after),
-            "answers_changed": sum(a.predicted != b.predicted for a, b in zip(after, before, strict=True)),
-            "fingerprint": ledger.fingerprint(),
-        }
-        ledger.append(facts, result.deltas, result.state, record).release()
-        states.append(result.state)
-
-
 def _check_finite(result: EditResult, facts: Sequence[Fact]) -> None:
     for name, delta in result.deltas.items():
         if not all(bool(torch.isfinite(t).all()) for t in delta.tensors().values()):
@@ -286,26 +334,27 @@ def _summary(answers: Sequence[Answer]) -> dict[str, float]:
 
 
 def guard(ledger: Ledger) -> dict[str, Any]:
-    """Check edited weights (DESIGN: guards). Returns verdicts for the results.
+    """Check the weights after the operations applied. Returns verdicts for the results.
 
     Raises:
         EditError: no weight changed, or a weight is not finite.
     """
-    operations = ledger.operations
+    operations = ledger.applied_operations
+    n_edits = sum(len(operation.facts) for operation in operations)
     if not operations:
         return {"weights_changed": False, "weights_finite": True, "answers_changed": 0, "answers_changed_ok": True}
     problems = ledger.weights.problems()
     unchanged = [p for p in problems if p.endswith("did not change")]
     broken = [p for p in problems if p not in unchanged]
     if broken:
-        raise EditError(f"after {ledger.n_edits} edits {'; '.join(broken)}. The model has been restored")
+        raise EditError(f"after {n_edits} edits {'; '.join(broken)}. The model has been restored")
     if not ledger.weights.touched or len(unchanged) == len(ledger.weights.touched):
-        raise EditError(f"{ledger.n_edits} edits changed no weight; the model is the unedited one")
+        raise EditError(f"{n_edits} edits changed no weight; the model is the unedited one")
     changed = sum(operation.record["answers_changed"] for operation in operations)
     if not changed:
         logger.warning(
             "none of the %d edited prompts is answered differently after its edit: the edits did not take",
-            ledger.n_edits,
+            n_edits,
         )
     return {
         "weights_changed": True,

@@ -77,6 +77,7 @@ class Ledger:
         weights: The model they are applied to.
         guards: Verdicts on the edited weights.
         finish: The editor's last correction (`Editor.finish`), applied after the operations whatever their number.
+        applied: How many of the operations, counted from the first, the model carries now.
     """
 
     identity: dict[str, Any]
@@ -86,23 +87,49 @@ class Ledger:
     directory: Path | None = None
     guards: dict[str, Any] = field(default_factory=dict)
     finish: Callable[[Mapping[str, tuple[Tensor, Tensor]]], dict[str, Delta]] = field(default=lambda weights: {})
+    applied: int = 0
+    _finished: bool = False  # the weights carry a correction by `finish`, from which no further operation may start
 
     def restore(self) -> None:
         """Put the model back to its unedited weights, bit for bit. The operations stay in the ledger."""
         self.weights.restore()
+        self.applied, self._finished = 0, False
 
     def apply(self, n_operations: int | None = None) -> None:
-        """Bring the model to the state after the first n operations (default: all), from the unedited weights."""
-        self.weights.restore()
-        for operation in self.operations[:n_operations]:
+        """Bring the model to the state after the first n operations (default: all)."""
+        self.replay(n_operations)
+        self.close()
+
+    def replay(self, n_operations: int | None = None) -> None:
+        """`apply` without the editor's last correction: the state from which the next operation starts.
+
+        Goes on from the operations the model carries where it can, which gives the same bits as starting anew.
+        """
+        operations = self.operations[:n_operations]
+        if self._finished or self.applied > len(operations):
+            self.restore()
+        for operation in operations[self.applied :]:
             self.weights.apply(operation.deltas)
             operation.release()
-        self.weights.apply(self.finish(self.weights.changes()))
+            self.applied += 1
+
+    def close(self) -> None:
+        """Apply the editor's last correction for the operations the model carries now."""
+        if self._finished:
+            return
+        correction = self.finish(self.weights.changes())
+        self.weights.apply(correction)
+        self._finished = bool(correction)
 
     @property
     def n_edits(self) -> int:
         """How many facts the operations edited."""
         return sum(len(operation.facts) for operation in self.operations)
+
+    @property
+    def applied_operations(self) -> list[Operation]:
+        """The operations the model carries now."""
+        return self.operations[: self.applied]
 
     def fingerprint(self) -> str:
         """A hash of the model's weights as they stand."""

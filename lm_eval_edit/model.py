@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from lm_eval_edit.architecture import Architecture
 from lm_eval_edit.collect import collect_second_moments
 from lm_eval_edit.corpus import load_corpus
-from lm_eval_edit.editing import run_operations
+from lm_eval_edit.editing import EditRun, begin_editing
 from lm_eval_edit.errors import UserError
 from lm_eval_edit.ledger import Ledger
 from lm_eval_edit.plan import DEMO, EditPlan, make_plan
@@ -49,7 +49,7 @@ class EditedHFLM(HFLM):
     Without `pretrained`, or with `pretrained=demo`, the embedded demo world is used: its model, facts and task data.
 
     Attributes:
-        ledger: The edits done; None with editor=none.
+        plan: What is edited and how; of the schedule taken up last.
 
     Raises:
         ConfigurationError: every problem of the options, before the weights load.
@@ -79,12 +79,11 @@ class EditedHFLM(HFLM):
         given = locals()
         plan = make_plan(pretrained, {name: given[name] for name in NAMES}, kwargs)
         super().__init__(pretrained=plan.pretrained, **_demo_batches(pretrained, plan.model_options))
-        self.plan: EditPlan = plan
-        self.ledger: Ledger | None = None
         self._refuse_offloaded()
+        self._run: EditRun | None = None
         self._base_fingerprint = model_fingerprint(self.model)
-        if plan.hyperparameters is not None:
-            self._edit(plan)
+        self.begin(plan)
+        self.apply()
 
     @classmethod
     def create_from_arg_obj(
@@ -102,7 +101,22 @@ class EditedHFLM(HFLM):
                 f"use a device that holds the model, parallelize=True over more devices, or a smaller dtype"
             )
 
-    def _edit(self, plan: EditPlan) -> None:
+    # ---------------------------------------------------------------------------------------------- schedules of edits
+
+    def begin(self, plan: EditPlan) -> None:
+        """Take up a schedule of edits in place of the present one, from the unedited weights; `apply` carries it out.
+
+        Args:
+            plan: For this very model (`make_plan`); what it says of loading is not looked at.
+
+        Raises:
+            UserError: second moments are missing, or the ledger's folder belongs to another run.
+        """
+        self.restore()
+        self.plan = plan
+        self._run = None if plan.hyperparameters is None else self._begin(plan)
+
+    def _begin(self, plan: EditPlan) -> EditRun:
         for notice in plan.hyperparameters.notices:
             logger.warning(notice)
         if plan.facts.skipped:
@@ -115,7 +129,7 @@ class EditedHFLM(HFLM):
                 ", ..." if len(plan.facts.skipped) > 3 else "",
             )
         settings = plan.settings
-        self.ledger = run_operations(
+        return begin_editing(
             self.model,
             self.tokenizer,
             plan.hyperparameters.editor,
@@ -139,12 +153,21 @@ class EditedHFLM(HFLM):
                 )
         return moments.regularised(settings.edit_mom2_regularisation)
 
-    # ------------------------------------------------------------------------------------------- states of the weights
+    @property
+    def ledger(self) -> Ledger | None:
+        """The edits done; None with editor=none."""
+        return None if self._run is None else self._run.ledger
 
     def apply(self, n_operations: int | None = None) -> None:
-        """Bring the weights to the state after the first n operations (default: all)."""
-        if self.ledger is not None:
-            self.ledger.apply(n_operations)
+        """Bring the weights to the state after the schedule's first n operations (default: all).
+
+        Operations that have not been done yet are computed; earlier ones never again.
+
+        Raises:
+            EditError: an edit failed its guards; the weights are the unedited ones.
+        """
+        if self._run is not None:
+            self._run.edit_to(n_operations)
         self._name_cache(self.cache_hook)
 
     def restore(self) -> None:
@@ -192,10 +215,11 @@ class EditedHFLM(HFLM):
         }
         if ledger is None:
             return record
-        operations = ledger.operations
+        operations = ledger.applied_operations
+        n_edits = sum(len(operation.facts) for operation in operations)
         seconds = [operation.record["seconds"] for operation in operations]
         return record | {
-            "n_edits": ledger.n_edits,
+            "n_edits": n_edits,
             "edit_batch_size": plan.settings.edit_batch_size,
             "options": plan.hyperparameters.editor.describe(),
             "preset": plan.hyperparameters.preset,
@@ -215,7 +239,7 @@ class EditedHFLM(HFLM):
             "before_each_edit": [operation.record["before"] for operation in operations],
             "details": [operation.record["details"] for operation in operations],
             "guards": ledger.guards,
-            "seconds_per_edit": sum(seconds) / max(ledger.n_edits, 1),
+            "seconds_per_edit": sum(seconds) / max(n_edits, 1),
             "second_moments": ledger.extra["second_moments_source"],
             "context_templates": ledger.extra["context_templates"],
             "ledger": str(ledger.directory) if ledger.directory else None,
