@@ -164,21 +164,23 @@ def _kn(shape: Shape, options: Mapping[str, Any], fact: FactLength, facts: int) 
 
 
 def _mend(shape: Shape, options: Mapping[str, Any], fact: FactLength, facts: int) -> Work:
-    """One pass, one backward to the lowest edited block, the hypernetwork (rank 1920, two layers) on every token."""
-    names = options.get("inner_params") or ()
+    """One pass, one backward to the lowest edited block, the hypernetwork (rank 1920, two layers) on every token.
+
+    The last block's outputs have a gradient only where a target is predicted.
+    """
+    names = options.get("inner_params") or [f".{layer}." for layer in range(max(0, shape.layers - 3), shape.layers)]
     edited = [int(number) for name in names for number in re.findall(r"\.(\d+)\.", name)]
-    blocks = shape.layers - min(edited, default=max(0, shape.layers - 3))
-    weights = len(names) or 2 * min(3, shape.layers)
-    tokens, width = facts * (fact.prompt + fact.target), shape.hidden + shape.inner
-    head = facts * (fact.prompt + fact.target) * shape.head
-    seen = tokens * (fact.prompt + fact.target)
-    network = 2 * 4.0 * min(1920, width) * width * tokens * weights
+    blocks = shape.layers - min(edited, default=0)
+    length, width = fact.prompt + fact.target, shape.hidden + shape.inner
+    tokens, last = facts * length, edited.count(shape.layers - 1)
+    seen, head = tokens * length, tokens * shape.head
+    rows = tokens * (len(names) - last) + facts * fact.target * last
     return Work(
         (
             Pass(1, shape.blocks(tokens, seen) + head, shape.layers),
             Pass(1, shape.blocks(tokens, seen, blocks) + head, blocks),
         ),
-        single=network,
+        single=8.0 * min(1920, width) * width * rows,
     )
 
 

@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPTNeoXCo
 
 from benchmarks import editing as bench
 from benchmarks.counting import Operations
+from benchmarks.gpu_models import default_inner_params, make_archive
 from lm_eval_edit import UserError, demo
 from lm_eval_edit.cost import SIZES, Cost, estimate, evaluation, known_tasks
 from lm_eval_edit.cost_editing import FactLength, innermost, operation, second_moments
@@ -144,16 +145,21 @@ ESTIMATED = {
     "kn": ({"steps": 8}, 1),
     "ft": ({"layers": (4,), "num_steps": 6, "lr": 1e-6}, 1),
     "lora": ({"num_steps": 6, "layers": tuple(range(6))}, 1),
+    "mend": ({"inner_loss": "exact"}, 4),
 }
 
 
 @pytest.mark.parametrize("method", ESTIMATED)
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
-def test_an_edit_has_about_the_operations_that_are_counted(family, method):
+def test_an_edit_has_about_the_operations_that_are_counted(family, method, tmp_path):
     options, facts = ESTIMATED[method]
     comparison = bench.Bench(family, SMALL, torch.float32, "cpu", None, None)
     comparison.model.set_attn_implementation("eager")
     shape = Shape.of(comparison.model.config)
+    if method == "mend":
+        names = default_inner_params(comparison.model.config)
+        make_archive(comparison.model.config, names, tmp_path / "mend")
+        options = options | {"archive": str(tmp_path / "mend"), "inner_params": tuple(names)}
     editor_class = find_editor(method)
     editor = editor_class(editor_class.Options(**options))
     names = comparison.architecture.down_projections
