@@ -1,11 +1,18 @@
-"""The benchmark of editing still runs, and both of its sides still compute the same. Its timings are no test."""
+"""The benchmarks still run, and both sides of that of editing still compute the same. Their timings are no test."""
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 
+import pytest
+import torch
+
+from benchmarks import gpu
 from tests.conftest import ROOT
+
+ON_CPU = ("--device", "cpu", "--tiny")
 
 
 def test_both_sides_of_the_benchmark_agree():
@@ -18,3 +25,49 @@ def test_both_sides_of_the_benchmark_agree():
         for what in ("rome", "memit", "kn", "stats"):
             assert f"| {family} | {what} | plain |" in done.stdout
     assert "ledger of 5 ROME edits" in done.stdout and "continued, 4 layers" in done.stdout
+
+
+def test_the_gpu_benchmark_runs_whole_on_a_cpu(tmp_path):
+    assert gpu.main([*ON_CPU, "--repeats", "1", "--output", str(tmp_path)]) == 0
+    found = json.loads((tmp_path / "gpu.json").read_text())
+    records = found["records"]
+    assert found["versions"]["torch"] == torch.__version__
+    assert not [r for r in records if "left_out" in r or "failed" in r]
+    edits = [r for r in records if r["what"] == "edit"]
+    methods = {"rome", "r_rome", "memit", "emmet", "alphaedit", "kn", "mend", "ft", "lora", "rect", "random", "prune"}
+    assert {r["method"].split()[0].strip(",") for r in edits} == methods
+    assert {(r["model"], r["dtype"]) for r in edits} == {
+        (model, dtype) for model in ("gpt2-xl", "llama-7b") for dtype in ("float32", "bfloat16", "float16")
+    }
+    assert all(r["seconds"] > 0 and r["relative_norm"] > 0 for r in edits)
+    assert all((r["rounding_loss"] == 0) == (r["dtype"] == "float32") for r in edits)
+    assert len([r for r in records if r["what"] == "restored" and r["ok"]]) == 6
+    assert all(r["relative_error"] == 0 for r in records if r["what"] == "agreement")  # the CPU with itself
+    table = (tmp_path / "gpu.md").read_text()
+    assert all(f"| {r['model']} | {r['dtype']} | {r['method']} |" in table for r in edits)
+    assert "Not run" not in table and found["date"] in table
+
+
+def test_the_gpu_benchmark_says_what_the_budget_left_out(tmp_path):
+    one = ["--budget-s", "0", "--models", "gpt2-xl", "--dtypes", "bfloat16", "--output", str(tmp_path)]
+    assert gpu.main([*ON_CPU, *one]) == 0
+    records = json.loads((tmp_path / "gpu.json").read_text())["records"]
+    out = [r for r in records if r["what"] in ("edit", "evaluation", "agreement")]
+    assert len(out) == 25 and all(r["left_out"].startswith("time budget") for r in out)
+    assert "Not run:" in (tmp_path / "gpu.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "remedy"),
+    [
+        (("--device", "cpu"), "add --tiny"),
+        pytest.param(
+            ("--device", "cuda"), "--device cpu --tiny runs",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device"),
+        ),
+    ],
+)  # fmt: skip
+def test_the_gpu_benchmark_refuses_a_device_it_cannot_use(options, remedy, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        gpu.main(options)
+    assert remedy in capsys.readouterr().err

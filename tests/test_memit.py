@@ -9,6 +9,7 @@ import torch
 
 from lm_eval_edit import Fact, UserError, demo, edit_model, load_facts
 from lm_eval_edit.architecture import Architecture
+from lm_eval_edit.editors._forward import PartialForward
 from lm_eval_edit.editors._keys import (
     solve_large_batch,
     solve_normal_equations,
@@ -240,6 +241,38 @@ def test_targets_of_many_requests_together_are_those_of_each_alone():
         assert chunked.record["details"]["steps"] == together.record["details"]["steps"]
         for name, delta in together.deltas.items():
             torch.testing.assert_close(chunked.deltas[name].dense(torch.float64), delta.dense(torch.float64))
+
+
+def test_a_request_that_has_stopped_leaves_the_passes_and_the_others_do_not_notice(monkeypatch):
+    rows = []
+    logits = PartialForward.logits
+
+    def counted(forward, *args):
+        rows.append(len(forward.rows))
+        return logits(forward, *args)
+
+    model, tokenizer = load_model(demo.CHECKPOINT, torch.float64)
+    facts = random.Random(0).sample(list(load_facts("demo")), 4)
+
+    def edited(size):
+        ledger = edit_model(
+            model, tokenizer, facts, "memit", len(facts), {"v_batch_size": size}, progress=False,
+            second_moments=demo.CHECKPOINT / "second_moments.safetensors",
+        )  # fmt: skip
+        ledger.restore()
+        return ledger.operations[0]
+
+    alone = edited(1)
+    monkeypatch.setattr(PartialForward, "logits", counted)
+    together = edited(len(facts))
+    steps = together.record["details"]["steps"]
+    assert len(set(steps)) == 4, "they stop at different steps"
+    # A request that took k steps is in k + 1 passes: the last one only shows its loss.
+    running = [sum(taken >= passed for taken in steps) for passed in range(max(steps) + 1)]
+    assert [count * len(facts) / rows[0] for count in rows] == running
+    assert steps == alone.record["details"]["steps"]
+    for name, delta in alone.deltas.items():
+        torch.testing.assert_close(together.deltas[name].dense(torch.float64), delta.dense(torch.float64))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

@@ -8,6 +8,7 @@ enter as a key-value cache. Equal to the full forward up to round-off.
 from __future__ import annotations
 
 import contextlib
+import copy
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -197,6 +198,14 @@ class PartialForward:
         self._prefix = [(entry.keys[:, :, :column], entry.values[:, :, :column]) for entry in cache.layers]
         self.entering = hidden.get(start - 1)  # (R, T - column, d): what block `start` is given
         self.capture = Capture(keys, mlp_outputs, block_outputs)
+
+    def selected(self, index: Tensor) -> PartialForward:
+        """The same for the rows `index` (n,) alone; nothing is computed again. `capture` stays that of all rows."""
+        chosen = copy.copy(self)
+        chosen.rows = self.rows.selected(index)
+        chosen._prefix = [(k[index.to(k.device)], v[index.to(v.device)]) for k, v in self._prefix]
+        chosen.entering = None if self.entering is None else self.entering[index.to(self.entering.device)]
+        return chosen
 
     def logits(self, columns: Tensor, entering: Tensor | None = None) -> Tensor:
         """Logits at some columns.

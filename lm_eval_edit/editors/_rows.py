@@ -7,7 +7,7 @@ lies left of it never changes during an edit (its keys and values are computed o
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -97,6 +97,23 @@ class AlignedRows:
 
     def __len__(self) -> int:
         return self.input_ids.shape[0]
+
+    def selected(self, index: Tensor) -> AlignedRows:
+        """The rows `index` (n,), in that order, where they stand: no column is dropped."""
+        index = index.to(self.input_ids.device)
+        place = self.label_rows.new_full((len(self),), -1)
+        place[index] = torch.arange(len(index), device=place.device)
+        label_rows = place[self.label_rows]
+        kept = label_rows >= 0
+        return replace(
+            self,
+            input_ids=self.input_ids[index],
+            attention_mask=self.attention_mask[index],
+            position_ids=self.position_ids[index],
+            label_rows=label_rows[kept],
+            label_columns=self.label_columns[kept],
+            labels=self.labels[kept],
+        )
 
 
 def align(rows: Sequence[Row], device: torch.device, max_length: int | None = None) -> AlignedRows:

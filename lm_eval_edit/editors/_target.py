@@ -5,7 +5,7 @@ output. As the published implementations do it: at most `v_num_grad_steps` − 1
 is below 0.05, δ kept within a ball of `clamp_norm_factor` times the site's initial norm after each step.
 
 Many requests are optimised together. Their losses are summed, so each request's δ gets exactly the gradient it would
-get alone; each stops and is clamped by itself.
+get alone; each stops and is clamped by itself, and one that has stopped leaves the passes.
 """
 
 from __future__ import annotations
@@ -54,6 +54,36 @@ class Targets:
         return self.init + self.delta
 
 
+@dataclass(frozen=True)
+class _Running:
+    """The requests that have not stopped, and what a pass over their rows needs to know.
+
+    Attributes:
+        forward: Over their rows alone.
+        requests: (m,) which of the n they are.
+        label_request: (N,) for each label, which of the m it belongs to.
+        label_index: (N,) for each label, which of the computed columns predicts it.
+        count: (m,) target tokens of a request over all its contexts.
+    """
+
+    forward: PartialForward
+    requests: Tensor
+    label_request: Tensor
+    label_index: Tensor
+    count: Tensor
+
+    @classmethod
+    def of(cls, forward: PartialForward, requests: Tensor, rows_each: int, columns: Tensor) -> _Running:
+        label_request = forward.rows.label_rows // rows_each
+        return cls(
+            forward,
+            requests,
+            label_request,
+            torch.searchsorted(columns, forward.rows.label_columns),
+            torch.bincount(label_request, minlength=len(requests)),
+        )
+
+
 def optimise_targets(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -97,12 +127,7 @@ def optimise_targets(
 
     # Only these columns need the language-model head: where targets are predicted, and the subject's own for the KL.
     columns = torch.unique(torch.cat([rows.label_columns, rows.label_columns.new_tensor([rows.column])]))
-    label_index = torch.searchsorted(columns, rows.label_columns)
     subject_index = int(torch.searchsorted(columns, rows.label_columns.new_tensor(rows.column)))
-    kl_rows = torch.arange(n, device=device) * rows_each + rows_each - 1
-    label_fact = rows.label_rows // rows_each
-    count = torch.bincount(label_fact, minlength=n)  # target tokens of a fact over all its contexts
-
     projection = model.get_submodule(architecture.down_projections[layer])
     delta = torch.zeros_like(init, requires_grad=True)
     optimiser = torch.optim.Adam([delta], lr=lr)
@@ -111,34 +136,47 @@ def optimise_targets(
     last_loss = torch.full((n,), float("nan"), dtype=wide, device=delta.device)
     reference: Tensor | None = None
 
-    def loss_per_fact() -> Tensor:
+    def losses(running: _Running) -> Tensor:
+        """(m,) the losses of the requests that are running."""
         nonlocal reference
-        shift = delta.repeat_interleave(rows_each, dim=0)  # (R, d): the KL row is shifted too
+        forward, requests = running.forward, running.requests
+        shift = delta[requests]
+        shifts = shift.repeat_interleave(rows_each, dim=0)  # (R, d): the KL row is shifted too
         if site == "mlp":
-            with added_to_output(projection, 0, shift):
+            with added_to_output(projection, 0, shifts):
                 logits = forward.logits(columns)
         else:
             entering = forward.entering
-            first = entering[:, :1] + shift[:, None].to(device=entering.device, dtype=entering.dtype)
+            first = entering[:, :1] + shifts[:, None].to(device=entering.device, dtype=entering.dtype)
             logits = forward.logits(columns, torch.cat([first, entering[:, 1:]], dim=1))
         log_probs = F.log_softmax(logits.to(device=delta.device, dtype=wide_dtype(logits.dtype)), dim=-1)  # (R, C, V)
-        nll = -log_probs[rows.label_rows, label_index, rows.labels]
-        rewrite = torch.zeros(n, dtype=nll.dtype, device=nll.device).index_add_(0, label_fact, nll) / count
-        essence = log_probs[kl_rows, subject_index]  # (n, V)
-        if reference is None:  # the first pass has δ = 0: the unedited distribution
+        nll = -log_probs[forward.rows.label_rows, running.label_index, forward.rows.labels]
+        total = torch.zeros(len(requests), dtype=nll.dtype, device=nll.device).index_add_(0, running.label_request, nll)
+        essence = log_probs[rows_each - 1 :: rows_each, subject_index]  # (m, V)
+        if reference is None:  # the first pass has all requests and δ = 0: the unedited distribution
             reference = essence.detach()
-        drift = F.kl_div(reference, essence, log_target=True, reduction="none").sum(-1)  # KL(current ‖ initial)
-        return rewrite + kl_factor * drift + decay * delta.norm(dim=1)
+        drift = F.kl_div(reference[requests], essence, log_target=True, reduction="none").sum(-1)  # KL(now ‖ initial)
+        return total / running.count + kl_factor * drift + decay[requests] * shift.norm(dim=1)
 
     with without_parameter_gradients(model), torch.enable_grad():
+        running = _Running.of(forward, torch.arange(n, device=delta.device), rows_each, columns)
         for step in range(steps):
-            loss = loss_per_fact()
+            loss = losses(running)
             with torch.no_grad():
-                last_loss = torch.where(active, loss.detach(), last_loss)
-                active = active & ~(loss.detach() < STOP_LOSS)
-            # Reading `active` waits for the device; frozen requests do not move, so looking now and then is enough.
-            if step == steps - 1 or ((delta.device.type == "cpu" or step % 5 == 4) and not bool(active.any())):
+                at = running.requests
+                last_loss[at] = torch.where(active[at], loss.detach(), last_loss[at])
+                active[at] &= ~(loss.detach() < STOP_LOSS)
+            if step == steps - 1:
                 break
+            # Reading `active` waits for the device; frozen requests do not move, so looking now and then is enough.
+            if delta.device.type == "cpu" or step % 5 == 4:
+                left = active.nonzero()[:, 0]
+                if not len(left):
+                    break
+                if len(left) < len(running.requests):
+                    each = torch.arange(rows_each, device=left.device)
+                    chosen = forward.selected((left[:, None] * rows_each + each).flatten())
+                    running = _Running.of(chosen, left, rows_each, columns)
             (gradient,) = torch.autograd.grad(loss.sum(), delta)
             with torch.no_grad():
                 before = delta.detach().clone()

@@ -1,0 +1,68 @@
+"""What a sweep costs: its rows' edits, the cells of every row, the unedited model once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from lm_eval_edit.cost import CHARACTERS_PER_TOKEN, Cost, estimate, known_tasks
+from lm_eval_edit.cost_work import DEVICES, Device, Shape
+from lm_eval_edit.sweep.design import Design, Model, Row
+
+
+def row_operations(row: Row) -> list[int]:
+    """The number of facts of every editing operation of a row, first to last."""
+    operations = []
+    for schedule in row.schedules():
+        edits = max(schedule)
+        size = edits if row.at_once else int(row.edit_batch_size)
+        operations += [min(size, edits - start) for start in range(0, edits, size)]
+    return operations
+
+
+def sweep_cost(
+    design: Design,
+    shape_of: Callable[[Model], Shape],
+    options_of: Callable[[Row], Mapping[str, Any]],
+    *,
+    device: Device = DEVICES["h100"],
+    weight_bytes: int = 2,
+    second_moment_tokens: int = 0,
+    characters_per_token: float = CHARACTERS_PER_TOKEN,
+) -> tuple[Cost, list[str]]:
+    """An estimate of a whole design, nothing of it being there yet.
+
+    Args:
+        design: The sweep.
+        shape_of: The shape of one of its models.
+        options_of: The hyper-parameters of a row's editor, as `Editor.describe` gives them.
+        device: What it runs on.
+        weight_bytes: Of one weight.
+        second_moment_tokens: Tokens that E[k kᵀ] is collected from, once for each model and editor that needs it; 0 if
+            it is there already.
+
+    Returns:
+        (the cost, what is left out of it: names of tasks whose size is not known).
+
+    Raises:
+        UserError: an editor that there is no estimate of.
+    """
+    tasks, unknown = known_tasks(design.tasks, design.limit)
+    common: dict[str, Any] = {
+        "tasks": tasks, "device": device, "weight_bytes": weight_bytes, "batch_size": design.batch_size,
+        "characters_per_token": characters_per_token,
+    }  # fmt: skip
+    total = Cost()
+    shapes = {model.label: shape_of(model) for model in design.models}
+    for shape in shapes.values():
+        total += estimate(shape, evaluations=1, loads=0, **common)  # the unedited model, on a row's load
+    collected: set[tuple[str, str]] = set()
+    for row in design.rows():
+        known = (row.model.label, row.method.label)
+        total += estimate(
+            shapes[row.model.label], evaluations=len(row.checkpoints), editor=row.method.editor,
+            options=options_of(row), operations=row_operations(row),
+            second_moment_tokens=0 if known in collected else second_moment_tokens, **common,
+        )  # fmt: skip
+        collected.add(known)
+    return total, unknown
