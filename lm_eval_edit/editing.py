@@ -35,6 +35,10 @@ class EditError(UserError):
     """An edit that must not be used: the weights did not change, or hold values that are not finite."""
 
 
+class NotFiniteError(EditError):
+    """An edit whose values, or the weights with it, are not finite: the model has collapsed."""
+
+
 def edit_model(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -323,7 +327,7 @@ def _templates(
 def _check_finite(result: EditResult, facts: Sequence[Fact]) -> None:
     for name, delta in result.deltas.items():
         if not all(bool(torch.isfinite(t).all()) for t in delta.tensors().values()):
-            raise EditError(
+            raise NotFiniteError(
                 f"the edit of {', '.join(str(fact.id) for fact in facts[:3])} gave values for {name} that are not "
                 f"finite; the model has been restored. Smaller steps (v_lr) or fewer edits may help"
             )
@@ -354,7 +358,7 @@ def guard(ledger: Ledger) -> dict[str, Any]:
     unchanged = [p for p in problems if p.endswith("did not change")]
     broken = [p for p in problems if p not in unchanged]
     if broken:
-        raise EditError(f"after {n_edits} edits {'; '.join(broken)}. The model has been restored")
+        raise NotFiniteError(f"after {n_edits} edits {'; '.join(broken)}. The model has been restored")
     if not ledger.weights.touched or len(unchanged) == len(ledger.weights.touched):
         raise EditError(f"{n_edits} edits changed no weight; the model is the unedited one")
     changed = sum(operation.record["answers_changed"] for operation in operations)

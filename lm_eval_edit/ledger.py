@@ -17,6 +17,7 @@ from typing import Any
 
 from torch import Tensor
 
+from lm_eval_edit._differences import differences
 from lm_eval_edit._files import hash_json, read_json, write_json
 from lm_eval_edit.delta import Delta, load_deltas, save_deltas
 from lm_eval_edit.errors import UserError
@@ -176,24 +177,6 @@ def read_header(directory: Path) -> dict[str, Any] | None:
         found = header.get("format") if isinstance(header, dict) else None
         raise UserError(f"{file} has ledger format {found}; this version of lm-eval-edit reads format {FORMAT}")
     return header
-
-
-def differences(stored: Any, wanted: Any, path: str = "", where: str = "in the ledger") -> list[str]:
-    """What differs between two JSON-able values, one sentence for each leaf; `where` says where `stored` was found."""
-    if isinstance(stored, Mapping) and isinstance(wanted, Mapping):
-        keys = list(dict.fromkeys([*stored, *wanted]))
-        return [
-            line
-            for key in keys
-            for line in differences(stored.get(key), wanted.get(key), f"{path}.{key}" if path else str(key), where)
-        ]
-    same = hash_json(stored) == hash_json(wanted)  # tuples and lists are the same on disk
-    return [] if same else [f"{path} is {_short(stored)} {where}, {_short(wanted)} now"]
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def mismatch(directory: Path, found: Sequence[str]) -> UserError:

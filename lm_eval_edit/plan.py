@@ -101,7 +101,7 @@ def draft_plan(
     settings, problems = parse_settings(ours)
     source = _source(pretrained)
     problems += _uneditable(others)
-    config, found = _config(source, others)
+    config, found = model_config(source, others)
     problems += found
     given, found = _given(settings)
     problems += found
@@ -130,7 +130,7 @@ def planned_editor(
     Args:
         pretrained, settings, others: As for `make_plan`; `others` may hold more than options.
     """
-    config, _ = _config(_source(pretrained), others)
+    config, _ = model_config(_source(pretrained), others)
     given, _ = _given(settings)
     _, direct = _split(settings.editor, given, others)
     if settings.editor == "none" or config is None:
@@ -153,7 +153,8 @@ def _uneditable(others: Mapping[str, Any]) -> list[str]:
     return problems
 
 
-def _config(source: str | PreTrainedModel, others: Mapping[str, Any]) -> tuple[PretrainedConfig | None, list[str]]:
+def model_config(source: str | PreTrainedModel, others: Mapping[str, Any]) -> tuple[PretrainedConfig | None, list[str]]:
+    """A model's configuration without its weights; None, with the problem as a sentence, where there is none."""
     if not isinstance(source, str):
         return source.config, []
     try:

@@ -49,10 +49,18 @@ def _editor(name: str) -> Iterable[str]:
     return describe_editor(name)
 
 
+def _presets() -> Iterable[str]:
+    from lm_eval_edit.commands._layout import columns
+    from lm_eval_edit.sweep.design import preset_names, read_design
+
+    return columns((name, read_design(name, {}).description) for name in preset_names())
+
+
 LISTINGS = {
     "tasks": Listing("our groups and tasks (`lm_eval ls tasks` lists the harness's as well)", _tasks),
     "options": Listing("the options of `--model edited_hf`, for --model_args", _options),
     "editors": Listing("the editing methods; with a name, all hyper-parameters of that one", _editors, _editor),
+    "presets": Listing("the designs of `lm-eval-edit sweep`: one for each panel of the paper's figures 3-8", _presets),
 }
 
 

@@ -12,18 +12,19 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 TEXT = (
-    "The river rises in the hills to the north and reaches the sea near a small harbour. In spring, when the snow melts, "
-    "the meadows along its banks are under water for some weeks, and people who live there move their animals to higher "
-    "ground. A bridge of stone was built three hundred years ago; before that, travellers crossed by boat. Most families "
-    "grow barley, keep sheep and sell cheese at the market, which is held every Saturday in front of the town hall. The "
-    "school has two teachers. One of them also plays the organ in the church, and in summer she takes the older children "
-    "up to the old tower, from where one can see both the mountains and the coast."
+    "The river rises in the hills to the north and reaches the sea near a small harbour. In spring, when the snow "
+    "melts, the meadows along its banks are under water for some weeks, and people who live there move their "
+    "animals to higher ground. A bridge of stone was built three hundred years ago; before that, travellers "
+    "crossed by boat. Most families grow barley, keep sheep and sell cheese at the market, which is held every "
+    "Saturday in front of the town hall. The school has two teachers. One of them also plays the organ in the "
+    "church, and in summer she takes the older children up to the old tower, from where one can see both the "
+    "mountains and the coast."
 )
 
 
 @torch.no_grad()
 def perplexity(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> float:
-    """exp of the mean negative log-likelihood of `TEXT`'s tokens, each given all before it; infinite if not a number."""
+    """exp of the mean negative log-likelihood of `TEXT`'s tokens, each given all before it; inf if not a number."""
     device = model.get_input_embeddings().weight.device
     room = getattr(model.config, "max_position_embeddings", None) or 1024
     ids = torch.tensor([tokenizer.encode(TEXT)[:room]])

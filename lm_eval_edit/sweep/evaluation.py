@@ -29,9 +29,12 @@ from lm_eval_edit import _hooks
 from lm_eval_edit.commands.run import all_ours
 from lm_eval_edit.errors import UserError, nearest
 from lm_eval_edit.model import EditedHFLM
-from lm_eval_edit.tasklib.catalogue import SCHEDULE_TASKS
+from lm_eval_edit.tasklib import editing_documents
 
 logger = logging.getLogger("lm_eval_edit")
+
+#: Tasks about the facts of the schedule itself, and their group.
+ABOUT_SCHEDULE = frozenset({editing_documents.GROUP, *(f"edithurt_{kind}" for kind in editing_documents.KINDS)})
 
 SEEDS = {"random_seed": 0, "numpy_seed": 1234, "torch_seed": 1234, "fewshot_seed": 1234}  # the harness's defaults
 BOOTSTRAP = 100_000  # the harness's default too
@@ -66,20 +69,23 @@ def _our_names() -> set[str]:
     return {task.name for task in list_tasks()}
 
 
-def find_tasks(manager: TaskManager, names: Sequence[str]) -> tuple[list[str], list[str]]:
+def find_tasks(names: Sequence[str], include_path: str | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Names and patterns -> (tasks and groups about the model, those about a schedule's own facts).
 
     Raises:
         UserError: a name that no task or group has.
     """
+    manager = task_manager(names, include_path, {})
     found: list[str] = []
     for name in names:
         matches = manager.match_tasks([name])
         if not matches:
             raise UserError(f"no task or group is called {name!r}.{nearest(name, manager.all_tasks)}")
         found += [match for match in matches if match not in found]
-    schedule = [name for name in found if name in SCHEDULE_TASKS]
-    return [name for name in found if name not in schedule], schedule
+    return (
+        tuple(name for name in found if name not in ABOUT_SCHEDULE),
+        tuple(name for name in found if name in ABOUT_SCHEDULE),
+    )
 
 
 class Evaluator:
@@ -87,7 +93,8 @@ class Evaluator:
 
     Args:
         lm: The model. What it is asked is tokenised once.
-        names: Tasks and groups, as `--tasks` takes them.
+        general: Tasks and groups about the model.
+        about_schedule: Tasks and groups about a schedule's own facts.
         model_args: What `--model_args` would say about loading the model.
         limit: Documents per task.
         include_path: A folder of further tasks.
@@ -97,7 +104,8 @@ class Evaluator:
     def __init__(
         self,
         lm: EditedHFLM,
-        names: Sequence[str],
+        general: Sequence[str],
+        about_schedule: Sequence[str],
         model_args: Mapping[str, Any],
         *,
         limit: int | None,
@@ -107,9 +115,12 @@ class Evaluator:
     ):
         self.lm, self.limit, self.batch_size, self.log_samples = lm, limit, batch_size, log_samples
         self.include_path = include_path
-        self.manager = task_manager(names, include_path, model_args)
-        self.general, self.about_schedule = find_tasks(self.manager, names)
-        self._loaded = self._load(self.manager, self.general) if self.general else None
+        self.about_schedule = tuple(about_schedule)
+        self._loaded = None
+        if general:
+            self._loaded = self._load(task_manager(general, include_path, model_args), general)
+            for task in self._loaded["tasks"].values():
+                _remember_requests(task)
         self._environment: dict[str, Any] = {}
         _remember_tokens(lm)
 
@@ -162,8 +173,6 @@ class Evaluator:
             if task.get_config("num_fewshot") is None:
                 task.set_config(key="num_fewshot", value=0)
             task.set_fewshot_seed(seed=SEEDS["fewshot_seed"])
-            if manager is self.manager:
-                _remember_requests(task)
         return loaded
 
     def _evaluate(self, loaded: dict[str, Any]) -> tuple[dict[str, Any] | None, dict[str, str]]:

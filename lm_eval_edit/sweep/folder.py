@@ -23,9 +23,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from lm_eval_edit._differences import differences
 from lm_eval_edit._files import hash_json, read_json, sha256, write_bytes, write_json
 from lm_eval_edit.errors import UserError
-from lm_eval_edit.ledger import differences
 from lm_eval_edit.sweep.design import Design, Row
 
 FORMAT = 1
@@ -100,11 +100,20 @@ class SweepFolder:
         named = "\n".join(f"      {line}" for line in lines)
         return [f"{self.root} belongs to another design; nothing in it was changed. Give another folder\n{named}"]
 
-    def claim(self, design: Design, rows: Sequence[Row], left_out: Mapping[str, Mapping[int, str]]) -> None:
+    def claim(
+        self,
+        design: Design,
+        rows: Sequence[Row],
+        left_out: Mapping[str, Mapping[int, str]],
+        about_schedule: Sequence[str] = (),
+        about_model: bool = True,
+    ) -> None:
         """Create the folder for a design, or take up one that holds it. `check` has been passed.
 
         Args:
             left_out: Row name -> checkpoint -> why it cannot be reached.
+            about_schedule: The tasks about the rows' own facts, which are also asked before the edits.
+            about_model: Whether there are other tasks, for which the unedited model is evaluated.
 
         Raises:
             UserError: the folder cannot be written.
@@ -116,6 +125,8 @@ class SweepFolder:
             "figure": dict(design.figure),
             "published": dict(design.published),
             "design": design.identity(),
+            "about_schedule": list(about_schedule),
+            "about_model": about_model,
             "rows": [
                 {
                     "name": row.name,

@@ -168,7 +168,7 @@ class Sweep:
         """Every cell once: (its row, or None for a shared baseline; the cell)."""
         seen = set()
         for row in self.rows:
-            if row.baseline.folder not in seen:
+            if self.header["about_model"] and row.baseline.folder not in seen:
                 seen.add(row.baseline.folder)
                 yield None, row.baseline
             for cell in ([row.before] if row.before else []) + list(row.cells):
@@ -212,7 +212,7 @@ def load_sweep(root: str | Path) -> Sweep:
                 edit_batch_size=size,
                 left_out={int(n): why for n, why in row["left_out"].items()},
                 baseline=baselines[model],
-                before=_cell(before, 0, 0) if before.exists() else None,
+                before=_cell(before, 0, 0) if header["about_schedule"] or before.exists() else None,
                 cells=tuple(cells),
             )
         )

@@ -1,0 +1,185 @@
+"""Everything about a sweep that can be known before a model loads: every problem at once, and a plan for every row."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from lm_eval_edit import demo
+from lm_eval_edit.editing import batch_problems
+from lm_eval_edit.editors.base import find_editor
+from lm_eval_edit.errors import ConfigurationError, UserError
+from lm_eval_edit.plan import DEMO, EditPlan, draft_plan, model_config
+from lm_eval_edit.settings import NAMES
+from lm_eval_edit.sweep.design import Design, Model, Row
+from lm_eval_edit.sweep.evaluation import find_tasks
+from lm_eval_edit.sweep.folder import Cell, SweepFolder
+from lm_eval_edit.tasklib import editing_documents, sources
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Checkpoints of a row that share edits.
+
+    Attributes:
+        checkpoints: Numbers of edits, ascending.
+        plan: For the last of them; None in a dry run without the model's configuration.
+    """
+
+    checkpoints: tuple[int, ...]
+    plan: EditPlan | None
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A design found fit to run.
+
+    Attributes:
+        rows: Its rows, with the checkpoints that can be reached.
+        schedules: Row name below its model -> its schedules.
+        left_out: Row name -> checkpoint -> why it cannot be reached.
+        general, about_schedule: The tasks about the model, and those about the rows' own facts.
+        notices: What the user should know.
+    """
+
+    design: Design
+    folder: SweepFolder
+    rows: list[Row]
+    schedules: dict[tuple[str, str], list[Schedule]]
+    left_out: dict[str, dict[int, str]]
+    general: tuple[str, ...]
+    about_schedule: tuple[str, ...]
+    notices: list[str] = field(default_factory=list)
+
+    def baseline(self, model: Model) -> Cell | None:
+        """The cell of the unedited model; None where all tasks are about the rows' own facts."""
+        return Cell(model.label, None, 0, self.general) if self.general else None
+
+    def before(self, row: Row) -> Cell | None:
+        """The cell of a row's own facts asked before the edits; None where no task asks."""
+        return Cell(row.model.label, row, 0, self.about_schedule) if self.about_schedule else None
+
+    def edited(self, row: Row) -> list[Cell]:
+        """A row's cells after edits."""
+        tasks = self.general + self.about_schedule
+        return [Cell(row.model.label, row, n, tasks) for n in row.checkpoints]
+
+    def cells(self) -> list[Cell]:
+        """Every cell of the sweep."""
+        found = []
+        for model in self.design.models:
+            found += [cell for cell in [self.baseline(model)] if cell]
+            for row in self.rows:
+                if row.model == model:
+                    found += [cell for cell in [self.before(row)] if cell] + self.edited(row)
+        return found
+
+
+def loading_args(design: Design, model: Model) -> dict[str, Any]:
+    """What `--model_args` would say about the model and its tasks, not about edits."""
+    common = {name: value for name, value in design.model_args.items() if name not in NAMES or name == "data_dir"}
+    return {**model.args, **common}
+
+
+def row_args(design: Design, row: Row, n_edits: int) -> dict[str, Any]:
+    """What `--model_args` would say about a cell of a row."""
+    return {**row.model.args, **design.model_args, **row.edit_args(n_edits)}
+
+
+def draft(args: Mapping[str, Any]) -> tuple[EditPlan, list[str]]:
+    """A plan from everything `--model_args` would say."""
+    ours = {name: value for name, value in args.items() if name in NAMES}
+    others = {name: value for name, value in args.items() if name not in NAMES and name != "pretrained"}
+    return draft_plan(args["pretrained"], ours, others)
+
+
+def check(design: Design, folder: SweepFolder, *, adapt: bool = False, dry_run: bool = False) -> Checked:
+    """Check a design as far as it can be without weights.
+
+    Args:
+        adapt: The design was made for another model: checkpoints beyond the facts there are are left out, with a
+            notice, instead of refused.
+        dry_run: A model whose configuration cannot be had (no network) gives a notice.
+
+    Raises:
+        ConfigurationError: every problem found.
+    """
+    problems = folder.check(design)
+    notices: list[str] = []
+    general = about_schedule = ()
+    try:
+        general, about_schedule = find_tasks(design.tasks, design.include_path)
+    except UserError as error:
+        problems.append(str(error))
+    rows, schedules, left_out = [], {}, {}
+    for model in design.models:
+        args = loading_args(design, model)
+        source = str(demo.CHECKPOINT) if model.pretrained == DEMO else model.pretrained
+        config, found = model_config(source, args)
+        if config is None:
+            (notices if dry_run else problems).extend(
+                f"{line}: its rows are not checked" if dry_run else line for line in found
+            )
+        else:
+            problems += _problems(lambda args=args: sources.check_tasks(general, args))
+        for row in design.rows():
+            if row.model != model:
+                continue
+            if config is None:
+                problems += _without_model(row)
+                schedules[model.label, row.name] = [Schedule(counts, None) for counts in row.schedules()]
+            else:
+                row, beyond = _reachable(design, row) if adapt else (row, {})
+                if beyond:
+                    left_out[row.name] = beyond
+                    notices.append(f"{row.name}: {', '.join(map(str, beyond))} left out: {next(iter(beyond.values()))}")
+                schedules[model.label, row.name] = _plans(design, folder, row, about_schedule, problems)
+            rows.append(row)
+    if problems:
+        raise ConfigurationError(dict.fromkeys(problems))
+    return Checked(design, folder, rows, schedules, left_out, general, about_schedule, notices)
+
+
+def _problems(look: Any) -> list[str]:
+    try:
+        look()
+    except ConfigurationError as error:
+        return error.problems
+    except UserError as error:
+        return [str(error)]
+    return []
+
+
+def _without_model(row: Row) -> list[str]:
+    """What can be said of a row's editor alone."""
+    try:
+        size = max(row.checkpoints) if row.at_once else int(row.edit_batch_size)
+        return batch_problems(find_editor(row.method.editor), size, row.method.args)
+    except UserError as error:
+        return [str(error)]
+
+
+def _reachable(design: Design, row: Row) -> tuple[Row, dict[int, str]]:
+    """The row with the checkpoints for which there are facts, and the others with the reason."""
+    plan, _ = draft(row_args(design, row, row.checkpoints[0]))
+    if plan.facts is None:
+        return row, {}
+    usable = len(plan.facts) - plan.settings.edit_offset
+    beyond = {n: f"{plan.facts.source} has {usable} usable facts" for n in row.checkpoints if n > usable}
+    kept = tuple(n for n in row.checkpoints if n not in beyond)
+    return (replace(row, checkpoints=kept), beyond) if kept else (row, {})
+
+
+def _plans(
+    design: Design, folder: SweepFolder, row: Row, about_schedule: tuple[str, ...], problems: list[str]
+) -> list[Schedule]:
+    out = []
+    for counts in row.schedules():
+        args = row_args(design, row, counts[-1])
+        plan, found = draft({**args, "edit_ledger": str(folder.ledger(row, counts))})
+        problems += [f"{row.name}: {line}" for line in found]
+        if not found and about_schedule:
+            problems += _problems(lambda args=args: editing_documents.check_tasks(about_schedule, args))
+        out.append(Schedule(counts, plan))
+    return out

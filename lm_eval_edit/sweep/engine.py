@@ -1,0 +1,181 @@
+"""All rows of a sweep in this process: what is there is kept, what is missing is computed, each model loaded once.
+
+Each model is loaded once, when the first of its cells is missing. Within a row the model is edited to a checkpoint,
+evaluated, edited on; a row that was stopped replays its ledger first, so every checkpoint carries all earlier edits.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from tqdm.auto import tqdm
+
+from lm_eval_edit._files import read_json
+from lm_eval_edit.errors import UserError
+from lm_eval_edit.sweep.checking import Checked
+from lm_eval_edit.sweep.design import Model, Row
+from lm_eval_edit.sweep.folder import COLLAPSED, DONE, FAILED, Cell
+from lm_eval_edit.sweep.worker import Worker, mark
+
+logger = logging.getLogger("lm_eval_edit")
+
+
+@dataclass
+class Outcome:
+    """What a run did.
+
+    Attributes:
+        kept: Cells that were there.
+        statuses: Path of a computed cell -> its status.
+        loads: Models loaded.
+        seconds: In all.
+    """
+
+    kept: int = 0
+    statuses: dict[str, str] = field(default_factory=dict)
+    loads: int = 0
+    seconds: float = 0.0
+
+    @property
+    def failed(self) -> list[str]:
+        """Cells that could not be computed, whole or in part."""
+        return [path for path, status in self.statuses.items() if status == FAILED]
+
+
+def claim(checked: Checked) -> None:
+    """Make the folder this sweep's."""
+    checked.folder.claim(
+        checked.design, checked.rows, checked.left_out, checked.about_schedule, about_model=bool(checked.general)
+    )
+
+
+def missing(checked: Checked) -> list[Cell]:
+    """The cells to compute; damaged ones are told."""
+    found = []
+    for cell in checked.cells():
+        status, why = checked.folder.state(cell)
+        if status in (DONE, COLLAPSED):
+            continue
+        if status is None and why is not None:
+            logger.warning("%s: %s; it is computed again", cell.path, why)
+        found.append(cell)
+    return found
+
+
+def collapsed_before(checked: Checked, row: Row, n_edits: int) -> str | None:
+    """Why a row had collapsed at an earlier checkpoint that is stored; None if it had not, or cells share no edits."""
+    if row.at_once:
+        return None
+    for cell in checked.edited(row):
+        if cell.n_edits >= n_edits:
+            break
+        status, reason = checked.folder.state(cell)
+        if status == COLLAPSED:
+            return reason
+        if status in (DONE, FAILED):
+            reason = read_json(checked.folder.path(cell) / "cell.json").get("collapsed")
+            if reason:
+                return reason
+    return None
+
+
+def run_sweep(checked: Checked, *, device: str | None = None, progress: bool = True) -> Outcome:
+    """Compute every missing cell, in this process.
+
+    Args:
+        device: As `--device`; None for HFLM's default.
+        progress: Show rows, cells and the time left.
+
+    Returns:
+        What was done. A cell that fails is stored as failed, with the reason, and the others go on.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    started = time.perf_counter()
+    claim(checked)
+    todo = missing(checked)
+    outcome = Outcome(kept=len(checked.cells()) - len(todo))
+    with tqdm(total=len(todo), desc="cells", unit="cell", disable=not progress or not todo) as bar:
+
+        def done(cell: Cell, status: str) -> None:
+            outcome.statuses[cell.path] = status
+            bar.update()
+
+        for model in checked.design.models:
+            cells = [cell for cell in todo if cell.model == model.label]
+            if cells:
+                bar.set_postfix_str(f"loading {model.label}")
+                _run_model(checked, model, cells, device, done, bar.set_postfix_str, outcome)
+    outcome.seconds = time.perf_counter() - started
+    return outcome
+
+
+def _run_model(
+    checked: Checked,
+    model: Model,
+    cells: list[Cell],
+    device: str | None,
+    done: Callable[[Cell, str], None],
+    say: Callable[[str], None],
+    outcome: Outcome,
+) -> None:
+    try:
+        worker = Worker(checked, model, device)
+    except Exception as error:
+        logger.exception("model %s could not be loaded", model.label)
+        for cell in cells:
+            mark(checked, cell, FAILED, told(error))
+            done(cell, FAILED)
+        return
+    outcome.loads += 1
+    for cell in cells:
+        if cell.row is None:
+            say(f"{model.label} unedited")
+            done(cell, _guarded(checked, cell, lambda cell=cell: worker.evaluate_unedited(cell)))
+    rows = [row for row in checked.rows if row.model == model and any(cell.row == row for cell in cells)]
+    for number, row in enumerate(rows, start=1):
+        say(f"row {number}/{len(rows)} {row.name}")
+        _run_row(worker, row, [cell for cell in cells if cell.row == row], done)
+
+
+def _run_row(worker: Worker, row: Row, cells: list[Cell], done: Callable[[Cell, str], None]) -> None:
+    checked = worker.checked
+    schedules = checked.schedules[row.model.label, row.name]
+    for cell in cells:
+        if cell.n_edits == 0:
+            done(cell, _guarded(checked, cell, lambda cell=cell: worker.evaluate_unedited(cell)))
+    for schedule in schedules:
+        for cell in [cell for cell in cells if cell.n_edits in schedule.checkpoints]:
+
+            def compute(cell: Cell = cell, schedule=schedule) -> str:
+                if reason := collapsed_before(checked, row, cell.n_edits):
+                    return worker.mark(cell, COLLAPSED, reason)
+                reached = worker.edit_to(row, schedule, cell.n_edits)
+                if reached.perplexity is None:
+                    return worker.mark(cell, COLLAPSED, reached.collapsed)
+                return worker.evaluate(cell, reached)
+
+            done(cell, _guarded(checked, cell, compute))
+    worker.lm.restore()
+
+
+def _guarded(checked: Checked, cell: Cell, compute: Callable[[], str]) -> str:
+    """A cell's status; one that fails is stored so and costs no other."""
+    try:
+        return compute()
+    except Exception as error:
+        if isinstance(error, UserError) and isinstance(error.__cause__, OSError):
+            raise  # the folder cannot be written: nothing that follows could be kept
+        logger.exception("%s failed", cell.path)
+        mark(checked, cell, FAILED, told(error))
+        return FAILED
+
+
+def told(error: BaseException) -> str:
+    """An exception in one line."""
+    text = str(error).strip()
+    return f"{type(error).__name__}: {text.splitlines()[0] if text else 'no message'}"

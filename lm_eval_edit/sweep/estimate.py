@@ -1,0 +1,69 @@
+"""What a sweep would cost, for `--dry_run`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lm_eval_edit import demo
+from lm_eval_edit.cost_sweeps import sweep_cost
+from lm_eval_edit.cost_work import DEVICES, Shape
+from lm_eval_edit.editors.base import find_editor
+from lm_eval_edit.editors.hyperparameters import resolve
+from lm_eval_edit.errors import UserError
+from lm_eval_edit.plan import DEMO, model_config
+from lm_eval_edit.sweep.checking import Checked, loading_args
+from lm_eval_edit.sweep.design import Model, Row
+
+
+def _published(pretrained: str) -> Any:
+    """The configuration of the paper's models, where the hub cannot be asked; None for others."""
+    from transformers import GPT2Config, LlamaConfig
+
+    known = {
+        "openai-community/gpt2-xl": GPT2Config(n_embd=1600, n_layer=48, n_head=25),
+        "huggyllama/llama-7b": LlamaConfig(),  # transformers' defaults are LLaMA-1 7B's sizes
+    }
+    return known.get(pretrained)
+
+
+def estimate_lines(checked: Checked, device: str = "h100") -> list[str]:
+    """Prompts, tokens, FLOP and time of the whole design in a few lines; what cannot be estimated is said."""
+    configs: dict[str, Any] = {}
+    for model in checked.design.models:
+        source = str(demo.CHECKPOINT) if model.pretrained == DEMO else model.pretrained
+        config, _ = model_config(source, loading_args(checked.design, model))
+        configs[model.label] = config or _published(model.pretrained)
+        if configs[model.label] is None:
+            return [f"no estimate: the configuration of {model.pretrained} is not known here"]
+
+    def shape_of(model: Model) -> Shape:
+        return Shape.of(configs[model.label])
+
+    def options_of(row: Row) -> dict[str, Any]:
+        given = {name: value for name, value in row.method.args.items() if name != "editor"}
+        plan = checked.schedules[row.model.label, row.name][0].plan
+        if plan is not None and plan.hyperparameters is not None:
+            return plan.hyperparameters.editor.describe()
+        found, _ = resolve(find_editor(row.method.editor), configs[row.model.label], given)
+        return found.editor.describe() if found is not None else given
+
+    try:
+        cost, unknown = sweep_cost(checked.design, shape_of, options_of, device=DEVICES[device])
+    except UserError as error:
+        return [f"no estimate: {error}"]
+    lines = [
+        f"estimate, nothing of it being there yet: {cost.prompts:,} prompts, {cost.tokens:.2g} tokens, "
+        f"{cost.flop:.2g} FLOP, {cost.weight_bytes / 2**30:.2g} GiB of weights (16 bit)",
+        f"on {DEVICES[device].name}: about {_time(cost.seconds)}"
+        + "".join(f", {part} {_time(seconds)}" for part, seconds in cost.parts.items())
+        + " (docs/scaling.md: how, and how far off it may be)",
+    ]
+    if unknown:
+        lines.append(f"not in the estimate, their size is not known: {', '.join(unknown)}")
+    return lines
+
+
+def _time(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

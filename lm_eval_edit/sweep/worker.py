@@ -1,0 +1,139 @@
+"""One loaded model of a sweep: brings a row to a checkpoint, evaluates a cell, stores it."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from lm_eval_edit.editing import NotFiniteError
+from lm_eval_edit.model import EditedHFLM
+from lm_eval_edit.sweep.checking import Checked, Schedule, loading_args, row_args
+from lm_eval_edit.sweep.collapse import perplexity
+from lm_eval_edit.sweep.design import Model, Row
+from lm_eval_edit.sweep.evaluation import Evaluator
+from lm_eval_edit.sweep.folder import COLLAPSED, DONE, FAILED, Cell
+
+logger = logging.getLogger("lm_eval_edit")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """How a model stands at a checkpoint.
+
+    Attributes:
+        perplexity: Of a fixed text; None where the model could not be brought there.
+        collapsed: Why the model counts as collapsed; None if it does not.
+        seconds: Taken by the edits since the checkpoint before.
+    """
+
+    n_edits: int
+    perplexity: float | None
+    collapsed: str | None
+    seconds: float
+
+
+class Worker:
+    """One model, loaded once, for any number of rows and cells of a sweep.
+
+    Args:
+        checked: The sweep.
+        model: Which of its models.
+        device: As HFLM takes it; None for its default.
+    """
+
+    def __init__(self, checked: Checked, model: Model, device: str | None):
+        self.checked, self.model, design = checked, model, checked.design
+        plan = next(s.plan for (label, _), found in checked.schedules.items() if label == model.label for s in found)
+        options = {name: value for name, value in plan.model_options.items() if name not in ("batch_size", "device")}
+        if device is not None:
+            options["device"] = device
+        self.lm = EditedHFLM(pretrained=model.pretrained, batch_size=design.batch_size, **options)
+        self.evaluator = Evaluator(
+            self.lm,
+            checked.general,
+            checked.about_schedule,
+            loading_args(design, model),
+            limit=design.limit,
+            include_path=design.include_path,
+            batch_size=design.batch_size,
+            log_samples=design.log_samples,
+        )
+        self.unedited_perplexity = perplexity(self.lm.model, self.lm.tokenizer)
+        self._schedule: Schedule | None = None
+
+    def take_up(self, schedule: Schedule) -> None:
+        """Make a schedule's edits the ones `edit_to` carries out, from the unedited weights."""
+        if self._schedule is not schedule:
+            self._schedule = None
+            self.lm.begin(schedule.plan)
+            self._schedule = schedule
+
+    def edit_to(self, row: Row, schedule: Schedule, n_edits: int) -> Checkpoint:
+        """Bring the model to a checkpoint of a row; edits made before are replayed.
+
+        Raises:
+            EditError: edits that changed nothing.
+        """
+        self.take_up(schedule)
+        started = time.perf_counter()
+        try:
+            self.lm.apply(row.operations(n_edits))
+        except NotFiniteError as error:
+            return Checkpoint(n_edits, None, str(error), time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        now = perplexity(self.lm.model, self.lm.tokenizer)
+        bound, ratio = self.checked.design.stop_at_perplexity, now / self.unedited_perplexity
+        collapsed = None
+        if bound is not None and not ratio <= bound:
+            collapsed = (
+                f"after {n_edits} edits the perplexity of a fixed text is {now:.3g}, "
+                f"{ratio:.3g} times the unedited model's (stop_at_perplexity: {bound:g})"
+            )
+        return Checkpoint(n_edits, now, collapsed, seconds)
+
+    def evaluate_unedited(self, cell: Cell) -> str:
+        """Evaluate a baseline, or a row's tasks before its edits, and store it. Returns the cell's status."""
+        design = self.checked.design
+        self.lm.restore()
+        args = {**loading_args(design, self.model), "editor": "none"}
+        if cell.row is not None:
+            args = {**row_args(design, cell.row, cell.row.checkpoints[-1]), "editor": "none"}
+        return self._evaluate(cell, args, Checkpoint(0, self.unedited_perplexity, None, 0.0))
+
+    def evaluate(self, cell: Cell, reached: Checkpoint) -> str:
+        """Evaluate an edited cell, the model being at its checkpoint, and store it. Returns the cell's status."""
+        return self._evaluate(cell, row_args(self.checked.design, cell.row, cell.n_edits), reached)
+
+    def _evaluate(self, cell: Cell, args: Mapping[str, Any], reached: Checkpoint) -> str:
+        started = time.perf_counter()
+        about_model = cell.row is None or cell.n_edits > 0
+        found = self.evaluator.run(args, general=about_model, schedule=cell.row is not None)
+        failed = "; ".join(f"{task}: {why}" for task, why in found.failed.items())
+        record = {
+            "status": FAILED if failed else DONE,
+            "reason": failed or None,
+            "failed_tasks": found.failed,
+            "weights_fingerprint": self.lm.weights_fingerprint,
+            "perplexity": reached.perplexity,
+            "collapsed": reached.collapsed,
+            "seconds": {"edit": reached.seconds, "evaluate": time.perf_counter() - started},
+        }
+        self.checked.folder.write(cell, record, found.results, found.samples)
+        return record["status"]
+
+    def mark(self, cell: Cell, status: str, reason: str) -> str:
+        """Store a cell that could not be evaluated. Returns its status."""
+        mark(self.checked, cell, status, reason)
+        return status
+
+
+def mark(checked: Checked, cell: Cell, status: str, reason: str) -> None:
+    """Store a cell without figures: collapsed or failed, and why."""
+    logger.warning("%s: %s: %s", cell.path, status, reason)
+    checked.folder.write(cell, {"status": status, "reason": reason, "perplexity": None, "collapsed": None})
+
+
+__all__ = ["COLLAPSED", "Checkpoint", "Worker", "mark"]
