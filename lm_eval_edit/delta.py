@@ -92,7 +92,8 @@ class LowRankDelta(Delta):
         return self.left.shape[1]
 
     def add_to_(self, weight: Tensor) -> None:
-        left, right = (t.to(device=weight.device, dtype=weight.dtype) for t in (self.left, self.right))
+        # Row by row, as they are read from a file: a GPU's product of transposed factors may round differently.
+        left, right = (t.to(device=weight.device, dtype=weight.dtype).contiguous() for t in (self.left, self.right))
         weight.addmm_(left, right)
 
     def tensors(self) -> dict[str, Tensor]:
@@ -223,7 +224,7 @@ class MaskedDelta(Delta):
 
     def _blocks(self, dtype: torch.dtype, device: torch.device | str) -> Iterator[tuple[slice, Tensor]]:
         """ΔW some rows at a time."""
-        left, right = (t.to(device=device, dtype=dtype) for t in (self.left, self.right))
+        left, right = (t.to(device=device, dtype=dtype).contiguous() for t in (self.left, self.right))
         step = max(1, _BLOCK // self.shape[1])
         for start in range(0, self.shape[0], step):
             rows = slice(start, start + step)
