@@ -201,4 +201,4 @@ def _delta(layer: nn.Module) -> Delta:
             a, scale = a * layer.lora_E[ADAPTER], scale / (layer.ranknum[ADAPTER] + 1e-5)
         base = layer.get_base_layer()
         wide = wide_dtype(base.weight.dtype)
-        return linear_update(is_transposed(base), a.T.to(wide), (b * scale).to(wide))
+        return linear_update(is_transposed(base), a.detach().T.to(wide), (b * scale).to(wide))
