@@ -97,10 +97,11 @@ def optimise_targets(
 
     # Only these columns need the language-model head: where targets are predicted, and the subject's own for the KL.
     columns = torch.unique(torch.cat([rows.label_columns, rows.label_columns.new_tensor([rows.column])]))
-    label_index = torch.searchsorted(columns, rows.label_columns)
     subject_index = int(torch.searchsorted(columns, rows.label_columns.new_tensor(rows.column)))
-    kl_rows = torch.arange(n, device=device) * rows_each + rows_each - 1
-    label_fact = rows.label_rows // rows_each
+    label_index = torch.searchsorted(columns, rows.label_columns).to(init.device)  # the loss is δ's business
+    label_rows, labels = rows.label_rows.to(init.device), rows.labels.to(init.device)
+    kl_rows = torch.arange(n, device=init.device) * rows_each + rows_each - 1
+    label_fact = label_rows // rows_each
     count = torch.bincount(label_fact, minlength=n)  # target tokens of a fact over all its contexts
 
     projection = model.get_submodule(architecture.down_projections[layer])
@@ -122,7 +123,7 @@ def optimise_targets(
             first = entering[:, :1] + shift[:, None].to(device=entering.device, dtype=entering.dtype)
             logits = forward.logits(columns, torch.cat([first, entering[:, 1:]], dim=1))
         log_probs = F.log_softmax(logits.to(device=delta.device, dtype=wide_dtype(logits.dtype)), dim=-1)  # (R, C, V)
-        nll = -log_probs[rows.label_rows, label_index, rows.labels]
+        nll = -log_probs[label_rows, label_index, labels]
         rewrite = torch.zeros(n, dtype=nll.dtype, device=nll.device).index_add_(0, label_fact, nll) / count
         essence = log_probs[kl_rows, subject_index]  # (n, V)
         if reference is None:  # the first pass has δ = 0: the unedited distribution
