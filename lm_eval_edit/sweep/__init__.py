@@ -1,0 +1,12 @@
+"""Sweeps: models x editors x data sets x edit seeds x checkpoints, evaluated on tasks, as a folder of standard results.
+
+design      what a sweep is: a checked value, from a YAML file, a preset or flags; its rows and cells
+presets/    the paper's figures 3-8, one design for each panel
+folder      the folder a sweep writes: where everything lies, which cells are there, whole and undamaged
+checking    everything that can be known before a model loads: every problem, plans for every row
+evaluation  one loaded model, evaluated again and again on the same tasks
+collapse    whether a model still models language at all
+worker      one loaded model: edit a row to a checkpoint, evaluate a cell
+engine      all rows of a sweep in this process
+reading     a sweep's folder as values, for plots and reports
+"""

@@ -1,0 +1,254 @@
+"""The folder a sweep writes, and the only place that writes into it.
+
+    sweep.json                        the design, its rows, versions
+    README.md                         this layout, for whoever finds the folder
+    summary.csv                       every metric of every cell, one line each
+    MODEL/unedited/                   cell: the unedited model, shared by the model's rows
+    MODEL/ROW/n00005/                 cell: the model after 5 edits of that row
+    MODEL/ROW/n00000/                 cell: before the edits, only for tasks that ask about the row's own facts
+    MODEL/ROW/edits/                  the row's ledger: every edit, replayable (at once: edits/n00005/ for each cell)
+
+A cell holds what `lm_eval --output_path --log_samples` writes, `results_DATE.json` and `samples_TASK_DATE.jsonl`, and
+`cell.json`, written last: status, reason, hashes of the other files. Without it, or with a file that does not have its
+hash, the cell does not count and is computed again.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from lm_eval_edit._files import hash_json, read_json, sha256, write_bytes, write_json
+from lm_eval_edit.errors import UserError
+from lm_eval_edit.ledger import differences
+from lm_eval_edit.sweep.design import Design, Row
+
+FORMAT = 1
+DONE, COLLAPSED, FAILED = "done", "collapsed", "failed"
+
+_README = """\
+# A sweep of lm-eval-edit: {name}
+
+{description}
+
+- `sweep.json`: what was asked for. Running the same sweep into this folder again computes what is missing, nothing else.
+- `MODEL/unedited/`: the unedited model. `MODEL/ROW/n00005/`: the model after 5 edits of that row.
+- Each of these holds `results_DATE.json` and `samples_TASK_DATE.jsonl`, as `lm_eval` writes them, and `cell.json` with its state:
+  done; collapsed (not evaluated, with the reason); failed (tried again by the next run).
+- `MODEL/ROW/edits/`: the edits themselves. `lm_eval --model edited_hf --model_args edit_ledger=...` replays any number of them.
+- `summary.csv`: every figure of every cell.
+
+`lm-eval-edit plot` and `lm-eval-edit report` draw and describe this folder; `lm-eval-edit compare` takes any two of its cells.
+"""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell of a sweep: where it lies and what it is of.
+
+    Attributes:
+        model: The model's label.
+        row: The row; None for the unedited model.
+        n_edits: How many facts are edited; 0 for unedited.
+        tasks: Names of tasks and groups evaluated in it.
+    """
+
+    model: str
+    row: Row | None
+    n_edits: int
+    tasks: tuple[str, ...]
+
+    @property
+    def path(self) -> str:
+        """Its folder below the sweep's."""
+        return f"{self.model}/unedited" if self.row is None else f"{self.model}/{self.row.name}/n{self.n_edits:05d}"
+
+
+class SweepFolder:
+    """A sweep's output folder.
+
+    Args:
+        root: The folder; need not exist.
+    """
+
+    def __init__(self, root: str | Path):
+        self.root = Path(root)
+
+    # ------------------------------------------------------------------------------------------------------ the design
+
+    def check(self, design: Design) -> list[str]:
+        """Why this folder cannot take the design's results, one sentence a reason."""
+        if self.root.exists() and not self.root.is_dir():
+            return [f"{self.root} is a file; give a folder"]
+        file = self.root / "sweep.json"
+        if not file.exists():
+            if self.root.exists() and any(self.root.iterdir()):
+                return [f"{self.root} is not empty and holds no sweep (no sweep.json); give a new folder"]
+            return []
+        held = read_json(file)
+        if not isinstance(held, dict) or held.get("format") != FORMAT:
+            return [f"{file} is no sweep.json of this version of lm-eval-edit; give a new folder"]
+        lines = differences(held["design"], json.loads(json.dumps(design.identity())), where="in the folder")
+        if not lines:
+            return []
+        named = "\n".join(f"      {line}" for line in lines)
+        return [f"{self.root} belongs to another design; nothing in it was changed. Give another folder\n{named}"]
+
+    def claim(self, design: Design, rows: Sequence[Row], left_out: Mapping[str, Mapping[int, str]]) -> None:
+        """Create the folder for a design, or take up one that holds it. `check` has been passed.
+
+        Args:
+            left_out: Row name -> checkpoint -> why it cannot be reached.
+
+        Raises:
+            UserError: the folder cannot be written.
+        """
+        content = {
+            "format": FORMAT,
+            "name": design.name,
+            "description": design.description,
+            "figure": dict(design.figure),
+            "published": dict(design.published),
+            "design": design.identity(),
+            "rows": [
+                {
+                    "name": row.name,
+                    "model": row.model.label,
+                    "editor": row.method.editor,
+                    "method": row.method.label,
+                    "dataset": row.dataset,
+                    "edit_seed": row.edit_seed,
+                    "edit_batch_size": row.edit_batch_size,
+                    "checkpoints": list(row.checkpoints),
+                    "left_out": {str(n): why for n, why in left_out.get(row.name, {}).items()},
+                }
+                for row in rows
+            ],
+        }
+        readme = _README.format(name=design.name, description=design.description or "No description.")
+        with writing(self.root):
+            if not (self.root / "sweep.json").exists():
+                write_bytes(self.root / "README.md", readme.encode())
+                write_json(self.root / "sweep.json", content)
+            elif hash_json(read_json(self.root / "sweep.json")) != hash_json(json.loads(json.dumps(content))):
+                write_json(self.root / "sweep.json", content)
+
+    # ------------------------------------------------------------------------------------------------------- the cells
+
+    def path(self, cell: Cell) -> Path:
+        """A cell's folder."""
+        return self.root / cell.path
+
+    def ledger(self, row: Row, schedule: Sequence[int]) -> Path:
+        """The folder of the edits of one of a row's schedules."""
+        edits = self.root / row.model.label / row.name / "edits"
+        return edits / f"n{schedule[-1]:05d}" if row.at_once else edits
+
+    def state(self, cell: Cell) -> tuple[str | None, str | None]:
+        """(status, why): (None, reason) for a damaged cell, (None, None) for one that is not there."""
+        return cell_state(self.path(cell))
+
+    def write(
+        self,
+        cell: Cell,
+        record: Mapping[str, Any],
+        results: Mapping[str, Any] | None = None,
+        samples: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
+    ) -> None:
+        """Store a cell, replacing what was left of an earlier try.
+
+        Args:
+            record: `status`, `reason` and what else belongs into cell.json.
+            results: A results dict of lm-eval without samples; None for a cell that was not evaluated.
+            samples: Task -> lines for its samples file, as the harness writes them.
+
+        Raises:
+            UserError: the disk is full or the folder cannot be written; cells stored before are untouched.
+        """
+        folder = self.path(cell)
+        with writing(folder):
+            if folder.exists():
+                shutil.rmtree(folder)
+            folder.mkdir(parents=True)
+            # Colons are no characters for a file's name everywhere; this is the harness's own way of writing the time.
+            date = datetime.now().isoformat().replace(":", "-")
+            files: dict[str, str] = {}
+
+            def store(name: str, content: bytes) -> None:
+                write_bytes(folder / name, content)
+                files[name] = sha256(content)
+
+            for task, lines in (samples or {}).items():
+                store(f"samples_{task}_{date}.jsonl", "".join(map(_line, lines)).encode("utf-8", "surrogatepass"))
+            if results is not None:
+                store(f"results_{date}.json", json.dumps(results, indent=2, ensure_ascii=False).encode())
+            row = None if cell.row is None else cell.row.name
+            content = {
+                "format": FORMAT,
+                "model": cell.model,
+                "row": row,
+                "n_edits": cell.n_edits,
+                "n_operations": 0 if cell.row is None else cell.row.operations(cell.n_edits),
+                **record,
+                "files": files,
+            }
+            write_json(folder / "cell.json", content)
+
+
+def _line(sample: Mapping[str, Any]) -> str:
+    return json.dumps(sample, ensure_ascii=False) + "\n"
+
+
+def cell_state(folder: Path) -> tuple[str | None, str | None]:
+    """(status, why) of the cell in a folder; status is None where the cell is absent, or damaged for the reason given."""
+    file = folder / "cell.json"
+    if not file.exists():
+        left = folder.exists() and any(folder.iterdir())
+        return None, "it was not finished" if left else None
+    try:
+        record = read_json(file)
+        for name, digest in record["files"].items():
+            if sha256((folder / name).read_bytes()) != digest:
+                return None, f"{name} was changed or is incomplete"
+        return record["status"], record.get("reason")
+    except (UserError, KeyError, TypeError, AttributeError):
+        return None, "cell.json is not readable"
+    except FileNotFoundError as error:
+        return None, f"{Path(error.filename).name} is missing"
+
+
+class writing:
+    """A context in which a failure to write becomes a `UserError` that names the folder and the remedy."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: Any) -> None:
+        if isinstance(error, OSError):
+            raise UserError(
+                f"{self.folder} cannot be written: {error.strerror or error}. Free space or change its permissions and "
+                f"run the same command again; it goes on where it stopped"
+            ) from error
+
+
+def write_summary(root: Path, rows: Callable[[], Sequence[Mapping[str, Any]]]) -> None:
+    """`summary.csv`: one line for each metric of each cell."""
+    import csv
+    import io
+
+    lines = rows()
+    text = io.StringIO()
+    names = ("model", "row", "editor", "dataset", "edit_seed", "edit_batch_size", "n_edits", "n_operations", "status")
+    writer = csv.DictWriter(text, [*names, "task", "metric", "value", "stderr"], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    with writing(root):
+        write_bytes(root / "summary.csv", text.getvalue().encode())

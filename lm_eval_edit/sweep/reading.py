@@ -1,0 +1,251 @@
+"""A sweep's folder as values, for plots, reports and summaries. Reads files only: no model, no torch, no harness."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from lm_eval_edit._files import read_json
+from lm_eval_edit.errors import UserError
+from lm_eval_edit.sweep.folder import COLLAPSED, DONE, FAILED, FORMAT, cell_state
+
+__all__ = ["COLLAPSED", "DONE", "FAILED", "CellData", "RowData", "Sweep", "Value", "load_sweep"]
+
+
+@dataclass(frozen=True)
+class Value:
+    """One metric.
+
+    Attributes:
+        stderr: Its standard error; None where the harness has none.
+        n: Documents it is over; None where unknown.
+        higher_is_better: None where the task does not say.
+    """
+
+    value: float
+    stderr: float | None
+    n: int | None = None
+    higher_is_better: bool | None = None
+
+
+@dataclass(frozen=True)
+class CellData:
+    """One cell as it is on disk.
+
+    Attributes:
+        folder: Where it lies.
+        status: done, collapsed, failed, or None: not there yet, or damaged.
+        reason: Why it has no figures, where it has none.
+        record: Its cell.json; empty where there is none.
+    """
+
+    folder: Path
+    n_edits: int
+    n_operations: int
+    status: str | None
+    reason: str | None
+    record: Mapping[str, Any]
+
+    @property
+    def results_file(self) -> Path | None:
+        """Its results file, as `load_run` and `lm-eval-edit compare` take it."""
+        return next((self.folder / name for name in self.record.get("files", ()) if name.startswith("results_")), None)
+
+    @cached_property
+    def results(self) -> Mapping[str, Any]:
+        """The results file; empty where there is none."""
+        return read_json(self.results_file) if self.results_file is not None and self.status is not None else {}
+
+    @property
+    def edit(self) -> Mapping[str, Any]:
+        """What `edited_hf` recorded of its edits: `parameters` (norms per weight), `guards`, efficacy, seconds."""
+        return (self.results.get("config") or {}).get("edit") or {}
+
+    def groups(self) -> list[str]:
+        """Names in the results that are groups (edithurt_suite), not tasks."""
+        return [name for name in self.results.get("results", {}) if name not in self.results.get("configs", {})]
+
+    def tasks(self) -> list[str]:
+        """Names in the results that are tasks."""
+        return [name for name in self.results.get("results", {}) if name in self.results.get("configs", {})]
+
+    def metrics(self, name: str) -> list[str]:
+        """The metrics of a task or group, in its own order, the default filter's without its name."""
+        found = []
+        for key in self.results.get("results", {}).get(name, {}):
+            metric, _, filter_name = key.partition(",")
+            if filter_name and not metric.endswith("_stderr"):
+                found.append(metric if filter_name == "none" else f"{metric},{filter_name}")
+        return found
+
+    def value(self, name: str, metric: str = "score") -> Value | None:
+        """A metric of a task or group; None where the cell has it not."""
+        metric, _, filter_name = metric.partition(",")
+        filter_name = filter_name or "none"
+        figures = self.results.get("results", {}).get(name, {})
+        value = figures.get(f"{metric},{filter_name}")
+        if not isinstance(value, (int, float)):
+            return None
+        stderr = figures.get(f"{metric}_stderr,{filter_name}")
+        count = (self.results.get("n-samples") or {}).get(name) or {}
+        better = ((self.results.get("higher_is_better") or {}).get(name) or {}).get(metric)
+        stderr = float(stderr) if isinstance(stderr, (int, float)) else None
+        return Value(float(value), stderr, count.get("effective"), better)
+
+
+@dataclass(frozen=True)
+class RowData:
+    """One model with one schedule of edits.
+
+    Attributes:
+        edit_batch_size: Facts per operation, or "all".
+        left_out: Checkpoint -> why it could not be reached.
+        baseline: The unedited model, shared by the model's rows.
+        before: The unedited model on tasks about this row's own facts; None without such tasks.
+        cells: The edited checkpoints, ascending, whatever their status.
+    """
+
+    name: str
+    model: str
+    editor: str
+    method: str
+    dataset: str | None
+    edit_seed: int | None
+    edit_batch_size: int | str
+    left_out: Mapping[int, str]
+    baseline: CellData
+    before: CellData | None
+    cells: tuple[CellData, ...]
+
+    @property
+    def at_once(self) -> bool:
+        """Whether each checkpoint is one batch on the unedited model."""
+        return self.edit_batch_size == "all"
+
+    @property
+    def series(self) -> str:
+        """What rows that differ only by their seed have in common, for people: rome · demo · batch 10."""
+        size = (
+            "" if self.edit_batch_size == 1 else "one batch" if self.at_once else f"batches of {self.edit_batch_size}"
+        )
+        return " · ".join(part for part in (self.method, size) if part)
+
+    @property
+    def key(self) -> tuple:
+        """What rows that differ only by their seed have in common."""
+        return (self.model, self.method, self.dataset, self.edit_batch_size)
+
+    def curve(self, name: str, metric: str = "score") -> list[tuple[int, Value]]:
+        """(n_edits, value) of a task or group, the unedited model first; checkpoints without a figure left out."""
+        unedited = next((cell for cell in (self.before, self.baseline) if cell and cell.value(name, metric)), None)
+        cells = ([unedited] if unedited else []) + list(self.cells)
+        points = [(0 if cell is unedited else cell.n_edits, cell.value(name, metric)) for cell in cells]
+        return [(n, value) for n, value in points if value is not None]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep's folder.
+
+    Attributes:
+        header: sweep.json: name, description, design, figure, published.
+        rows: In the design's order.
+    """
+
+    root: Path
+    header: Mapping[str, Any]
+    rows: tuple[RowData, ...] = field(default=())
+
+    @property
+    def name(self) -> str:
+        """The design's name."""
+        return str(self.header.get("name") or self.root.name)
+
+    def cells(self) -> Iterator[tuple[RowData | None, CellData]]:
+        """Every cell once: (its row, or None for a shared baseline; the cell)."""
+        seen = set()
+        for row in self.rows:
+            if row.baseline.folder not in seen:
+                seen.add(row.baseline.folder)
+                yield None, row.baseline
+            for cell in ([row.before] if row.before else []) + list(row.cells):
+                yield row, cell
+
+    def tasks(self) -> list[str]:
+        """All tasks of all cells, in the order of the results."""
+        return list(dict.fromkeys(task for _, cell in self.cells() for task in cell.tasks()))
+
+    def groups(self) -> list[str]:
+        """All groups of all cells."""
+        return list(dict.fromkeys(group for _, cell in self.cells() for group in cell.groups()))
+
+
+def load_sweep(root: str | Path) -> Sweep:
+    """Read a sweep's folder, finished or not.
+
+    Raises:
+        UserError: no sweep.json there, or one of another version.
+    """
+    root = Path(root)
+    if not (root / "sweep.json").is_file():
+        raise UserError(f"{root} holds no sweep (no sweep.json); give a folder that `lm-eval-edit sweep -o` wrote")
+    header = read_json(root / "sweep.json")
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
+        raise UserError(f"{root}/sweep.json is of another version of lm-eval-edit, which reads format {FORMAT}")
+    baselines: dict[str, CellData] = {}
+    rows = []
+    for row in header["rows"]:
+        model = row["model"]
+        if model not in baselines:
+            baselines[model] = _cell(root / model / "unedited", 0, 0)
+        folder = root / model / row["name"]
+        size = row["edit_batch_size"]
+        before = folder / "n00000"
+        cells = [_cell(folder / f"n{n:05d}", n, 1 if size == "all" else -(-n // size)) for n in row["checkpoints"]]
+        what = {key: row[key] for key in ("name", "model", "editor", "method", "dataset", "edit_seed")}
+        rows.append(
+            RowData(
+                **what,
+                edit_batch_size=size,
+                left_out={int(n): why for n, why in row["left_out"].items()},
+                baseline=baselines[model],
+                before=_cell(before, 0, 0) if before.exists() else None,
+                cells=tuple(cells),
+            )
+        )
+    return Sweep(root, header, tuple(rows))
+
+
+def _cell(folder: Path, n_edits: int, n_operations: int) -> CellData:
+    status, reason = cell_state(folder)
+    record = read_json(folder / "cell.json") if status is not None else {}
+    return CellData(folder, n_edits, n_operations, status, reason, record)
+
+
+def summary_rows(sweep: Sweep) -> list[dict[str, Any]]:
+    """Every metric of every cell, one flat mapping each; cells without figures have one line with their status."""
+    lines = []
+    for row, cell in sweep.cells():
+        what = {
+            "model": cell.folder.relative_to(sweep.root).parts[0],
+            "row": row.name if row else "",
+            "editor": row.editor if row else "none",
+            "dataset": (row.dataset or "") if row else "",
+            "edit_seed": row.edit_seed if row else "",
+            "edit_batch_size": row.edit_batch_size if row else "",
+            "n_edits": cell.n_edits,
+            "n_operations": cell.n_operations,
+            "status": cell.status or "missing",
+        }
+        names = [*cell.groups(), *cell.tasks()]
+        for name in names:
+            for metric in cell.metrics(name):
+                if (value := cell.value(name, metric)) is not None:
+                    stderr = "" if value.stderr is None else value.stderr
+                    lines.append(what | {"task": name, "metric": metric, "value": value.value, "stderr": stderr})
+        if not names:
+            lines.append(what)
+    return lines
