@@ -141,6 +141,15 @@ def test_no_editor_mixes_devices(kind, editor, mend_archive, whole):
     assert seen == fingerprints and same_deltas(got, wanted)
 
 
+@pytest.mark.parametrize("editor", ["memit", "ft", "lora", "prune"])
+def test_no_editor_mixes_devices_in_half_precision(editor):
+    _, fingerprints = edits(tiny_llama().bfloat16(), editor, None)
+    model, mode = tiny_llama().bfloat16(), PretendedDevices()
+    with mode:
+        split_over(mode, model, "three")
+        assert edits(model, editor, None)[1] == fingerprints
+
+
 def split_over(mode: PretendedDevices, model, split: str) -> None:
     """Place a model's parts as `split` says, with accelerate's own hooks between them."""
     placed = device_map(model, SPLITS[split], [f"cuda:{index}" for index in range(3)])
