@@ -92,7 +92,8 @@ class LowRankDelta(Delta):
         return self.left.shape[1]
 
     def add_to_(self, weight: Tensor) -> None:
-        left, right = (t.to(device=weight.device, dtype=weight.dtype) for t in (self.left, self.right))
+        # Row by row, as they are read from a file: a GPU's product of transposed factors may round differently.
+        left, right = (t.to(device=weight.device, dtype=weight.dtype).contiguous() for t in (self.left, self.right))
         weight.addmm_(left, right)
 
     def tensors(self) -> dict[str, Tensor]:
@@ -223,7 +224,7 @@ class MaskedDelta(Delta):
 
     def _blocks(self, dtype: torch.dtype, device: torch.device | str) -> Iterator[tuple[slice, Tensor]]:
         """ΔW some rows at a time."""
-        left, right = (t.to(device=device, dtype=dtype) for t in (self.left, self.right))
+        left, right = (t.to(device=device, dtype=dtype).contiguous() for t in (self.left, self.right))
         step = max(1, _BLOCK // self.shape[1])
         for start in range(0, self.shape[0], step):
             rows = slice(start, start + step)
@@ -281,6 +282,24 @@ def linear_update(weight_is_transposed: bool, inputs: Tensor, outputs: Tensor) -
     return LowRankDelta(left.contiguous(), right.contiguous())
 
 
+def flatten_deltas(deltas: Mapping[str, Delta]) -> dict[str, Tensor]:
+    """The deltas' tensors, named `<kind>:<field>:<parameter>`; `unflatten_deltas` gives the deltas back."""
+    return {
+        f"{delta.kind}:{field}:{parameter}": tensor
+        for parameter, delta in deltas.items()
+        for field, tensor in delta.tensors().items()
+    }
+
+
+def unflatten_deltas(tensors: Mapping[str, Tensor]) -> dict[str, Delta]:
+    """Parameter name to delta, from what `flatten_deltas` made."""
+    fields: dict[tuple[str, str], dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        kind, field, name = key.split(":", 2)
+        fields.setdefault((kind, name), {})[field] = tensor
+    return {name: KINDS[kind](**found) for (kind, name), found in fields.items()}
+
+
 def save_deltas(path: Path, deltas: Mapping[str, Delta], state: Mapping[str, Tensor] | None = None) -> str:
     """Write deltas (and an editor's accumulated state) to one safetensors file, atomically.
 
@@ -289,13 +308,7 @@ def save_deltas(path: Path, deltas: Mapping[str, Delta], state: Mapping[str, Ten
     Returns:
         The sha256 of the file's bytes.
     """
-    flat = {
-        f"{delta.kind}:{field}:{parameter}": tensor
-        for parameter, delta in deltas.items()
-        for field, tensor in delta.tensors().items()
-    }
-    flat |= {f"state::{name}": tensor for name, tensor in (state or {}).items()}
-    return save_tensors(path, flat)
+    return save_tensors(path, flatten_deltas(deltas) | {f"state::{k}": tensor for k, tensor in (state or {}).items()})
 
 
 def load_deltas(path: Path, sha256: str | None = None) -> tuple[dict[str, Delta], dict[str, Tensor]]:
@@ -304,12 +317,6 @@ def load_deltas(path: Path, sha256: str | None = None) -> tuple[dict[str, Delta]
     Raises:
         UserError: the file is missing, damaged or does not have the given sha256.
     """
-    fields: dict[tuple[str, str], dict[str, Tensor]] = {}
-    state: dict[str, Tensor] = {}
-    for key, tensor in load_tensors(path, sha256).items():
-        kind, field, name = key.split(":", 2)
-        if kind == "state":
-            state[name] = tensor
-        else:
-            fields.setdefault((kind, name), {})[field] = tensor
-    return {name: KINDS[kind](**tensors) for (kind, name), tensors in fields.items()}, state
+    flat = load_tensors(path, sha256)
+    state = {key.removeprefix("state::"): flat.pop(key) for key in list(flat) if key.startswith("state::")}
+    return unflatten_deltas(flat), state

@@ -79,6 +79,7 @@ class Ledger:
         guards: Verdicts on the edited weights.
         finish: The editor's last correction (`Editor.finish`), applied after the operations whatever their number.
         applied: How many of the operations, counted from the first, the model carries now.
+        correction: What the model carries of `finish` beside them; no further operation may start from there.
     """
 
     identity: dict[str, Any]
@@ -89,12 +90,12 @@ class Ledger:
     guards: dict[str, Any] = field(default_factory=dict)
     finish: Callable[[Mapping[str, tuple[Tensor, Tensor]]], dict[str, Delta]] = field(default=lambda weights: {})
     applied: int = 0
-    _finished: bool = False  # the weights carry a correction by `finish`, from which no further operation may start
+    correction: dict[str, Delta] = field(default_factory=dict)
 
     def restore(self) -> None:
         """Put the model back to its unedited weights, bit for bit. The operations stay in the ledger."""
         self.weights.restore()
-        self.applied, self._finished = 0, False
+        self.applied, self.correction = 0, {}
 
     def apply(self, n_operations: int | None = None) -> None:
         """Bring the model to the state after the first n operations (default: all)."""
@@ -107,20 +108,30 @@ class Ledger:
         Goes on from the operations the model carries where it can, which gives the same bits as starting anew.
         """
         operations = self.operations[:n_operations]
-        if self._finished or self.applied > len(operations):
-            self.restore()
-        for operation in operations[self.applied :]:
+        for operation in operations[self.rewind(len(operations)) :]:
             self.weights.apply(operation.deltas)
             operation.release()
             self.applied += 1
 
+    def rewind(self, n_operations: int) -> int:
+        """Restore the model if it carries what does not belong to the state after n operations.
+
+        Returns:
+            How many operations the model carries then.
+        """
+        if self.correction or self.applied > n_operations:
+            self.restore()
+        return self.applied
+
     def close(self) -> None:
         """Apply the editor's last correction for the operations the model carries now."""
-        if self._finished:
-            return
-        correction = self.finish(self.weights.changes())
+        if not self.correction:
+            self.correct(self.finish(self.weights.changes()))
+
+    def correct(self, correction: dict[str, Delta]) -> None:
+        """Apply a last correction."""
         self.weights.apply(correction)
-        self._finished = bool(correction)
+        self.correction = correction
 
     @property
     def n_edits(self) -> int:

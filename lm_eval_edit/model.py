@@ -19,6 +19,7 @@ from lm_eval_edit.corpus import load_corpus
 from lm_eval_edit.editing import EditRun, begin_editing
 from lm_eval_edit.errors import UserError
 from lm_eval_edit.ledger import Ledger
+from lm_eval_edit.parallel import Processes, SharedRun, join_processes
 from lm_eval_edit.plan import DEMO, EditPlan, make_plan
 from lm_eval_edit.second_moments import SecondMoments
 from lm_eval_edit.settings import AFTER_ALL, NAMES
@@ -55,7 +56,10 @@ class EditedHFLM(HFLM):
 
     Raises:
         ConfigurationError: every problem of the options, before the weights load.
-        EditError: an edit failed its guards.
+        EditError: an edit failed its guards, or the processes of one launch hold different weights.
+
+    Started in several processes (`accelerate launch`, `torchrun`), one model is edited in all of them: `begin`, `apply`
+    and `restore` are then called by all, in the same order. See `lm_eval_edit.parallel`.
     """
 
     def __init__(
@@ -81,9 +85,11 @@ class EditedHFLM(HFLM):
     ):
         given = locals()
         plan = make_plan(pretrained, {name: given[name] for name in NAMES}, kwargs)
+        join_processes()
         super().__init__(pretrained=plan.pretrained, **_demo_batches(pretrained, plan.model_options))
         self._refuse_offloaded()
-        self._run: EditRun | None = None
+        self._run: EditRun | SharedRun | None = None
+        self._processes = self._connect()
         self._base_fingerprint = model_fingerprint(self.model)
         self.begin(plan)
         self.apply()
@@ -95,6 +101,21 @@ class EditedHFLM(HFLM):
         """As in HFLM. The harness keeps this very dict for its results, so the demo model is named there too."""
         arg_dict.setdefault("pretrained", DEMO)
         return super().create_from_arg_obj(arg_dict, additional_config)
+
+    def _connect(self) -> Processes | None:
+        """The processes that evaluate this model together, all with the same weights; None for a single one.
+
+        The harness divides the documents among them only where it sees several GPUs; here it always does. It also
+        counts processes on each machine anew, so that two machines would do the same documents twice.
+        """
+        processes = Processes.connected()
+        if processes is not None:
+            processes.check_same_weights(self.model)
+            if not processes.is_first:
+                logger.setLevel(logging.ERROR)  # the first process says it for all
+            if hasattr(self, "accelerator"):  # not for a model object, which the harness gathers no results of
+                self._rank, self._world_size = processes.rank, processes.size
+        return processes
 
     def _refuse_offloaded(self) -> None:
         offloaded = [name for name, parameter in self.model.named_parameters() if parameter.is_meta]
@@ -117,7 +138,11 @@ class EditedHFLM(HFLM):
         """
         self.restore()
         self.plan = plan
-        self._run = None if plan.hyperparameters is None else self._begin(plan)
+        self._run = None
+        if plan.hyperparameters is not None and self._processes is not None:
+            self._run = SharedRun.begin(self._processes, self.model, lambda: self._begin(plan))
+        elif plan.hyperparameters is not None:
+            self._run = self._begin(plan)
 
     def _begin(self, plan: EditPlan) -> EditRun:
         for notice in plan.hyperparameters.notices:

@@ -101,6 +101,14 @@ def test_the_edit_takes_with_the_defaults_and_restores_bit_for_bit(dtype, lora_t
     assert same_weights(model, kept)
 
 
+@pytest.mark.parametrize("lora_type", ["lora", "adalora"])
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_the_deltas_are_numbers_that_hold_on_to_nothing(kind, lora_type):
+    ledger = edit(model_of(kind), FACTS[:1], lora_type=lora_type, num_steps=1)
+    tensors = [t for delta in ledger.operations[0].deltas.values() for t in delta.tensors().values()]
+    assert tensors and not any(t.requires_grad for t in tensors)
+
+
 def test_facts_of_a_batch_are_learnt_together():
     model, tokenizer = tiny_model(), tiny_tokenizer()
     ledger = edit(model, LEARNABLE, 2, num_steps=40, batch_size=2)

@@ -148,7 +148,10 @@ class PartialForward:
         if model.training:
             raise ValueError("editors want a model in evaluation mode: call model.eval() first")
         self.model, self.rows, self.start = model, rows, start
-        self._select_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
+        knows_columns = "logits_to_keep" in inspect.signature(model.forward).parameters
+        # A model over several devices moves every argument to its first one, so that the columns would not be found
+        # beside the hidden states they index. Right of the subject there are few: all are computed then.
+        self._select_logits = knows_columns and len({parameter.device for parameter in model.parameters()}) == 1
         self._blocks = [model.get_submodule(path) for path in architecture.blocks]
         self._block_is_tuple: list[bool] = []
         column = rows.column
@@ -185,7 +188,7 @@ class PartialForward:
             for layer, block in enumerate(self._blocks):
                 stack.callback(block.register_forward_hook(on_block(layer)).remove)
             cache = DynamicCache()
-            logits_to_keep = {"logits_to_keep": 1} if self._select_logits else {}
+            logits_to_keep = {"logits_to_keep": 1} if knows_columns else {}
             model(
                 input_ids=rows.input_ids,
                 attention_mask=rows.attention_mask,
@@ -230,7 +233,7 @@ class PartialForward:
                 **position_argument(self.model, self.rows.position_ids[:, column:]),
                 **keep,
             ).logits
-        return out if self._select_logits else out[:, wanted]
+        return out if self._select_logits else out[:, wanted.to(out.device)]
 
 
 @contextlib.contextmanager

@@ -61,6 +61,7 @@ class _Running:
     Attributes:
         forward: Over their rows alone.
         requests: (m,) which of the n they are.
+        label_rows, labels: (N,) the labels of their rows, on the device of δ like everything here: the loss is δ's.
         label_request: (N,) for each label, which of the m it belongs to.
         label_index: (N,) for each label, which of the computed columns predicts it.
         count: (m,) target tokens of a request over all its contexts.
@@ -68,18 +69,24 @@ class _Running:
 
     forward: PartialForward
     requests: Tensor
+    label_rows: Tensor
+    labels: Tensor
     label_request: Tensor
     label_index: Tensor
     count: Tensor
 
     @classmethod
     def of(cls, forward: PartialForward, requests: Tensor, rows_each: int, columns: Tensor) -> _Running:
-        label_request = forward.rows.label_rows // rows_each
+        device, rows = requests.device, forward.rows
+        label_rows = rows.label_rows.to(device)
+        label_request = label_rows // rows_each
         return cls(
             forward,
             requests,
+            label_rows,
+            rows.labels.to(device),
             label_request,
-            torch.searchsorted(columns, forward.rows.label_columns),
+            torch.searchsorted(columns, rows.label_columns).to(device),
             torch.bincount(label_request, minlength=len(requests)),
         )
 
@@ -150,7 +157,7 @@ def optimise_targets(
             first = entering[:, :1] + shifts[:, None].to(device=entering.device, dtype=entering.dtype)
             logits = forward.logits(columns, torch.cat([first, entering[:, 1:]], dim=1))
         log_probs = F.log_softmax(logits.to(device=delta.device, dtype=wide_dtype(logits.dtype)), dim=-1)  # (R, C, V)
-        nll = -log_probs[forward.rows.label_rows, running.label_index, forward.rows.labels]
+        nll = -log_probs[running.label_rows, running.label_index, running.labels]
         total = torch.zeros(len(requests), dtype=nll.dtype, device=nll.device).index_add_(0, running.label_request, nll)
         essence = log_probs[rows_each - 1 :: rows_each, subject_index]  # (m, V)
         if reference is None:  # the first pass has all requests and δ = 0: the unedited distribution

@@ -1,0 +1,200 @@
+"""Data parallel with two real processes: one edits, both have the same weights, no error leaves one of them waiting."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from lm_eval_edit import EditedHFLM
+from lm_eval_edit.plan import make_plan
+from tests.conftest import ROOT
+from tests.parallel_steps import STEPS, schedule
+from tests.support import FACTS, TEMPLATES, tiny_model, tiny_second_moments, tiny_tokenizer
+
+pytestmark = pytest.mark.slow
+
+ROME = {"layers": [1], "v_num_grad_steps": 4, "v_lr": 0.5, "v_weight_decay": 1e-3, "context_templates": TEMPLATES}
+EDITORS = {  # one of each kind of delta, and those with a state or a last correction
+    "rome": ROME,
+    "prune": ROME | {"over": "rome", "alpha": 2.0},
+    "alphaedit": {"layers": [1], "v_num_grad_steps": 4, "v_lr": 0.5, "nullspace_threshold": 0.5},
+    "kn": {"steps": 4},
+    "ft": {"layers": [1], "num_steps": 3, "lr": 1e-3},
+    "rect": ROME | {"over": "rome"},
+}
+
+# On the module path of a run: an editor like ROME, whose import changes one weight that process 1 loads.
+OTHER_EDITOR = """
+import os
+from lm_eval.models.huggingface import HFLM
+from lm_eval_edit.editors.rome import Rome
+
+class Other(Rome):
+    pass
+
+stock = HFLM._create_model
+
+def _create_model(self, *args, **kwargs):
+    stock(self, *args, **kwargs)
+    if os.environ["RANK"] == "1":
+        self.model.get_parameter("transformer.h.3.attn.c_proj.weight").data[3, 5] += 1e-3
+
+HFLM._create_model = _create_model
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def launched(*arguments: object, cwd: Path, launcher: str = "torchrun") -> subprocess.CompletedProcess:
+    """Run a module in two processes, by torchrun or by accelerate."""
+    starters = {
+        "torchrun": ["torch.distributed.run", "--nproc_per_node", 2, "--master_port", free_port()],
+        "accelerate": [
+            "accelerate.commands.launch", "--multi_gpu", "--num_processes", 2, "--main_process_port", free_port(),
+        ],
+    }  # fmt: skip
+    command = [sys.executable, "-m", *starters[launcher], "-m", *arguments]
+    env = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{cwd}", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    return subprocess.run(list(map(str, command)), env=env, cwd=cwd, capture_output=True, text=True, timeout=240)
+
+
+def results_of(folder: Path) -> dict:
+    (file,) = folder.rglob("results_*.json")
+    return json.loads(file.read_text())
+
+
+def figures(results: dict, task: str) -> dict[str, float]:
+    return {name: value for name, value in results["results"][task].items() if isinstance(value, (int, float))}
+
+
+def samples_of(folder: Path, task: str) -> dict[int, str]:
+    (file,) = folder.rglob(f"samples_{task}_*.jsonl")
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    assert len(rows) == len({row["doc_id"] for row in rows}), "no document twice"
+    return {row["doc_id"]: row["filtered_resps"] for row in rows}
+
+
+def test_two_processes_give_the_results_of_one(tmp_path):
+    tasks = ["edithurt_sst2", "edithurt_nq"]
+    command = [
+        "lm_eval_edit", "run", "--model", "edited_hf", "--model_args", "editor=rome,n_edits=3,edit_ledger=LEDGER",
+        "--tasks", ",".join(tasks), "--limit", 15, "--log_samples", "--output_path",
+    ]  # fmt: skip
+
+    def with_ledger(name):
+        return [str(word).replace("LEDGER", name) for word in [*command, name + "_out"]]
+
+    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    alone = subprocess.run([sys.executable, "-m", *with_ledger("one")], cwd=tmp_path, env=env, capture_output=True)
+    done = launched(*with_ledger("two"), cwd=tmp_path, launcher="accelerate")
+    assert alone.returncode == done.returncode == 0, done.stderr[-3000:]
+    one, two = results_of(tmp_path / "one_out"), results_of(tmp_path / "two_out")
+    assert one["config"]["edit"]["weights_fingerprint"] == two["config"]["edit"]["weights_fingerprint"]
+    assert one["n-samples"] == two["n-samples"]
+    for task in tasks:
+        assert figures(one, task) == pytest.approx(figures(two, task), rel=1e-12), "the same but for the order of sums"
+        assert samples_of(tmp_path / "one_out", task) == samples_of(tmp_path / "two_out", task)
+    assert done.stderr.count("demo data: not a benchmark result") == 1, "said once for all"
+    for index in range(3):
+        a, b = (load_file(tmp_path / name / "ops" / f"{index:05d}.safetensors") for name in ("one", "two"))
+        assert a.keys() == b.keys() and all(a[key].equal(b[key]) for key in a)
+
+
+def edited(model_args: str, cwd: Path) -> subprocess.CompletedProcess:
+    command = ["lm_eval_edit", "run", "--model", "edited_hf", "--model_args", model_args]
+    return launched(*command, "--tasks", "edithurt_sst2", "--limit", 4, cwd=cwd)
+
+
+def test_a_process_that_loaded_other_weights_is_named(tmp_path):
+    (tmp_path / "other_editor.py").write_text(OTHER_EDITOR)
+    done = edited("editor=other_editor:Other,n_edits=1", tmp_path)
+    assert done.returncode != 0 and "edithurt_sst2" not in done.stdout
+    message = "process 1 has other values than process 0 in transformer.h.3.attn.c_proj.weight. Every process must load"
+    assert message in done.stderr
+
+
+def test_an_error_of_the_first_process_ends_all_with_its_message(tmp_path):
+    done = edited("editor=rome,n_edits=1,edit_layers=1,edit_ledger=ledger", tmp_path)
+    assert done.returncode != 0 and not (tmp_path / "ledger").exists()
+    assert "rome with these options needs the second moments of transformer.h.1.mlp.c_proj" in done.stderr
+    assert "lm_eval_edit/parallel.py" not in done.stderr, "without a traceback of ours"
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("world")
+    tiny_model().save_pretrained(folder / "model")
+    tiny_tokenizer().save_pretrained(folder / "model")
+    (folder / "facts.jsonl").write_text("".join(json.dumps(fact.record()) + "\n" for fact in FACTS))
+    moments = {f"{name}.second_moment": moment.float() for name, moment in tiny_second_moments(tiny_model()).items()}
+    save_file(moments, folder / "moments.safetensors")
+    (folder / "editors.json").write_text(json.dumps(EDITORS))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def seen(world):
+    """What both processes of parallel_steps.py saw."""
+    out = world / "out"
+    out.mkdir()
+    done = launched("tests.parallel_steps", world, out, cwd=world)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [json.loads((out / f"{rank}.json").read_text()) for rank in (0, 1)]
+
+
+@pytest.fixture(scope="module")
+def alone(world):
+    """Fingerprints of a single process after n operations."""
+    lm = EditedHFLM(str(world / "model"), device="cpu")
+
+    def after(editor: str, n: int) -> str:
+        lm.begin(make_plan(lm.model, schedule(world, editor), {}))
+        lm.apply(n)
+        return lm.weights_fingerprint
+
+    return after
+
+
+@pytest.mark.parametrize("editor", EDITORS)
+def test_every_state_in_any_order_is_that_of_a_single_process(seen, alone, editor):
+    wanted = {n: alone(editor, n) for n in set(STEPS)}
+    assert len(set(wanted.values())) == len(wanted)
+    assert [seen[rank][editor] for rank in (0, 1)] == [[wanted[n] for n in STEPS]] * 2
+    assert seen[0][f"{editor} record"] == seen[1][f"{editor} record"]
+
+
+def test_both_evaluate_their_share(seen):
+    assert [seen[rank]["world"] for rank in (0, 1)] == [[0, 2], [1, 2]]
+
+
+def test_an_edit_that_fails_is_told_to_all_and_leaves_none_behind(seen, alone):
+    message = "gave values for transformer.h.1.mlp.c_proj.weight that are not finite"
+    for rank in (0, 1):
+        kind, told, restored, after = seen[rank]["BreaksAtThird"]
+        assert kind == "EditError" and message in told
+        assert (restored, after) == (alone("rome", 0), alone("rome", 2))
+    assert seen[0]["BugAtThird"][:2] == ["TypeError", "third"]
+    assert seen[1]["BugAtThird"][:2] == ["RuntimeError", "the first process failed: TypeError: third"]
+    assert seen[0]["BugAtThird"][2:] == seen[1]["BugAtThird"][2:] == [alone("rome", 0), alone("rome", 2)]
+
+
+def test_a_ledger_is_replayed_by_the_first_and_followed_by_the_others(seen, alone, world):
+    assert seen[0]["ledger"] == seen[1]["ledger"] == [alone("rome", 2), alone("rome", 4)]
+    assert len(list((world / "out" / "ledger" / "ops").glob("*.json"))) == 4
+
+
+def test_a_weight_that_changed_in_between_is_named(seen):
+    for rank in (0, 1):
+        kind, told = seen[rank]["other weights"]
+        assert kind == "EditError" and "process 1 has other values than process 0 in transformer.wpe.weight." in told
