@@ -6,6 +6,7 @@ PYTEST_ARGS ?=
 
 help:
 	@echo "make demo       install into $(VENV), edit the demo model 20 times, evaluate it on the eight tasks"
+	@echo "make figures    every method on the demo model, some minutes; writes the pictures in docs/figures"
 	@echo "make test       install, then run every test"
 	@echo "make test-fast  install, then run the tests that need no virtual environment of their own"
 	@echo "make lint       install, then check style"
@@ -25,6 +26,11 @@ $(VENV)/installed: pyproject.toml hatch_build.py constraints.txt
 demo: venv
 	$(VENV)/bin/lm_eval --model edited_hf --model_args editor=rome,n_edits=20 --tasks edithurt_suite
 
+figures: venv
+	$(VENV)/bin/lm-eval-edit sweep examples/demo_figures.yaml -o build/demo_figures
+	$(VENV)/bin/lm-eval-edit plot build/demo_figures -o docs/figures --kinds methods,tradeoff
+	$(VENV)/bin/lm-eval-edit report build/demo_figures -o build/demo_figures.html
+
 test: venv
 	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
 
@@ -38,4 +44,4 @@ clean:
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache
 	find . -name __pycache__ -not -path "./.git/*" -prune -exec rm -rf {} +
 
-.PHONY: help venv demo test test-fast lint clean
+.PHONY: help venv demo figures test test-fast lint clean
