@@ -282,6 +282,7 @@ def test_edit_quality_is_asked_before_and_after(tmp_path):
         ({"models": ["a/demo", "b/demo"]}, "several models are called demo; give each a label"),
         ({"editors": ["none"]}, "the unedited model is always evaluated"),
         ({"model_args": {"edit_seed": 1}}, "model_args.edit_seed belongs to edit_seeds"),
+        ({"model_args": {"device": "cpu"}}, "model_args.device belongs to the command (--device)"),
         ({"stop_at_perplexity": 0.5}, "want a number above 1"),
         ({"n_edits": [1.5]}, "want whole numbers of at least 0"),
         ({"batch_size": "auto"}, "a sweep does not search for one"),
@@ -322,6 +323,14 @@ def test_there_are_twelve_presets_and_each_runs_on_the_demo_as_a_plan(tmp_path):
 
 
 # ------------------------------------------------------------------------------------------------- the console script
+
+
+def test_several_processes_are_refused_before_they_write_over_each_other(tmp_path, monkeypatch):
+    from lm_eval_edit.cli import main
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(["sweep", "fig3_rome_gpt2xl", "--pretrained", "demo", "-o", str(tmp_path / "out")]) == 1
+    assert not (tmp_path / "out").exists()
 
 
 def command(*arguments: object, **how) -> subprocess.Popen:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -71,6 +72,11 @@ def run(args: argparse.Namespace) -> int:
         design = parse_design(replaced({}, {"name": "sweep", **changes}), "flags")
     if args.output is None and not args.dry_run:
         raise UserError("-o is missing: the folder for the results")
+    if int(os.environ.get("WORLD_SIZE") or 1) > 1:
+        raise UserError(
+            f"a sweep is one process, WORLD_SIZE={os.environ['WORLD_SIZE']} says there are several; start it without "
+            f"accelerate or torchrun, and spread it with --engine ray"
+        )
     if not args.dry_run and (finished := _finished(args.output, design)) is not None:
         print("\n".join([*_table(finished), "every cell is there: nothing to do", _next(args.output)]))
         return 0

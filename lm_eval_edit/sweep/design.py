@@ -312,6 +312,7 @@ _ELSEWHERE = {
     "n_edits": "n_edits",
     "edit_batch_size": "edit_batch_size",
     "batch_size": "batch_size",
+    "device": "the command (--device): it is no part of the design",
     "edit_ledger": "the output folder, where every row keeps its ledger",
 }
 
