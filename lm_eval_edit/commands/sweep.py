@@ -6,6 +6,7 @@ import argparse
 import os
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,16 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
     )
     parser.add_argument("--include_path", metavar="DIR", help="a folder with further tasks")
     parser.add_argument("--device", help="cpu, cuda:0, ...; default: a GPU where there is one")
+    parser.add_argument(
+        "--engine", choices=("local", "ray"), default="local", help="local: in this process; ray: as tasks of Ray"
+    )
+    parser.add_argument("--address", help="of a Ray cluster, or auto; default: a Ray on this machine, for this run")
+    parser.add_argument(
+        "--gpus_per_task", type=float, metavar="N", help="of a Ray task; default: 1 where the cluster has any"
+    )
+    parser.add_argument(
+        "--cpus_per_task", type=float, metavar="N", help="of a Ray task; default: 1 beside a GPU, else torch's threads"
+    )
     parser.add_argument("--dry_run", "--dry-run", action="store_true", help="print the cells and an estimate, and stop")
     return parser
 
@@ -59,6 +70,7 @@ def run(args: argparse.Namespace) -> int:
     """Run a sweep. Exit status 0 if every cell is there, 1 if one failed."""
     from lm_eval_edit.sweep.design import parse_design, read_design, replaced
 
+    _check_engine(args)
     changes = _changes(args)
     named = args.named or args.design
     if args.named and args.design:
@@ -83,6 +95,13 @@ def run(args: argparse.Namespace) -> int:
     return _run(args, design, adapt=bool(named and args.pretrained))
 
 
+def _check_engine(args: argparse.Namespace) -> None:
+    if args.engine == "local":
+        flags = ("address", "gpus_per_task", "cpus_per_task")
+        if given := [f"--{flag}" for flag in flags if getattr(args, flag) is not None]:
+            raise UserError(f"{', '.join(given)}: only with --engine ray")
+
+
 def _finished(output: Path, design: Any) -> Any | None:
     """The sweep in a folder that holds all of this design, found without torch or the harness; else None."""
     from lm_eval_edit.sweep import folder, reading
@@ -100,9 +119,10 @@ def _run(args: argparse.Namespace, design: Any, adapt: bool) -> int:
     from lm_eval.utils import setup_logging
 
     setup_logging()
-    from lm_eval_edit.sweep import checking, engine, folder, reading
+    from lm_eval_edit.sweep import checking, folder, reading
 
     output = args.output or Path("sweep")
+    compute = _engine(args)
     checked = checking.check(design, folder.SweepFolder(output), adapt=adapt, dry_run=args.dry_run)
     for notice in checked.notices:
         print(notice, file=sys.stderr)
@@ -111,12 +131,26 @@ def _run(args: argparse.Namespace, design: Any, adapt: bool) -> int:
 
         print("\n".join([*_cells(checked), *estimate_lines(checked)]))
         return 0
-    outcome = engine.run_sweep(checked, device=args.device or _device())
+    outcome = compute(checked)
     sweep = reading.load_sweep(output)
     folder.write_summary(output, lambda: reading.summary_rows(sweep))
     print("\n".join(_table(sweep)))
     print(_told(outcome, output))
     return 1 if outcome.failed else 0
+
+
+def _engine(args: argparse.Namespace) -> Callable[[Any], Any]:
+    """What computes a checked sweep; a Ray that is not there, or cannot do what is asked, is told here."""
+    if args.engine == "ray":
+        from lm_eval_edit.sweep import ray_engine
+
+        ray_engine.find_ray()
+        resources = ray_engine.Resources(args.address, args.gpus_per_task, args.cpus_per_task, args.device)
+        ray_engine.check_resources(resources)
+        return lambda checked: ray_engine.run_sweep(checked, resources)
+    from lm_eval_edit.sweep import engine
+
+    return lambda checked: engine.run_sweep(checked, device=args.device or _device())
 
 
 def _device() -> str:
@@ -180,10 +214,7 @@ def _cells(checked: Any) -> list[str]:
 
 def _table(sweep: Any) -> list[str]:
     """One line for each row and cell: how it stands, and its headline figures."""
-    grouped = {
-        task for _, cell in sweep.cells() for tasks in cell.results.get("group_subtasks", {}).values() for task in tasks
-    }
-    heads = [*sweep.groups(), *(task for task in sweep.tasks() if task not in grouped)][:4]
+    heads = sweep.groups() or sweep.tasks()[:3]
     lines = []
     for _, cell in sweep.cells():
         where = str(cell.folder.relative_to(sweep.root))

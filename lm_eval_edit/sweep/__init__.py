@@ -8,5 +8,7 @@ evaluation  one loaded model, evaluated again and again on the same tasks
 collapse    whether a model still models language at all
 worker      one loaded model: edit a row to a checkpoint, evaluate a cell
 engine      all rows of a sweep in this process
+ray_engine  the same as Ray tasks, on this machine or a cluster
+ray_tasks   what a Ray worker does
 reading     a sweep's folder as values, for plots and reports
 """

@@ -1,0 +1,148 @@
+"""What a Ray worker does for a sweep: edit a schedule, evaluate a cell. `ray_engine` hands these out.
+
+A worker process holds one loaded model, for all tasks that it is given of that model. Nothing but small values travels:
+edits lie in the ledgers of the sweep's folder, figures in its cells, and the design is checked anew where it is used.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from lm_eval_edit.errors import UserError
+from lm_eval_edit.sweep import checking
+from lm_eval_edit.sweep.design import Design, Row
+from lm_eval_edit.sweep.engine import told
+from lm_eval_edit.sweep.folder import Cell, SweepFolder
+from lm_eval_edit.sweep.worker import Checkpoint, Worker
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every task of one run of a sweep has in common.
+
+    Attributes:
+        run: Names the run; what a worker holds of another one is not used.
+        folder: The sweep's folder, absolute: every node must see it there.
+        cwd: The driver's working directory; relative paths in the design are relative to it.
+        adapt: As in `checking.check`.
+        device: As HFLM takes it.
+        threads: Of torch on the CPU: sums are split by threads, and so are their last bits.
+    """
+
+    run: str
+    design: Design
+    folder: str
+    cwd: str
+    adapt: bool
+    device: str
+    threads: int
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a task gives back.
+
+    Attributes:
+        value: Its result; None if it failed.
+        loads: Models loaded for it.
+        error: Why it failed, in one line.
+        details: The same with the traceback.
+        fatal: Nothing that follows could be kept either: the folder cannot be written.
+    """
+
+    value: Any = None
+    loads: int = 0
+    error: str | None = None
+    details: str = ""
+    fatal: bool = False
+
+
+_job: str | None = None
+_checked: checking.Checked | None = None
+_worker: Worker | None = None
+
+
+def edit(job: Job, label: str, row_name: str, counts: tuple[int, ...], wanted: list[int]) -> Answer:
+    """Bring a model through the wanted checkpoints of a schedule; its edits are then in its ledger.
+
+    Returns:
+        (n_edits, `Checkpoint` or error) for each in turn, up to the first at which the model has collapsed.
+    """
+
+    def through(worker: Worker) -> list[tuple[int, Checkpoint | str]]:
+        row, schedule = _find(worker, row_name, counts)
+        reached: list[tuple[int, Checkpoint | str]] = []
+        for n_edits in wanted:
+            try:
+                checkpoint = worker.edit_to(row, schedule, n_edits)
+            except Exception as error:
+                if _fatal(error):
+                    raise
+                reached.append((n_edits, told(error)))
+                continue
+            reached.append((n_edits, checkpoint))
+            if checkpoint.collapsed:
+                break
+        worker.lm.restore()
+        return reached
+
+    return _answer(job, label, through)
+
+
+def evaluate(job: Job, cell: Cell, counts: tuple[int, ...] | None = None, reached: Checkpoint | None = None) -> Answer:
+    """Evaluate a cell and store it: unedited, or at a checkpoint that `edit` has reached. Returns its status."""
+
+    def compute(worker: Worker) -> str:
+        if reached is None:
+            return worker.evaluate_unedited(cell)
+        row, schedule = _find(worker, cell.row.name, counts)
+        worker.edit_to(row, schedule, cell.n_edits)
+        return worker.evaluate(cell, reached)
+
+    return _answer(job, cell.model, compute)
+
+
+def _answer(job: Job, label: str, compute: Callable[[Worker], Any]) -> Answer:
+    loads = 0
+    try:
+        if not _holds(job, label):
+            _load(job, label)
+            loads = 1
+        return Answer(compute(_worker), loads)
+    except Exception as error:
+        return Answer(None, loads, told(error), traceback.format_exc(), _fatal(error))
+
+
+def _holds(job: Job, label: str) -> bool:
+    return _job == job.run and _worker is not None and _worker.model.label == label
+
+
+def _load(job: Job, label: str) -> None:
+    global _job, _checked, _worker
+    _worker = None
+    gc.collect()  # a model held in cycles would keep its memory while the next one is loaded
+    torch.set_num_threads(job.threads)
+    if os.path.isdir(job.cwd):
+        os.chdir(job.cwd)
+    if _job != job.run:
+        _checked = checking.check(job.design, SweepFolder(job.folder), adapt=job.adapt)
+        _job = job.run
+    model = next(model for model in _checked.design.models if model.label == label)
+    _worker = Worker(_checked, model, job.device)
+
+
+def _find(worker: Worker, row_name: str, counts: tuple[int, ...]) -> tuple[Row, checking.Schedule]:
+    label = worker.model.label
+    row = next(row for row in worker.checked.rows if (row.model.label, row.name) == (label, row_name))
+    return row, next(s for s in worker.checked.schedules[label, row_name] if s.checkpoints == counts)
+
+
+def _fatal(error: Exception) -> bool:
+    return isinstance(error, UserError) and isinstance(error.__cause__, OSError)
