@@ -43,19 +43,20 @@ def main() -> int:
     parser.add_argument("--limit", type=int, help="documents per task")
     arguments = parser.parse_args()
     limit = ["--limit", str(arguments.limit)] if arguments.limit else []
-    program = [sys.executable, "-m", "lm_eval_edit"]
+    scripts = Path(sys.executable).parent
+    ours, stock = str(scripts / "lm-eval-edit"), str(scripts / "lm_eval")  # installed beside this interpreter
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch)
         counts = list(map(str, arguments.n_edits))
         sweep = timed(
-            [*program, "sweep", "--pretrained", "demo", "--editors", "rome", "--n_edits", *counts, "--device", "cpu",
+            [ours, "sweep", "--pretrained", "demo", "--editors", "rome", "--n_edits", *counts, "--device", "cpu",
              *limit, "-o", str(out / "sweep")]
         )  # fmt: skip
         runs = []
         for n in arguments.n_edits:
             editor = f"editor=rome,n_edits={n}" if n else "editor=none"
             runs.append(timed(
-                [*program, "run", "--model", "edited_hf", "--model_args", f"pretrained=demo,{editor}", "--tasks",
+                [stock, "run", "--model", "edited_hf", "--model_args", f"pretrained=demo,{editor}", "--tasks",
                  "edithurt_suite", "--device", "cpu", "--batch_size", "32", *limit, "--log_samples", "--output_path",
                  str(out / f"run{n}")]
             ))  # fmt: skip
