@@ -214,7 +214,10 @@ def _cells(checked: Any) -> list[str]:
 
 def _table(sweep: Any) -> list[str]:
     """One line for each row and cell: how it stands, and its headline figures."""
-    heads = sweep.groups() or sweep.tasks()[:3]
+    grouped = {
+        task for _, cell in sweep.cells() for tasks in cell.results.get("group_subtasks", {}).values() for task in tasks
+    }
+    heads = [*sweep.groups(), *(task for task in sweep.tasks() if task not in grouped)][:4]
     lines = []
     for _, cell in sweep.cells():
         where = str(cell.folder.relative_to(sweep.root))
