@@ -23,7 +23,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from lm_eval_edit.delta import Delta, flatten_deltas, unflatten_deltas
-from lm_eval_edit.editing import EditError, EditRun
+from lm_eval_edit.editing import EditError, EditRun, NotFiniteError
 from lm_eval_edit.errors import UserError
 from lm_eval_edit.ledger import Ledger, Operation
 from lm_eval_edit.weights import EditedWeights, parameter_sums
@@ -146,7 +146,8 @@ class Processes:
 def _portable(error: Exception) -> Exception:
     """An error as the other processes raise it: without its traceback, of a class they can be sure to have."""
     if isinstance(error, UserError):
-        return (EditError if isinstance(error, EditError) else UserError)(str(error))
+        kind = next(kind for kind in (NotFiniteError, EditError, UserError) if isinstance(error, kind))
+        return kind(str(error))
     return RuntimeError(f"the first process failed: {type(error).__name__}: {error}")
 
 
