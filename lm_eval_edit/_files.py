@@ -1,4 +1,4 @@
-"""Files that are either whole or absent: atomic writes, hashes, JSON with errors that name the line."""
+"""Files that are either whole or absent: atomic writes, hashes, JSON and YAML with errors that name the line."""
 
 from __future__ import annotations
 
@@ -69,6 +69,22 @@ def parse_json(text: str, path: Path, first_line: int = 1) -> Any:
     except json.JSONDecodeError as error:
         line = first_line + error.lineno - 1
         raise UserError(f"{path}, line {line}: not JSON ({error.msg} at column {error.colno})") from None
+
+
+def read_yaml(path: Path) -> Any:
+    """Read one YAML document (JSON is YAML too).
+
+    Raises:
+        UserError: the file is missing, or is not YAML (file and line named).
+    """
+    import yaml
+
+    try:
+        return yaml.safe_load(read_text(path))
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        raise UserError(f"{path}{line}: not YAML ({getattr(error, 'problem', error)})") from None
 
 
 def read_records(path: Path) -> Iterator[tuple[int, Any]]:

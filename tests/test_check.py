@@ -217,7 +217,7 @@ def test_an_error_of_our_own_is_no_pass_and_no_regression(base, tmp_path, capsys
         ("tasks: t", "tasks: want a mapping, got 't'"),
         ("alpha: small", "alpha=small: want a number"),
         ("- 1", "want a mapping with some of max_drop"),
-        ("max_drop: [", "is not YAML: while parsing"),
+        ("max_drop: [", "gate.yaml, line 1: not YAML"),
     ],
 )
 def test_unusable_gates(check, tmp_path, text, message):

@@ -93,8 +93,9 @@ def run(args: argparse.Namespace) -> int:
 def _gate(args: argparse.Namespace) -> Any:
     """The gate of the file, the command line's limits over those of the file."""
     from lm_eval_edit import check
+    from lm_eval_edit._files import read_yaml
 
-    gate = check.read_gate(_yaml(args.config), str(args.config)) if args.config else check.Gate()
+    gate = check.read_gate(read_yaml(args.config), str(args.config)) if args.config else check.Gate()
     given = {name: getattr(args, name) for name in ("max_drop", "min_recovery", "alpha", "seed")}
     floors = dict(gate.floors)
     for text in args.min:
@@ -104,14 +105,3 @@ def _gate(args: argparse.Namespace) -> Any:
         except ValueError:
             raise UserError(f"--min {text}: want NAME=VALUE, such as efficacy.em=0.9") from None
     return dataclasses.replace(gate, **{k: v for k, v in given.items() if v is not None}, floors=floors)
-
-
-def _yaml(file: Path) -> Any:
-    import yaml
-
-    from lm_eval_edit._files import read_text
-
-    try:
-        return yaml.safe_load(read_text(file))
-    except yaml.YAMLError as error:
-        raise UserError(f"{file} is not YAML: {' '.join(str(error).split())}") from None

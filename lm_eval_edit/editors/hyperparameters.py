@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 from transformers import PretrainedConfig
 
-from lm_eval_edit._files import read_text
+from lm_eval_edit._files import read_yaml
 from lm_eval_edit.editors.base import Editor, option_names
 from lm_eval_edit.errors import UserError, nearest
 
@@ -79,12 +79,7 @@ def read_options_file(path: str | Path) -> dict[str, Any]:
         UserError: missing file, not YAML (line named), or not a mapping.
     """
     path = Path(path).expanduser()
-    try:
-        content = yaml.safe_load(read_text(path))
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
-        raise UserError(f"{path}{where}: not YAML ({getattr(error, 'problem', error)})") from None
+    content = read_yaml(path)
     if not isinstance(content, Mapping):
         raise UserError(f"{path}: want a mapping of hyper-parameters (v_lr: 0.5, ...); got {type(content).__name__}")
     return dict(content)
