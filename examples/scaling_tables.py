@@ -23,7 +23,8 @@ from lm_eval_edit.cost_sweeps import row_operations, sweep_cost
 from lm_eval_edit.cost_work import DEVICES, Device, Shape
 from lm_eval_edit.editors.base import find_editor
 from lm_eval_edit.editors.hyperparameters import presets, resolve
-from lm_eval_edit.sweep.design import Design, parse_design, preset_names, read_design
+from lm_eval_edit.sweep.design import Design
+from lm_eval_edit.sweep.parsing import parse_design, preset_names, read_design
 
 FILE = Path(__file__).resolve().parents[1] / "docs" / "scaling.md"
 BEGIN, END = "<!-- {}: written by examples/scaling_tables.py -->", "<!-- end of {} -->"

@@ -24,6 +24,12 @@ class ConfigurationError(UserError):
         super().__init__(f"lm-eval-edit: {head} in the configuration\n" + "\n".join(f"  - {p}" for p in self.problems))
 
 
+def in_one_line(error: BaseException) -> str:
+    """An exception as its class and the first line of its message."""
+    text = str(error).strip()
+    return f"{type(error).__name__}: {text.splitlines()[0] if text else 'no message'}"
+
+
 def nearest(name: str, accepted: Iterable[str]) -> str:
     """`" Did you mean 'x'?"` for the accepted name closest to `name`, else the empty string."""
     found = difflib.get_close_matches(name, list(accepted), n=1, cutoff=0.6)

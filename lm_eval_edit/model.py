@@ -13,6 +13,7 @@ from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
 from transformers import PreTrainedModel
 
+from lm_eval_edit import demo
 from lm_eval_edit.architecture import Architecture
 from lm_eval_edit.collect import collect_second_moments
 from lm_eval_edit.corpus import load_corpus
@@ -20,7 +21,7 @@ from lm_eval_edit.editing import EditRun, begin_editing
 from lm_eval_edit.errors import UserError
 from lm_eval_edit.ledger import Ledger
 from lm_eval_edit.parallel import Processes, SharedRun, join_processes
-from lm_eval_edit.plan import DEMO, EditPlan, make_plan
+from lm_eval_edit.plan import EditPlan, make_plan
 from lm_eval_edit.second_moments import SecondMoments
 from lm_eval_edit.settings import AFTER_ALL, NAMES
 from lm_eval_edit.states import answer_by_state
@@ -39,7 +40,7 @@ def _demo_batches(pretrained: str | PreTrainedModel, options: Mapping[str, Any])
     The command line always sends one, 1 unless told otherwise, and one prompt at a time takes the demo minutes.
     """
     options = dict(options)
-    if isinstance(pretrained, str) and pretrained == DEMO and options.get("batch_size") in (None, 1, "1"):
+    if isinstance(pretrained, str) and pretrained == demo.NAME and options.get("batch_size") in (None, 1, "1"):
         logger.info("the demo model is evaluated in batches of %d", DEMO_BATCH_SIZE)
         options["batch_size"] = DEMO_BATCH_SIZE
     return options
@@ -64,7 +65,7 @@ class EditedHFLM(HFLM):
 
     def __init__(
         self,
-        pretrained: str | PreTrainedModel = DEMO,
+        pretrained: str | PreTrainedModel = demo.NAME,
         *,
         editor: str | None = "none",
         n_edits: int = 1,
@@ -99,7 +100,7 @@ class EditedHFLM(HFLM):
         cls, arg_dict: dict[str, Any], additional_config: dict[str, Any] | None = None
     ) -> EditedHFLM:
         """As in HFLM. The harness keeps this very dict for its results, so the demo model is named there too."""
-        arg_dict.setdefault("pretrained", DEMO)
+        arg_dict.setdefault("pretrained", demo.NAME)
         return super().create_from_arg_obj(arg_dict, additional_config)
 
     def _connect(self) -> Processes | None:

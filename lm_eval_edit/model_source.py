@@ -11,8 +11,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from lm_eval_edit import demo
 from lm_eval_edit.errors import UserError
 
-DEMO = "demo"
-
 
 def describe_source(model: PreTrainedModel) -> dict[str, Any]:
     """`pretrained` (demo, a folder, a hub id; None for a model that was not loaded), `revision` and `dtype`.
@@ -21,17 +19,12 @@ def describe_source(model: PreTrainedModel) -> dict[str, Any]:
     """
     name = model.name_or_path
     if name and Path(name).is_dir():
-        name = DEMO if Path(name).samefile(demo.CHECKPOINT) else str(Path(name).resolve())
+        name = demo.NAME if Path(name).samefile(demo.CHECKPOINT) else str(Path(name).resolve())
     return {
         "pretrained": name or None,
         "revision": getattr(model.config, "_commit_hash", None),
         "dtype": str(model.dtype).removeprefix("torch."),
     }
-
-
-def checkpoint_of(pretrained: str) -> str:
-    """What from_pretrained takes for `pretrained`, which may be demo."""
-    return str(demo.CHECKPOINT) if pretrained == DEMO else pretrained
 
 
 def load_source(
@@ -53,7 +46,7 @@ def load_source(
     Raises:
         UserError: there is no such model, or no such device.
     """
-    source = checkpoint_of(pretrained)
+    source = demo.loadable(pretrained)
     common: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     if not Path(source).is_dir():
         common["revision"] = revision or "main"

@@ -24,8 +24,6 @@ from lm_eval_edit.second_moments import SecondMoments
 from lm_eval_edit.settings import EditSettings, parse_settings, unknown_option_problems
 from lm_eval_edit.tasklib.sources import check_data_dir
 
-DEMO = "demo"
-
 _HFLM_OPTIONS = tuple(inspect.signature(HFLM).parameters)
 
 #: Options that HFLM hands on to from_pretrained. Attributes of the model's configuration are accepted too.
@@ -99,7 +97,7 @@ def draft_plan(
 ) -> tuple[EditPlan, list[str]]:
     """The plan as far as the options allow, and all their problems as sentences; see `make_plan`."""
     settings, problems = parse_settings(ours)
-    source = _source(pretrained)
+    source = demo.loadable(pretrained)
     problems += _uneditable(others)
     config, found = model_config(source, others)
     problems += found
@@ -130,7 +128,7 @@ def planned_editor(
     Args:
         pretrained, settings, others: As for `make_plan`; `others` may hold more than options.
     """
-    config, _ = model_config(_source(pretrained), others)
+    config, _ = model_config(demo.loadable(pretrained), others)
     given, _ = _given(settings)
     _, direct = _split(settings.editor, given, others)
     if settings.editor == "none" or config is None:
@@ -140,10 +138,6 @@ def planned_editor(
     except UserError:
         return None
     return hyperparameters.editor if hyperparameters else None
-
-
-def _source(pretrained: str | PreTrainedModel) -> str | PreTrainedModel:
-    return str(demo.CHECKPOINT) if isinstance(pretrained, str) and pretrained == DEMO else pretrained
 
 
 def _uneditable(others: Mapping[str, Any]) -> list[str]:

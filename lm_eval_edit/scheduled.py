@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from lm_eval_edit import demo
 from lm_eval_edit.facts import Fact, Facts, SkippedFact, load_facts
 from lm_eval_edit.schedule import EditSchedule
 from lm_eval_edit.settings import EditSettings
-from lm_eval_edit.tasklib.arguments import DEMO, is_demo
+from lm_eval_edit.tasklib.arguments import is_demo
 
 if TYPE_CHECKING:
     from lm_eval_edit.editors.base import Editor
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 def default_dataset(model: Any) -> str:
     """The facts of a run that names none: the demo's for the demo model (or no model), else ZsRE."""
-    return DEMO if model is None or is_demo(model) else "zsre"
+    return demo.NAME if model is None or is_demo(model) else "zsre"
 
 
 def usable(facts: Facts, editor: Editor) -> Facts:

@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from lm_eval_edit.sweep.design import Design, Row, parse_design, read_design
+from lm_eval_edit.sweep.design import Design, Row
 from lm_eval_edit.sweep.folder import COLLAPSED, DONE, FAILED, Cell, SweepFolder, write_summary
+from lm_eval_edit.sweep.parsing import parse_design, read_design
 from lm_eval_edit.sweep.reading import load_sweep, summary_rows
 from lm_eval_edit.tasklib.catalogue import GROUP, TASKS
 from tests.results_files import sample

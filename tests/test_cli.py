@@ -10,8 +10,8 @@ import pytest
 
 from lm_eval_edit import cli
 from lm_eval_edit.commands import run as run_command
-from lm_eval_edit.commands._tasks import list_tasks
 from lm_eval_edit.errors import ConfigurationError, UserError
+from lm_eval_edit.our_tasks import PREFIX, all_ours, list_tasks
 from tests.conftest import ROOT
 from tests.helpers import TOY_TASK, python
 
@@ -20,7 +20,7 @@ from tests.helpers import TOY_TASK, python
 def checkout(tmp_path_factory) -> Path:
     """Our code beside two tasks of its own, installed nowhere."""
     root = tmp_path_factory.mktemp("checkout")
-    ignore = shutil.ignore_patterns("demo", "__pycache__")
+    ignore = shutil.ignore_patterns("checkpoint", "__pycache__")  # a megabyte or ten that no command here reads
     shutil.copytree(ROOT / "lm_eval_edit", root / "lm_eval_edit", ignore=ignore)
     shutil.copy(ROOT / "pyproject.toml", root)
     tasks = root / "tasks"
@@ -73,7 +73,7 @@ def test_stock_command_does_not_know_them(checkout):
     ],
 )
 def test_when_the_default_index_is_left_out(tasks, verdict):
-    assert run_command.all_ours(tasks, {"edithurt_suite", "edithurt_ner"}) is verdict
+    assert all_ours(tasks, {"edithurt_suite", "edithurt_ner"}) is verdict
 
 
 @pytest.mark.parametrize("tasks", ["edithurt_ner,edithurt_rte", ["edithurt_ner", "edithurt_rte"]])
@@ -88,7 +88,7 @@ def test_tasks_may_stand_in_a_configuration_file(tmp_path, tasks):
 
 def test_misspelt_task_of_ours():
     with pytest.raises(UserError, match=r"is called 'edithurt_suit'\. Did you mean 'edithurt_suite'\?"):
-        run_command.all_ours(["hellaswag", "edithurt_suit"], ["edithurt_suite"])
+        all_ours(["hellaswag", "edithurt_suit"], ["edithurt_suite"])
 
 
 def test_run_hands_everything_on():
@@ -106,7 +106,7 @@ def test_ls_tasks(checkout):
 @pytest.mark.skipif(not any(ROOT.glob("tasks/**/*.yaml")), reason="tasks/ has no YAML file")
 def test_every_task_says_what_it_is():
     for entry in list_tasks(ROOT / "tasks"):
-        assert entry.name.startswith(run_command.PREFIX)
+        assert entry.name.startswith(PREFIX)
         assert 10 <= len(entry.description) <= 100, f"{entry.path.name}: begin with a comment, one short sentence"
 
 

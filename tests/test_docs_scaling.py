@@ -9,7 +9,7 @@ import pytest
 from lm_eval_edit.cost import estimate, known_tasks
 from lm_eval_edit.cost_sweeps import row_operations, sweep_cost
 from lm_eval_edit.cost_work import Shape
-from lm_eval_edit.sweep.design import parse_design, preset_names, read_design
+from lm_eval_edit.sweep.parsing import parse_design, preset_names, read_design
 from tests.conftest import ROOT
 
 SHAPE = Shape(1000, 4, 8, 16, 50, 8, 200)

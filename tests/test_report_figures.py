@@ -20,8 +20,8 @@ from lm_eval_edit.report.comparing import compare_sweep
 from lm_eval_edit.report.settings import command, design_yaml
 from lm_eval_edit.report.tables import model_tables
 from lm_eval_edit.results import load_run
-from lm_eval_edit.sweep.design import parse_design
 from lm_eval_edit.sweep.folder import COLLAPSED, DONE
+from lm_eval_edit.sweep.parsing import parse_design
 from lm_eval_edit.sweep.reading import load_sweep
 from tests.html_pages import Page
 from tests.results_files import sample, samples

@@ -19,7 +19,7 @@ from lm_eval_edit.editing import NotFiniteError
 from lm_eval_edit.editors.rome import Rome
 from lm_eval_edit.model import EditedHFLM
 from lm_eval_edit.sweep import checking, engine, folder
-from lm_eval_edit.sweep.design import parse_design, preset_names, read_design
+from lm_eval_edit.sweep.parsing import parse_design, preset_names, read_design
 from lm_eval_edit.sweep.reading import load_sweep
 
 SMALL = {

@@ -9,8 +9,9 @@ import re
 import datasets
 import pytest
 
+from lm_eval_edit import demo
 from lm_eval_edit.errors import ConfigurationError, UserError
-from lm_eval_edit.tasklib import arguments, hub, layouts, sources
+from lm_eval_edit.tasklib import hub, layouts, sources
 from lm_eval_edit.tasklib.catalogue import TASKS
 from tests.test_tasks_prompts import CASES
 
@@ -116,7 +117,7 @@ def test_another_split_is_not_taken(write, tmp_path):
         ({"pretrained": object()}, "hub"),
         ({"pretrained": "gpt2", "data_dir": "demo"}, "demo"),
         ({"pretrained": "demo"}, "demo"),
-        ({"pretrained": str(arguments.DEMO_FOLDER / "checkpoint")}, "demo"),
+        ({"pretrained": str(demo.CHECKPOINT)}, "demo"),
         ({"pretrained": None}, "demo"),
         ({"pretrained": "none", "editor": "rome", "n_edits": 20}, "demo"),
         ({}, "demo"),

@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from lm_eval_edit import demo
 from lm_eval_edit.architecture import Architecture, linear_shape
 from lm_eval_edit.commands._editors import shown
 from lm_eval_edit.commands._layout import columns
 from lm_eval_edit.editing import check_second_moments
 from lm_eval_edit.errors import UserError
-from lm_eval_edit.plan import DEMO, EditPlan, draft_plan
+from lm_eval_edit.plan import EditPlan, draft_plan
 from lm_eval_edit.settings import NAMES
 from lm_eval_edit.weights import wide_dtype
 
@@ -31,7 +32,7 @@ def validation(options: Mapping[str, Any]) -> tuple[list[str], list[str]]:
         (lines to print, problems as sentences).
     """
     others = dict(options)
-    pretrained = others.pop("pretrained", DEMO)
+    pretrained = others.pop("pretrained", demo.NAME)
     ours = {name: others.pop(name) for name in NAMES if name in others}
     plan, problems = draft_plan(pretrained, ours, others)
     rows: list[tuple[str, str]] = []

@@ -7,6 +7,7 @@ import json
 import sys
 from pathlib import Path
 
+from lm_eval_edit.commands._names import names
 from lm_eval_edit.errors import UserError
 
 FORMATS = ("table", "markdown", "json", "csv")
@@ -32,11 +33,6 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
     parser.add_argument("--flips", metavar="FILE", type=Path, help="write the documents that changed, as JSONL")
     parser.add_argument("--format", choices=FORMATS, default="table", help="(default: %(default)s)")
     return parser
-
-
-def names(given: str | None) -> list[str] | None:
-    """Names separated by commas; None where nothing is given."""
-    return None if given is None else [name.strip() for name in given.split(",") if name.strip()]
 
 
 def run(args: argparse.Namespace) -> int:

@@ -24,7 +24,7 @@ class Listing(NamedTuple):
 
 
 def _tasks() -> Iterable[str]:
-    from lm_eval_edit.commands._tasks import list_tasks
+    from lm_eval_edit.our_tasks import list_tasks
 
     entries = list_tasks()
     width = max((len(entry.name) for entry in entries), default=0)
@@ -51,7 +51,7 @@ def _editor(name: str) -> Iterable[str]:
 
 def _presets() -> Iterable[str]:
     from lm_eval_edit.commands._layout import columns
-    from lm_eval_edit.sweep.design import preset_names, read_design
+    from lm_eval_edit.sweep.parsing import preset_names, read_design
 
     return columns((name, read_design(name, {}).description) for name in preset_names())
 

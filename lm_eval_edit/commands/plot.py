@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from lm_eval_edit.commands._names import names
 from lm_eval_edit.errors import ConfigurationError, nearest
 
 
@@ -32,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
     from lm_eval_edit.sweep.folder import writing
     from lm_eval_edit.sweep.reading import load_sweep
 
-    kinds, formats = _names(args.kinds), _names(args.format) or []
+    kinds, formats = names(args.kinds), names(args.format) or []
     accepted = [("--kinds", kinds or [], list(KINDS)), ("--format", formats, list(FORMATS))]
     problems = [
         f"{option} {word}: not known.{nearest(word, known)} Known are {', '.join(known)}"
@@ -44,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     if problems:
         raise ConfigurationError(problems)
     sweep = load_sweep(args.folder)
-    choice = choose(sweep, _names(args.tasks), args.metric)
+    choice = choose(sweep, names(args.tasks), args.metric)
     pictures = figures(sweep, kinds=kinds, choice=choice)
     folder = args.output or args.folder / "plots"
     for picture in pictures:
@@ -59,7 +60,3 @@ def run(args: argparse.Namespace) -> int:
     for line in [*choice.notices, *gaps(sweep)]:
         print(line, file=sys.stderr)
     return 0
-
-
-def _names(given: str | None) -> list[str] | None:
-    return None if given is None else [name.strip() for name in given.split(",") if name.strip()]

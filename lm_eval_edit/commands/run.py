@@ -7,13 +7,7 @@ no `.pth` files, or to skip the 5-10 seconds in which the harness indexes its 14
 from __future__ import annotations
 
 import argparse
-import fnmatch
 import sys
-from collections.abc import Collection, Sequence
-
-from lm_eval_edit.errors import UserError, nearest
-
-PREFIX = "edithurt_"  # every name of ours starts so, no name of the harness's does
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParser:
@@ -37,34 +31,19 @@ def run(args: argparse.Namespace) -> int:
     from lm_eval.utils import setup_logging
 
     from lm_eval_edit import _hooks
+    from lm_eval_edit.our_tasks import all_ours, our_names
 
     setup_logging()
     harness = HarnessCLI()
     harness_args = harness.parse_args()
     _hooks.connect()
     # Tasks of the user's own may build on built-in ones, whatever they are called.
-    if not given(harness_args, "include_path") and all_ours(given(harness_args, "tasks"), _our_names()):
+    if not given(harness_args, "include_path") and all_ours(given(harness_args, "tasks"), our_names()):
         with _hooks.only_our_tasks():
             harness.execute(harness_args)
     else:
         harness.execute(harness_args)
     return 0
-
-
-def all_ours(tasks: Sequence[str], ours: Collection[str]) -> bool:
-    """Whether each of `tasks`, names or patterns such as `edithurt_*`, can only mean names among `ours`.
-
-    Raises:
-        UserError: a name with our prefix that is not one of ours; the message gives the nearest one.
-    """
-    with_our_prefix = [task for task in tasks if task.startswith(PREFIX) and not task.endswith(".yaml")]
-    for task in with_our_prefix:
-        if not fnmatch.filter(ours, task):
-            raise UserError(
-                f"lm-eval-edit: no task or group is called {task!r}.{nearest(task, ours)} "
-                "`lm-eval-edit ls tasks` lists them all."
-            )
-    return 0 < len(tasks) == len(with_our_prefix)
 
 
 def given(harness_args: argparse.Namespace, option: str) -> list[str]:
@@ -76,9 +55,3 @@ def given(harness_args: argparse.Namespace, option: str) -> list[str]:
         value = EvaluatorConfig.load_yaml_config(harness_args.config).get(option)
     values = [value] if isinstance(value, str) else value or ()
     return [name for item in values for name in str(item).split(",")]
-
-
-def _our_names() -> set[str]:
-    from lm_eval_edit.commands._tasks import list_tasks
-
-    return {task.name for task in list_tasks()}

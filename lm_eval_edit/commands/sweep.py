@@ -68,7 +68,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
 
 def run(args: argparse.Namespace) -> int:
     """Run a sweep. Exit status 0 if every cell is there, 1 if one failed."""
-    from lm_eval_edit.sweep.design import parse_design, read_design, replaced
+    from lm_eval_edit.sweep.parsing import parse_design, read_design, replaced
 
     _check_engine(args)
     changes = _changes(args)

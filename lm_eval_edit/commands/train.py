@@ -48,9 +48,10 @@ def run(args: argparse.Namespace) -> int:
     from lm_eval_edit import demo
     from lm_eval_edit.editors.mend_training import train_mend
     from lm_eval_edit.facts import load_facts
+    from lm_eval_edit.scheduled import default_dataset
 
-    facts = load_facts(args.data or ("demo" if args.model == "demo" else "zsre"), args.data_dir)
-    source = str(demo.CHECKPOINT) if args.model == "demo" else args.model
+    facts = load_facts(args.data or default_dataset(args.model), args.data_dir)
+    source = demo.loadable(args.model)
     if args.dtype not in ("auto", "float32", "bfloat16", "float16"):
         raise UserError(f"--dtype {args.dtype}: want auto, float32, bfloat16 or float16")
     try:

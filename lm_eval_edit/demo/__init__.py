@@ -15,6 +15,10 @@ Importing this package reads no file and imports no library.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
+
+NAME = "demo"
+"""What `pretrained`, `edit_dataset` and `data_dir` call this world's model, facts and tasks."""
 
 CHECKPOINT: Path = Path(__file__).parent / "checkpoint"
 """Folder of the Hugging Face checkpoint, its tokenizer and its MLP key statistics."""
@@ -43,4 +47,10 @@ CONTEXT_TEMPLATES: tuple[str, ...] = (
 )
 """Context templates for ROME: the bare prompt first, then ten short sentences of this world before it."""
 
-__all__ = ["CHECKPOINT", "CONTEXT_TEMPLATES", "DATA", "MEND_ARCHIVE", "SECOND_MOMENTS"]
+
+def loadable(pretrained: Any) -> Any:
+    """What from_pretrained takes for `pretrained`: this checkpoint for `demo`, anything else as it is."""
+    return str(CHECKPOINT) if isinstance(pretrained, str) and pretrained == NAME else pretrained
+
+
+__all__ = ["CHECKPOINT", "CONTEXT_TEMPLATES", "DATA", "MEND_ARCHIVE", "NAME", "SECOND_MOMENTS", "loadable"]

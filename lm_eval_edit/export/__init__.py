@@ -20,6 +20,7 @@ from typing import Any
 
 from torch import Tensor
 
+from lm_eval_edit import demo
 from lm_eval_edit._files import read_json, write_bytes, write_json
 from lm_eval_edit.errors import ConfigurationError, UserError
 from lm_eval_edit.export import card
@@ -29,7 +30,6 @@ from lm_eval_edit.export.deltas import read_deltas, write_deltas
 from lm_eval_edit.export.edited import Edited, load, select
 from lm_eval_edit.export.selfcheck import ExportError, Verdict, compare, last_logits, prompts_of
 from lm_eval_edit.export.sums import sum_deltas
-from lm_eval_edit.model_source import checkpoint_of
 from lm_eval_edit.versions import versions
 from lm_eval_edit.weights import EditedWeights, parameter_sums, wide_dtype
 
@@ -226,7 +226,7 @@ class _Job:
             write_checkpoint(self.edited.model, self.tokenizer, folder)
             self.edited.release()  # the check loads a model of the same size
         elif self.to == "peft":
-            write_adapter(self.edited.model, self.adapter, folder, checkpoint_of(self.record["base"]["pretrained"]))
+            write_adapter(self.edited.model, self.adapter, folder, demo.loadable(self.record["base"]["pretrained"]))
         else:
             about = {name: self.record[name] for name in ("base", "fingerprint")}
             write_deltas(folder, {name: total.delta() for name, total in self.sums.items()}, about)

@@ -7,8 +7,8 @@ from typing import Any
 
 import yaml
 
+from lm_eval_edit import demo
 from lm_eval_edit.export.adapter import vllm_rank
-from lm_eval_edit.model_source import checkpoint_of
 
 RECORD = "lm_eval_edit_export.json"
 FORMAT = 1
@@ -22,7 +22,7 @@ def commands(record: Mapping[str, Any], folder: str) -> list[str]:
         return [f"lm_eval --model {engine} --model_args pretrained={folder} --tasks ..." for engine in ("hf", "vllm")]
     if to != "peft":
         return []
-    common = f"pretrained={checkpoint_of(base['pretrained'])}"
+    common = f"pretrained={demo.loadable(base['pretrained'])}"
     if base["revision"]:
         common += f",revision={base['revision']}"
     limit = vllm_rank(record["adapter"]["rank"])

@@ -1,6 +1,7 @@
 """Sweeps: models x editors x data sets x edit seeds x checkpoints, evaluated on tasks, as a folder of standard results.
 
-design      what a sweep is: a checked value, from a YAML file, a preset or flags; its rows and cells
+design      what a sweep is: models, methods, checkpoints, and the rows they make
+parsing     designs from YAML files, presets and flags, checked as far as they alone can be
 presets/    the paper's figures 3-8, one design for each panel
 folder      the folder a sweep writes: where everything lies, which cells are there, whole and undamaged
 checking    everything that can be known before a model loads: every problem, plans for every row

@@ -10,7 +10,7 @@ from lm_eval_edit import demo
 from lm_eval_edit.editing import batch_problems
 from lm_eval_edit.editors.base import find_editor
 from lm_eval_edit.errors import ConfigurationError, UserError
-from lm_eval_edit.plan import DEMO, EditPlan, draft_plan, model_config
+from lm_eval_edit.plan import EditPlan, draft_plan, model_config
 from lm_eval_edit.settings import NAMES
 from lm_eval_edit.sweep.design import Design, Model, Row
 from lm_eval_edit.sweep.evaluation import find_tasks
@@ -115,8 +115,7 @@ def check(design: Design, folder: SweepFolder, *, adapt: bool = False, dry_run: 
     rows, schedules, left_out = [], {}, {}
     for model in design.models:
         args = loading_args(design, model)
-        source = str(demo.CHECKPOINT) if model.pretrained == DEMO else model.pretrained
-        config, found = model_config(source, args)
+        config, found = model_config(demo.loadable(model.pretrained), args)
         if config is None:
             (notices if dry_run else problems).extend(
                 f"{line}: its rows are not checked" if dry_run else line for line in found

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from tqdm.auto import tqdm
 
 from lm_eval_edit._files import read_json
-from lm_eval_edit.errors import UserError
+from lm_eval_edit.errors import UserError, in_one_line
 from lm_eval_edit.sweep.checking import Checked
 from lm_eval_edit.sweep.design import Model, Row
 from lm_eval_edit.sweep.folder import COLLAPSED, DONE, FAILED, Cell
@@ -128,7 +128,7 @@ def _run_model(
     except Exception as error:
         logger.exception("model %s could not be loaded", model.label)
         for cell in cells:
-            mark(checked, cell, FAILED, told(error))
+            mark(checked, cell, FAILED, in_one_line(error))
             done(cell, FAILED)
         return
     outcome.loads += 1
@@ -171,11 +171,5 @@ def _guarded(checked: Checked, cell: Cell, compute: Callable[[], str]) -> str:
         if isinstance(error, UserError) and isinstance(error.__cause__, OSError):
             raise  # the folder cannot be written: nothing that follows could be kept
         logger.exception("%s failed", cell.path)
-        mark(checked, cell, FAILED, told(error))
+        mark(checked, cell, FAILED, in_one_line(error))
         return FAILED
-
-
-def told(error: BaseException) -> str:
-    """An exception in one line."""
-    text = str(error).strip()
-    return f"{type(error).__name__}: {text.splitlines()[0] if text else 'no message'}"

@@ -10,7 +10,7 @@ from lm_eval_edit.cost_work import DEVICES, Shape
 from lm_eval_edit.editors.base import find_editor
 from lm_eval_edit.editors.hyperparameters import resolve
 from lm_eval_edit.errors import UserError
-from lm_eval_edit.plan import DEMO, model_config
+from lm_eval_edit.plan import model_config
 from lm_eval_edit.sweep.checking import Checked, loading_args
 from lm_eval_edit.sweep.design import Model, Row
 
@@ -30,8 +30,7 @@ def estimate_lines(checked: Checked, device: str = "h100") -> list[str]:
     """Prompts, tokens, FLOP and time of the whole design in a few lines; what cannot be estimated is said."""
     configs: dict[str, Any] = {}
     for model in checked.design.models:
-        source = str(demo.CHECKPOINT) if model.pretrained == DEMO else model.pretrained
-        config, _ = model_config(source, loading_args(checked.design, model))
+        config, _ = model_config(demo.loadable(model.pretrained), loading_args(checked.design, model))
         configs[model.label] = config or _published(model.pretrained)
         if configs[model.label] is None:
             return [f"no estimate: the configuration of {model.pretrained} is not known here"]

@@ -26,9 +26,9 @@ from lm_eval.tasks import TaskManager
 from lm_eval.utils import handle_non_serializable, hash_string, sanitize_list
 
 from lm_eval_edit import _hooks
-from lm_eval_edit.commands.run import all_ours
-from lm_eval_edit.errors import UserError, nearest
+from lm_eval_edit.errors import UserError, in_one_line, nearest
 from lm_eval_edit.model import EditedHFLM
+from lm_eval_edit.our_tasks import all_ours, our_names
 from lm_eval_edit.tasklib import editing_documents
 
 logger = logging.getLogger("lm_eval_edit")
@@ -58,15 +58,9 @@ class Evaluation:
 def task_manager(names: Sequence[str], include_path: str | None, metadata: Mapping[str, Any]) -> TaskManager:
     """The harness's index of tasks; of ours alone, which is a thousand times quicker, where no other is asked for."""
     _hooks.connect()
-    ours = include_path is None and all_ours(names, _our_names())
+    ours = include_path is None and all_ours(names, our_names())
     with _hooks.only_our_tasks() if ours else nullcontext():
         return TaskManager(include_path=include_path, metadata=dict(metadata))
-
-
-def _our_names() -> set[str]:
-    from lm_eval_edit.commands._tasks import list_tasks
-
-    return {task.name for task in list_tasks()}
 
 
 def find_tasks(names: Sequence[str], include_path: str | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -144,7 +138,7 @@ class Evaluator:
                 for key, value in self._load(manager, self.about_schedule).items():
                     loaded[key] = {**loaded.get(key, {}), **value}
             except Exception as error:  # a task of a group may fail in many ways; the others go on
-                failed |= dict.fromkeys(self.about_schedule, _told(error))
+                failed |= dict.fromkeys(self.about_schedule, in_one_line(error))
         started = time.time()
         tracker = GeneralConfigTracker()
         tracker.log_experiment_args(_hooks.MODEL_TYPE, dict(model_args), None, None, False)
@@ -187,8 +181,8 @@ class Evaluator:
                 try:
                     self._harness({"tasks": {name: task}, "groups": {}, "group_map": {}})
                 except Exception as error:
-                    logger.warning("task %s failed: %s", name, _told(error))
-                    failed[name] = _told(error)
+                    logger.warning("task %s failed: %s", name, in_one_line(error))
+                    failed[name] = in_one_line(error)
             if not failed:  # each works alone: what failed is the evaluation as such
                 raise first
             kept = {name: task for name, task in loaded["tasks"].items() if name not in failed}
@@ -232,11 +226,6 @@ class Evaluator:
             add_env_info(self._environment)
             self._environment["git_hash"] = get_git_commit_hash()
         return self._environment[key]
-
-
-def _told(error: Exception) -> str:
-    text = str(error).strip()
-    return f"{type(error).__name__}: {text.splitlines()[0] if text else 'no message'}"
 
 
 @contextmanager

@@ -22,10 +22,10 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from lm_eval_edit.errors import UserError
+from lm_eval_edit.errors import UserError, in_one_line
 from lm_eval_edit.sweep import ray_tasks
 from lm_eval_edit.sweep.checking import Checked, Schedule
-from lm_eval_edit.sweep.engine import Outcome, claim, collapsed_before, missing, told
+from lm_eval_edit.sweep.engine import Outcome, claim, collapsed_before, missing
 from lm_eval_edit.sweep.folder import COLLAPSED, FAILED, Cell
 from lm_eval_edit.sweep.worker import mark
 
@@ -123,7 +123,7 @@ def _connected(ray: Any, address: str | None) -> Iterator[None]:
         ray.init(address=address or "local", log_to_driver=False, logging_level=logging.WARNING, **own)
     except (ConnectionError, ValueError, RuntimeError) as error:
         where = "on this machine" if address is None else f"at --address {address}"
-        raise UserError(f"there is no Ray {where}: {told(error)}. `ray status` tells about a cluster") from error
+        raise UserError(f"there is no Ray {where}: {in_one_line(error)}. `ray status` tells about a cluster") from error
     try:
         yield
     finally:
@@ -173,7 +173,7 @@ class _Run:
             try:
                 answer = self.ray.get(first)
             except Exception as error:  # Ray gave up on it: the worker was lost again and again
-                answer = ray_tasks.Answer(error=told(error), details=str(error))
+                answer = ray_tasks.Answer(error=in_one_line(error), details=str(error))
             if answer.fatal:
                 raise UserError(answer.error.partition(": ")[2])
             self.outcome.loads += answer.loads

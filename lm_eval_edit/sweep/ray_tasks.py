@@ -15,10 +15,9 @@ from typing import Any
 
 import torch
 
-from lm_eval_edit.errors import UserError
+from lm_eval_edit.errors import UserError, in_one_line
 from lm_eval_edit.sweep import checking
 from lm_eval_edit.sweep.design import Design, Row
-from lm_eval_edit.sweep.engine import told
 from lm_eval_edit.sweep.folder import Cell, SweepFolder
 from lm_eval_edit.sweep.worker import Checkpoint, Worker
 
@@ -85,7 +84,7 @@ def edit(job: Job, label: str, row_name: str, counts: tuple[int, ...], wanted: l
             except Exception as error:
                 if _fatal(error):
                     raise
-                reached.append((n_edits, told(error)))
+                reached.append((n_edits, in_one_line(error)))
                 continue
             reached.append((n_edits, checkpoint))
             if checkpoint.collapsed:
@@ -117,7 +116,7 @@ def _answer(job: Job, label: str, compute: Callable[[Worker], Any]) -> Answer:
             loads = 1
         return Answer(compute(_worker), loads)
     except Exception as error:
-        return Answer(None, loads, told(error), traceback.format_exc(), _fatal(error))
+        return Answer(None, loads, in_one_line(error), traceback.format_exc(), _fatal(error))
 
 
 def _holds(job: Job, label: str) -> bool:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-DEMO = "demo"
-DEMO_FOLDER = Path(__file__).resolve().parents[1] / "demo"
+from lm_eval_edit import demo
 
 # Arguments under which the harness's model types name their model, `hf` first.
 _MODEL_ARGUMENTS = ("pretrained", "model", "path", "engine")
@@ -19,7 +18,7 @@ def given(value: Any) -> bool:
 
 def is_demo(model: Any) -> bool:
     """Whether this is the demo's model: the word `demo`, or the path of its checkpoint."""
-    return isinstance(model, str) and (model == DEMO or Path(model).resolve() == DEMO_FOLDER / "checkpoint")
+    return isinstance(model, str) and (model == demo.NAME or Path(model).resolve() == demo.CHECKPOINT.resolve())
 
 
 def named_model(metadata: dict[str, Any]) -> Any:

@@ -18,6 +18,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from lm_eval_edit import demo
 from lm_eval_edit.errors import ConfigurationError, UserError
 from lm_eval_edit.facts import Fact, Facts, in_clear
 from lm_eval_edit.scheduled import operations, read_scheduled
@@ -59,10 +60,10 @@ def scheduled_facts(metadata: Mapping[str, Any]) -> tuple[Facts, list[Fact]]:
         )
     editor = None
     if settings.editor != "none":
-        from lm_eval_edit.plan import DEMO, planned_editor  # imports torch
+        from lm_eval_edit.plan import planned_editor  # imports torch
 
         others = {name: value for name, value in metadata.items() if name not in NAMES}
-        editor = planned_editor(model if model is not None else DEMO, settings, others)
+        editor = planned_editor(model if model is not None else demo.NAME, settings, others)
     facts = read_scheduled(settings, model, editor)
     return facts, [fact for operation in operations(settings, facts) for fact in operation]
 

@@ -15,7 +15,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from lm_eval_edit.tasklib import arguments
+from lm_eval_edit import demo
 from lm_eval_edit.tasklib.arguments import given, named_model
 
 logger = logging.getLogger(__name__)
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 Document = dict[str, Any]
 Prompt = Callable[[Document], str]
 
-DEMO_CHECKPOINT = arguments.DEMO_FOLDER / "checkpoint"
+DEMO_CHECKPOINT = demo.CHECKPOINT
 _DEFAULT_LENGTH = 2048  # HFLM's
 _UNSET_LENGTH = int(1e15)  # transformers' way to say that a tokenizer has no length is a number beyond this
 _LENGTH_NAMES = ("n_positions", "max_position_embeddings", "n_ctx")

@@ -15,14 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lm_eval_edit import demo
 from lm_eval_edit.errors import ConfigurationError, UserError
-from lm_eval_edit.tasklib import arguments, documents, hub, layouts, prompts, shorten
-from lm_eval_edit.tasklib.arguments import DEMO, given, named_model
+from lm_eval_edit.tasklib import documents, hub, layouts, prompts, shorten
+from lm_eval_edit.tasklib.arguments import given, named_model
 from lm_eval_edit.tasklib.catalogue import TASKS
 
 logger = logging.getLogger(__name__)
 
-DEMO_DATA = arguments.DEMO_FOLDER / "data"
+DEMO_DATA = demo.DATA
 SUITE = "edithurt_suite"
 
 
@@ -42,7 +43,7 @@ class Source:
 
 def folder_of(data_dir: Any) -> Path:
     """The folder that `data_dir` means."""
-    return DEMO_DATA if data_dir == DEMO else Path(str(data_dir)).expanduser()
+    return DEMO_DATA if data_dir == demo.NAME else Path(str(data_dir)).expanduser()
 
 
 def resolve(task: str, metadata: dict[str, Any]) -> Source:
@@ -59,7 +60,7 @@ def resolve(task: str, metadata: dict[str, Any]) -> Source:
     if not given(data_dir):
         if named_model(metadata) is not None:
             return Source(task, "hub", None)
-        data_dir = DEMO
+        data_dir = demo.NAME
     if problems := check_data_dir(data_dir):
         raise UserError(problems[0])
     folder = folder_of(data_dir)
@@ -67,7 +68,7 @@ def resolve(task: str, metadata: dict[str, Any]) -> Source:
     if found is None:
         looked = "\n".join(f"  - {candidate.path}" for candidate in layouts.candidates(task, folder))
         raise UserError(f"data_dir={data_dir} holds no data for {task}; looked for\n{looked}")
-    return Source(task, DEMO if data_dir == DEMO else f"folder:{found.layout}", found)
+    return Source(task, demo.NAME if data_dir == demo.NAME else f"folder:{found.layout}", found)
 
 
 def check_data_dir(data_dir: Any) -> list[str]:
@@ -124,7 +125,7 @@ def load(task: str, metadata: dict[str, Any]) -> tuple[list[documents.Document],
     if source.found is None:
         records, name = hub.load(task)
     else:
-        if source.name == DEMO:
+        if source.name == demo.NAME:
             _warn_demo()
         records, name = layouts.read(task, source.found), source.name
         provenance = {"file": str(source.found.path), "sha256": _sha256(source.found.path)}

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import fnmatch
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
 from lm_eval_edit._hooks import tasks_dir
+from lm_eval_edit.errors import UserError, nearest
+
+PREFIX = "edithurt_"  # every name of ours starts so, no name of the harness's does
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,27 @@ def list_tasks(folder: Path | None = None) -> list[TaskEntry]:
         if isinstance(config.get(kind), str):
             entries.append(TaskEntry(config[kind], kind, _first_sentence(text), path))
     return sorted(entries, key=lambda entry: (entry.kind, entry.name))
+
+
+def our_names() -> set[str]:
+    """The names of all our tasks and groups."""
+    return {task.name for task in list_tasks()}
+
+
+def all_ours(tasks: Sequence[str], ours: Collection[str]) -> bool:
+    """Whether each of `tasks`, names or patterns such as `edithurt_*`, can only mean names among `ours`.
+
+    Raises:
+        UserError: a name with our prefix that is not one of ours; the message gives the nearest one.
+    """
+    with_our_prefix = [task for task in tasks if task.startswith(PREFIX) and not task.endswith(".yaml")]
+    for task in with_our_prefix:
+        if not fnmatch.filter(ours, task):
+            raise UserError(
+                f"lm-eval-edit: no task or group is called {task!r}.{nearest(task, ours)} "
+                "`lm-eval-edit ls tasks` lists them all."
+            )
+    return 0 < len(tasks) == len(with_our_prefix)
 
 
 def _first_sentence(text: str) -> str:
