@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -56,34 +58,75 @@ def local(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.slow
-def test_ray_stores_what_one_process_stores_also_when_a_worker_is_killed(local, tmp_path):
+@pytest.fixture
+def two_nodes():
+    """The address of a Ray cluster of two nodes, each with room for one task, started as if by somebody else."""
     pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster
+
+    node = {"num_cpus": 1, "object_store_memory": 100 * 2**20, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args=node)
+    cluster.add_node(num_cpus=1, object_store_memory=100 * 2**20)
+    yield cluster.address
+    cluster.shutdown()
+
+
+def sweep_with_a_loss(out: Path, task: str, flags: tuple[str, ...], when: Callable[[], bool]) -> int:
+    """Run the sweep with Ray and kill, once, a worker that runs `task` while `when` holds; returns how many cells were
+    there when it died."""
     import psutil
 
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, *SWEEP, "-o", str(tmp_path / "ray"), "--engine", "ray"]
-    with open(tmp_path / "log", "w") as log, subprocess.Popen(command, env=env, cwd=ROOT, stderr=log) as process:
-        killed = False
+    command = [sys.executable, *SWEEP, "-o", str(out), "--engine", "ray", *flags]
+    there = None
+    with open(out.parent / "log", "w") as log, subprocess.Popen(command, env=env, cwd=ROOT, stderr=log) as process:
         deadline = time.monotonic() + 280
         while process.poll() is None and time.monotonic() < deadline:
-            # The first edit is stored: one worker is in the middle of a schedule, which its successor goes on with.
-            if not killed and list((tmp_path / "ray").glob("demo/*/edits/ops/*.json")):
-                for child in psutil.Process(process.pid).children(recursive=True):
-                    if "ray::edit" in " ".join(child.cmdline()):
-                        os.kill(child.pid, signal.SIGKILL)
-                        killed = True
-                        break
+            if there is None and when():
+                # A task's worker has its name: a child of the sweep's own Ray, or of the cluster this test has started.
+                for child in psutil.Process().children(recursive=True):
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        if f"ray::{task}" in " ".join(child.cmdline()):
+                            there = len(list(out.glob("demo/**/cell.json")))
+                            os.kill(child.pid, signal.SIGKILL)
+                            break
             time.sleep(0.05)
         if process.poll() is None:
             process.terminate()
-    assert killed, "no editing worker was seen"
-    assert process.returncode == 0, (tmp_path / "log").read_text()
-    found, wanted = content(tmp_path / "ray"), content(local)
+    assert there is not None, f"no worker that runs {task} was seen"
+    assert process.returncode == 0, (out.parent / "log").read_text()
+    return there
+
+
+def assert_same(found: dict[str, object], wanted: dict[str, object]) -> None:
     assert len([name for name in wanted if name.endswith("cell.json")]) == 5
     assert found.keys() == wanted.keys()
     for name in wanted:
         assert found[name] == wanted[name], name
+
+
+@pytest.mark.slow
+def test_a_worker_killed_between_two_edits(local, tmp_path):
+    pytest.importorskip("ray")
+    out = tmp_path / "ray"
+    # The first edit is stored: one worker is in the middle of a schedule, which its successor goes on with.
+    sweep_with_a_loss(out, "edit", (), lambda: any(out.glob("demo/*/edits/ops/*.json")))
+    assert_same(content(out), content(local))
+
+
+@pytest.mark.slow
+def test_a_worker_killed_while_it_evaluates_on_a_cluster_of_two_nodes(local, tmp_path, two_nodes):
+    out = tmp_path / "ray"
+    # The unedited cell is there and a schedule has been edited to its end: what is evaluated now replays its edits.
+    edited = "demo/*/edits/ops/*19.json"
+    there = sweep_with_a_loss(
+        out,
+        "evaluate",
+        ("--address", two_nodes),
+        lambda: (out / "demo/unedited/cell.json").exists() and any(out.glob(edited)),
+    )
+    assert 1 <= there < 5
+    assert_same(content(out), content(local))
 
 
 def test_without_ray_the_error_names_the_extra(tmp_path):
