@@ -92,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
     if not args.dry_run and (finished := _finished(args.output, design)) is not None:
         print("\n".join([*_table(finished), "every cell is there: nothing to do", _next(args.output)]))
         return 0
-    return _run(args, design, adapt=bool(named and args.pretrained))
+    return _run(args, design)
 
 
 def _check_engine(args: argparse.Namespace) -> None:
@@ -115,7 +115,7 @@ def _finished(output: Path, design: Any) -> Any | None:
     return None
 
 
-def _run(args: argparse.Namespace, design: Any, adapt: bool) -> int:
+def _run(args: argparse.Namespace, design: Any) -> int:
     from lm_eval.utils import setup_logging
 
     setup_logging()
@@ -123,7 +123,7 @@ def _run(args: argparse.Namespace, design: Any, adapt: bool) -> int:
 
     output = args.output or Path("sweep")
     compute = _engine(args)
-    checked = checking.check(design, folder.SweepFolder(output), adapt=adapt, dry_run=args.dry_run)
+    checked = checking.check(design, folder.SweepFolder(output), dry_run=args.dry_run)
     for notice in checked.notices:
         print(notice, file=sys.stderr)
     if args.dry_run:

@@ -12,7 +12,7 @@ from lm_eval_edit.editors.base import find_editor
 from lm_eval_edit.errors import ConfigurationError, UserError
 from lm_eval_edit.plan import EditPlan, draft_plan, model_config
 from lm_eval_edit.settings import NAMES
-from lm_eval_edit.sweep.design import Design, Model, Row
+from lm_eval_edit.sweep.design import LEAVE_OUT, Design, Model, Row
 from lm_eval_edit.sweep.evaluation import find_tasks
 from lm_eval_edit.sweep.folder import Cell, SweepFolder
 from lm_eval_edit.tasklib import editing_documents, sources
@@ -38,7 +38,6 @@ class Checked:
     Attributes:
         rows: Its rows, with the checkpoints that can be reached.
         schedules: Row name below its model -> its schedules.
-        left_out: Row name -> checkpoint -> why it cannot be reached.
         general, about_schedule: The tasks about the model, and those about the rows' own facts.
         notices: What the user should know.
     """
@@ -47,7 +46,6 @@ class Checked:
     folder: SweepFolder
     rows: list[Row]
     schedules: dict[tuple[str, str], list[Schedule]]
-    left_out: dict[str, dict[int, str]]
     general: tuple[str, ...]
     about_schedule: tuple[str, ...]
     notices: list[str] = field(default_factory=list)
@@ -94,12 +92,10 @@ def draft(args: Mapping[str, Any]) -> tuple[EditPlan, list[str]]:
     return draft_plan(args["pretrained"], ours, others)
 
 
-def check(design: Design, folder: SweepFolder, *, adapt: bool = False, dry_run: bool = False) -> Checked:
+def check(design: Design, folder: SweepFolder, *, dry_run: bool = False) -> Checked:
     """Check a design as far as it can be without weights.
 
     Args:
-        adapt: The design was made for another model: checkpoints beyond the facts there are are left out, with a
-            notice, instead of refused.
         dry_run: A model whose configuration cannot be had (no network) gives a notice.
 
     Raises:
@@ -112,7 +108,7 @@ def check(design: Design, folder: SweepFolder, *, adapt: bool = False, dry_run: 
         general, about_schedule = find_tasks(design.tasks, design.include_path)
     except UserError as error:
         problems.append(str(error))
-    rows, schedules, left_out = [], {}, {}
+    rows, schedules = [], {}
     for model in design.models:
         args = loading_args(design, model)
         config, found = model_config(demo.loadable(model.pretrained), args)
@@ -129,15 +125,15 @@ def check(design: Design, folder: SweepFolder, *, adapt: bool = False, dry_run: 
                 problems += _without_model(row)
                 schedules[model.label, row.name] = [Schedule(counts, None) for counts in row.schedules()]
             else:
-                row, beyond = _reachable(design, row) if adapt else (row, {})
-                if beyond:
-                    left_out[row.name] = beyond
-                    notices.append(f"{row.name}: {', '.join(map(str, beyond))} left out: {next(iter(beyond.values()))}")
+                row = _reachable(design, row) if design.too_few_facts == LEAVE_OUT else row
+                if row.left_out:
+                    beyond, why = ", ".join(map(str, row.left_out)), next(iter(row.left_out.values()))
+                    notices.append(f"{row.name}: {beyond} left out: {why}")
                 schedules[model.label, row.name] = _plans(design, folder, row, about_schedule, problems)
             rows.append(row)
     if problems:
         raise ConfigurationError(dict.fromkeys(problems))
-    return Checked(design, folder, rows, schedules, left_out, general, about_schedule, notices)
+    return Checked(design, folder, rows, schedules, general, about_schedule, notices)
 
 
 def _problems(look: Any) -> list[str]:
@@ -159,15 +155,15 @@ def _without_model(row: Row) -> list[str]:
         return [str(error)]
 
 
-def _reachable(design: Design, row: Row) -> tuple[Row, dict[int, str]]:
-    """The row with the checkpoints for which there are facts, and the others with the reason."""
+def _reachable(design: Design, row: Row) -> Row:
+    """The row with the checkpoints for which there are facts, the others left out; as it was if there are for none."""
     plan, _ = draft(row_args(design, row, row.checkpoints[0]))
     if plan.facts is None:
-        return row, {}
+        return row
     usable = len(plan.facts) - plan.settings.edit_offset
     beyond = {n: f"{plan.facts.source} has {usable} usable facts" for n in row.checkpoints if n > usable}
     kept = tuple(n for n in row.checkpoints if n not in beyond)
-    return (replace(row, checkpoints=kept), beyond) if kept else (row, {})
+    return replace(row, checkpoints=kept, left_out=beyond) if kept else row
 
 
 def _plans(

@@ -47,9 +47,7 @@ class Outcome:
 
 def claim(checked: Checked) -> None:
     """Make the folder this sweep's."""
-    checked.folder.claim(
-        checked.design, checked.rows, checked.left_out, checked.about_schedule, about_model=bool(checked.general)
-    )
+    checked.folder.claim(checked.design, checked.rows, checked.about_schedule, about_model=bool(checked.general))
 
 
 def missing(checked: Checked) -> list[Cell]:

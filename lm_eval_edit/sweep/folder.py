@@ -104,14 +104,12 @@ class SweepFolder:
         self,
         design: Design,
         rows: Sequence[Row],
-        left_out: Mapping[str, Mapping[int, str]],
         about_schedule: Sequence[str] = (),
         about_model: bool = True,
     ) -> None:
         """Create the folder for a design, or take up one that holds it. `check` has been passed.
 
         Args:
-            left_out: Row name -> checkpoint -> why it cannot be reached.
             about_schedule: The tasks about the rows' own facts, which are also asked before the edits.
             about_model: Whether there are other tasks, for which the unedited model is evaluated.
 
@@ -137,7 +135,7 @@ class SweepFolder:
                     "edit_seed": row.edit_seed,
                     "edit_batch_size": row.edit_batch_size,
                     "checkpoints": list(row.checkpoints),
-                    "left_out": {str(n): why for n, why in left_out.get(row.name, {}).items()},
+                    "left_out": {str(n): why for n, why in row.left_out.items()},
                 }
                 for row in rows
             ],

@@ -11,7 +11,7 @@ from typing import Any
 from lm_eval_edit._files import read_yaml
 from lm_eval_edit.demo import NAME as DEMO
 from lm_eval_edit.errors import ConfigurationError, UserError, nearest
-from lm_eval_edit.sweep.design import ALL, Design, Method, Model, safe
+from lm_eval_edit.sweep.design import ALL, LEAVE_OUT, REFUSE, Design, Method, Model, safe
 
 PRESETS = Path(__file__).parent / "presets"
 
@@ -116,6 +116,12 @@ def _truth(value: Any) -> bool:
     return value
 
 
+def _too_few(value: Any) -> str:
+    if value not in (REFUSE, LEAVE_OUT):
+        raise ValueError(f"got {value!r}, want {REFUSE} or {LEAVE_OUT}")
+    return value
+
+
 _READERS: dict[str, Callable[[Any], Any]] = {
     "name": lambda value: safe(str(value)),
     "description": str,
@@ -131,6 +137,7 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "batch_size": lambda value: _whole(value, 1, "a whole number of at least 1 (a sweep does not search for one)"),
     "model_args": _mapping,
     "stop_at_perplexity": _optional(_ratio),
+    "too_few_facts": _too_few,
     "log_samples": _truth,
     "include_path": _optional(str),
     "figure": _mapping,
@@ -244,7 +251,10 @@ def read_design(source: str | Path, changes: Mapping[str, Any]) -> Design:
 
 
 def replaced(given: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """`given` with the keys of `changes`; checkpoints of one kind replace those of the other."""
+    """`given` with the keys of `changes`; checkpoints of one kind replace those of the other.
+
+    A design given another model goes as far as there are facts that one's editors can edit.
+    """
     given = dict(given)
     if changes.keys() & {"n_edits", "n_operations"}:
         given.pop("n_edits", None)
@@ -252,6 +262,8 @@ def replaced(given: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, 
     models = changes.get("models")
     if models is not None and given.get("models") != models:
         given.pop("published", None)  # the paper's values are of the paper's model
+        if "models" in given:
+            given["too_few_facts"] = LEAVE_OUT
         # The demo model knows no fact of ZsRE.
         if _list(models) == [DEMO] and "datasets" not in changes:
             given["datasets"] = [DEMO]

@@ -153,8 +153,7 @@ class _Run:
         self.options = {"num_cpus": cpus, "num_gpus": gpus, "max_retries": RETRIES}
         device = resources.device or ("cuda" if gpus else "cpu")
         root = str(Path(checked.folder.root).resolve())
-        adapt = bool(checked.left_out)
-        job = ray_tasks.Job(uuid.uuid4().hex, checked.design, root, os.getcwd(), adapt, device, threads)
+        job = ray_tasks.Job(uuid.uuid4().hex, checked.design, root, os.getcwd(), device, threads)
         self.job = ray.put(job)
 
     def run(self, todo: list[Cell]) -> None:

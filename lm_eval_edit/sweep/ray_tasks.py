@@ -30,7 +30,6 @@ class Job:
         run: Names the run; what a worker holds of another one is not used.
         folder: The sweep's folder, absolute: every node must see it there.
         cwd: The driver's working directory; relative paths in the design are relative to it.
-        adapt: As in `checking.check`.
         device: As HFLM takes it.
         threads: Of torch on the CPU: sums are split by threads, and so are their last bits.
     """
@@ -39,7 +38,6 @@ class Job:
     design: Design
     folder: str
     cwd: str
-    adapt: bool
     device: str
     threads: int
 
@@ -131,7 +129,7 @@ def _load(job: Job, label: str) -> None:
     if os.path.isdir(job.cwd):
         os.chdir(job.cwd)
     if _job != job.run:
-        _checked = checking.check(job.design, SweepFolder(job.folder), adapt=job.adapt)
+        _checked = checking.check(job.design, SweepFolder(job.folder))
         _job = job.run
     model = next(model for model in _checked.design.models if model.label == label)
     _worker = Worker(_checked, model, job.device)
