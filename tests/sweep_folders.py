@@ -73,7 +73,7 @@ def write_sweep(
                 folder.write(cell, {"status": state, "reason": "edithurt_sst2: RuntimeError: out of memory"})
             elif state == DONE:
                 folder.write(cell, {"status": state, "reason": None}, *_cell(design, row, n, tasks, documents))
-    write_summary(root, lambda: summary_rows(load_sweep(root)))
+    write_summary(root, summary_rows(load_sweep(root)))
     return root
 
 

@@ -18,34 +18,10 @@ from lm_eval_edit import ConfigurationError, EditError, UserError
 from lm_eval_edit.editing import NotFiniteError
 from lm_eval_edit.editors.rome import Rome
 from lm_eval_edit.model import EditedHFLM
-from lm_eval_edit.sweep import checking, engine, folder
+from lm_eval_edit.sweep import checking, folder
 from lm_eval_edit.sweep.parsing import parse_design, preset_names, read_design, replaced
 from lm_eval_edit.sweep.reading import load_sweep
-
-SMALL = {
-    "models": "demo", "editors": "rome", "n_edits": [0, 1, 3], "tasks": ["edithurt_sst2", "edithurt_boolq"], "limit": 6,
-    "model_args": {"v_num_grad_steps": 3},
-}  # fmt: skip
-
-
-def sweep(root: Path, **changes) -> engine.Outcome:
-    design = parse_design(SMALL | changes, "the test")
-    checked = checking.check(design, folder.SweepFolder(root))
-    return engine.run_sweep(checked, device="cpu", progress=False)
-
-
-def figures(root: Path) -> dict[str, dict]:
-    """Path of a cell -> everything in its results that must not depend on when and how it was computed."""
-    out = {}
-    for _, cell in load_sweep(root).cells():
-        results = cell.results
-        samples = {file.name.split("_2")[0]: file.read_text() for file in sorted(cell.folder.glob("samples_*.jsonl"))}
-        edit = {k: v for k, v in cell.edit.items() if k not in ("seconds_per_edit", "ledger")}
-        out[str(cell.folder.relative_to(root))] = {
-            "results": results.get("results"), "samples": samples, "edit": edit, "status": cell.status,
-            "hashes": results.get("task_hashes"),
-        }  # fmt: skip
-    return out
+from tests.small_sweeps import SMALL, figures, sweep
 
 
 @pytest.fixture(scope="module")
@@ -281,8 +257,8 @@ def test_edit_quality_is_asked_before_and_after(tmp_path):
         ({"edit_batch_size": 2, "n_edits": [1, 4]}, "1 end within a batch of 2"),
         ({"models": ["a/demo", "b/demo"]}, "several models are called demo; give each a label"),
         ({"editors": ["none"]}, "the unedited model is always evaluated"),
-        ({"model_args": {"edit_seed": 1}}, "model_args.edit_seed belongs to edit_seeds"),
-        ({"model_args": {"device": "cpu"}}, "model_args.device belongs to the command (--device)"),
+        ({"model_args": {"edit_seed": 1}}, "model_args: edit_seed belongs to edit_seeds"),
+        ({"model_args": {"device": "cpu"}}, "model_args: device belongs to the command (--device)"),
         ({"stop_at_perplexity": 0.5}, "want a number above 1"),
         ({"n_edits": [1.5]}, "want whole numbers of at least 0"),
         ({"batch_size": "auto"}, "a sweep does not search for one"),

@@ -11,6 +11,7 @@ from lm_eval_edit.editing import batch_problems
 from lm_eval_edit.editors.base import find_editor
 from lm_eval_edit.errors import ConfigurationError, UserError
 from lm_eval_edit.plan import EditPlan, draft_plan, model_config
+from lm_eval_edit.second_moments import SecondMoments
 from lm_eval_edit.settings import NAMES
 from lm_eval_edit.sweep.design import LEAVE_OUT, Design, Model, Row
 from lm_eval_edit.sweep.evaluation import find_tasks
@@ -77,12 +78,12 @@ class Checked:
 def loading_args(design: Design, model: Model) -> dict[str, Any]:
     """What `--model_args` would say about the model and its tasks, not about edits."""
     common = {name: value for name, value in design.model_args.items() if name not in NAMES or name == "data_dir"}
-    return {**model.args, **common}
+    return {**common, **model.args}
 
 
 def row_args(design: Design, row: Row, n_edits: int) -> dict[str, Any]:
     """What `--model_args` would say about a cell of a row."""
-    return {**row.model.args, **design.model_args, **row.edit_args(n_edits)}
+    return {**design.model_args, **row.model.args, **row.edit_args(n_edits)}
 
 
 def draft(args: Mapping[str, Any]) -> tuple[EditPlan, list[str]]:
@@ -109,6 +110,7 @@ def check(design: Design, folder: SweepFolder, *, dry_run: bool = False) -> Chec
     except UserError as error:
         problems.append(str(error))
     rows, schedules = [], {}
+    moments: dict[str, SecondMoments] = {}
     for model in design.models:
         args = loading_args(design, model)
         config, found = model_config(demo.loadable(model.pretrained), args)
@@ -129,7 +131,7 @@ def check(design: Design, folder: SweepFolder, *, dry_run: bool = False) -> Chec
                 if row.left_out:
                     beyond, why = ", ".join(map(str, row.left_out)), next(iter(row.left_out.values()))
                     notices.append(f"{row.name}: {beyond} left out: {why}")
-                schedules[model.label, row.name] = _plans(design, folder, row, about_schedule, problems)
+                schedules[model.label, row.name] = _plans(design, folder, row, about_schedule, moments, problems)
             rows.append(row)
     if problems:
         raise ConfigurationError(dict.fromkeys(problems))
@@ -167,14 +169,34 @@ def _reachable(design: Design, row: Row) -> Row:
 
 
 def _plans(
-    design: Design, folder: SweepFolder, row: Row, about_schedule: tuple[str, ...], problems: list[str]
+    design: Design,
+    folder: SweepFolder,
+    row: Row,
+    about_schedule: tuple[str, ...],
+    moments: dict[str, SecondMoments],
+    problems: list[str],
 ) -> list[Schedule]:
+    """The plans of a row's schedules; what is wrong with them joins `problems`, their second moments `moments`."""
     out = []
     for counts in row.schedules():
         args = row_args(design, row, counts[-1])
         plan, found = draft({**args, "edit_ledger": str(folder.ledger(row, counts))})
         problems += [f"{row.name}: {line}" for line in found]
+        if not found:
+            problems += _not_of_the_model(row, plan)
         if not found and about_schedule:
             problems += _problems(lambda args=args: editing_documents.check_tasks(about_schedule, args))
+        if plan.second_moments is not None:  # gigabytes once in memory, and factorised: one object for all rows
+            plan = replace(plan, second_moments=moments.setdefault(plan.second_moments.source, plan.second_moments))
         out.append(Schedule(counts, plan))
     return out
+
+
+def _not_of_the_model(row: Row, plan: EditPlan) -> list[str]:
+    """Options of a row's editor that are about loading the model, which is loaded once for all rows."""
+    strange = [name for name in plan.model_options if name in row.method.args]
+    return [
+        f"editors: {row.method.label}: {name} is about loading the model; give it to models or model_args, where it "
+        f"holds for every row"
+        for name in strange
+    ]

@@ -23,7 +23,7 @@ _LABEL = re.compile(r"[^\w.+-]+")  # what no folder's name should hold
 
 def safe(text: str) -> str:
     """`text` as part of a folder's name."""
-    return _LABEL.sub("_", text).strip("_") or "_"
+    return _LABEL.sub("_", text).strip("_.") or "_"  # no dots around it: ".." is a folder of its own
 
 
 @dataclass(frozen=True)
