@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from lm_eval_edit import ConfigurationError, UserError
 from lm_eval_edit.editors.rome import Rome
 from lm_eval_edit.model import EditedHFLM
 from lm_eval_edit.sweep import checking, engine, folder
-from lm_eval_edit.sweep.parsing import preset_names, read_design
+from lm_eval_edit.sweep.parsing import KEYS, preset_names, read_design
 from lm_eval_edit.sweep.reading import load_sweep
 from tests.conftest import ROOT
 from tests.small_sweeps import SMALL, figures, small, sweep
@@ -264,3 +265,14 @@ def test_each_preset_runs_on_the_demo(name, tmp_path):
         checking.check(replace(design, **counts), folder.SweepFolder(tmp_path)), device="cpu", progress=False
     )
     assert outcome.loads == 1 and not outcome.failed and set(outcome.statuses.values()) == {"done"}
+
+
+def test_the_documentation_names_every_key():
+    text = (ROOT / "docs" / "sweeps.md").read_text(encoding="utf-8")
+    table = {
+        word
+        for line in text.split("\n")
+        if line.startswith("| `")
+        for word in re.findall(r"`(\w+)`", line.split("|")[1])
+    }
+    assert table == set(KEYS)
