@@ -60,6 +60,10 @@ class Operation:
         self._load()
         return self._state
 
+    def receive(self, deltas: Mapping[str, Delta]) -> None:
+        """Hold deltas that another process computed; what its editor leaves for later operations stays there."""
+        self._deltas, self._state = dict(deltas), {}
+
     def release(self) -> None:
         """Forget the deltas' tensors if they can be read again from disk."""
         if self._file is not None:

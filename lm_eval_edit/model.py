@@ -141,7 +141,9 @@ class EditedHFLM(HFLM):
         self.plan = plan
         self._run = None
         if plan.hyperparameters is not None and self._processes is not None:
-            self._run = SharedRun.begin(self._processes, self.model, lambda: self._begin(plan))
+            self._run = SharedRun.begin(
+                self._processes, self.model, plan.hyperparameters.editor, lambda: self._begin(plan)
+            )
         elif plan.hyperparameters is not None:
             self._run = self._begin(plan)
 
