@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 
 import pytest
@@ -22,29 +23,45 @@ def world(tmp_path_factory):
 
 
 def tamper(folder, how):
+    """Change the adapter in a folder."""
     file = folder / "adapter_model.safetensors"
     tensors = load_file(file)
     if how == "scaled":
-        tensors = {key: tensor * (1.05 if "lora_B" in key else 1) for key, tensor in tensors.items()}
+        tensors = {key: tensor * (1.001 if "lora_B" in key else 1) for key, tensor in tensors.items()}
     elif how == "zero":
         tensors = {key: torch.zeros_like(tensor) for key, tensor in tensors.items()}
+    elif how == "one zero":
+        tensors = {key: tensor * ("h.1." not in key) for key, tensor in tensors.items()}
     elif how == "empty":
         tensors = {}
     elif how == "renamed":  # what an engine with other module names would see
         tensors = {key.replace("transformer.h", "model.layers"): tensor for key, tensor in tensors.items()}
     save_file(tensors, file, {"format": "pt"})
+    config = json.loads((folder / "adapter_config.json").read_text())
+    if how == "twice":
+        config["lora_alpha"] *= 2
+    elif how == "left out":
+        config["target_modules"] = [name for name in config["target_modules"] if "h.1." not in name]
+    elif how == "elsewhere":
+        config["target_modules"].append("transformer.h.2.mlp.c_proj")
+    (folder / "adapter_config.json").write_text(json.dumps(config))
 
 
+@pytest.mark.parametrize("ledger", ["memit", "memit-float16", "memit-bfloat16"])
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        ("scaled", "does not answer like the edited model"),
-        ("zero", "answers like the unedited model"),
-        ("empty", "answers like the unedited model"),
-        ("renamed", "answers like the unedited model"),
+        ("scaled", r"the adapter of transformer\.h\.[01]\.mlp\.c_proj\.weight is off by 0\.001 of"),
+        ("zero", r"the adapter of transformer\.h\.[01]\.mlp\.c_proj\.weight is off by 1 of"),
+        ("one zero", r"the adapter of transformer\.h\.1\.mlp\.c_proj\.weight is off by 1 of"),
+        ("empty", "is off by 1 of"),
+        ("renamed", "is off by 1 of"),
+        ("twice", "is applied 2 times over"),
+        ("left out", r"is ignored for transformer\.h\.1\.mlp\.c_proj\.weight"),
+        ("elsewhere", r"changes transformer\.h\.2\.mlp\.c_proj\.weight, which no edit has touched"),
     ],
 )
-def test_a_tampered_adapter_fails_and_is_not_kept(world, tmp_path, monkeypatch, how, message):
+def test_a_tampered_adapter_fails_and_is_not_kept(world, tmp_path, monkeypatch, ledger, how, message):
     written = adapters.write_adapter
 
     def tampered(model, adapter, folder, base):
@@ -54,15 +71,43 @@ def test_a_tampered_adapter_fails_and_is_not_kept(world, tmp_path, monkeypatch, 
     monkeypatch.setattr("lm_eval_edit.export.write_adapter", tampered)
     with pytest.raises(ExportError, match=message), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        export(world / "rome", "peft", tmp_path / "out", device="cpu")
+        export(world / ledger, "peft", tmp_path / "out", device="cpu")
     assert not list(tmp_path.iterdir()), "nothing is left behind"
     monkeypatch.undo()
-    export(world / "rome", "peft", tmp_path / "out", device="cpu")
-    assert check(world / "rome", tmp_path / "out", device="cpu")["check"]["difference"] < 1e-4
+    export(world / ledger, "peft", tmp_path / "out", device="cpu")
+    check(world / ledger, tmp_path / "out", device="cpu")
     tamper(tmp_path / "out", how)
     with pytest.raises(ExportError, match=message), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        check(world / "rome", tmp_path / "out", device="cpu")
+        check(world / ledger, tmp_path / "out", device="cpu")
+
+
+@pytest.mark.parametrize("ledger", ["memit", "memit-float16", "memit-bfloat16"])
+def test_an_adapter_that_the_engine_holds_and_does_not_use_fails(world, tmp_path, monkeypatch, ledger):
+    """As with adapters that were disabled, or that were merged into weights that were loaded anew afterwards."""
+    stock = adapters.load_adapter
+
+    def disabled(model, folder):
+        adapted = stock(model, folder)
+        adapted.base_model.disable_adapter_layers()
+        return adapted
+
+    monkeypatch.setattr("lm_eval_edit.export.load_adapter", disabled)
+    with pytest.raises(ExportError, match="answers like the unedited model"):
+        export(world / ledger, "peft", tmp_path / "out", device="cpu")
+
+
+@pytest.mark.parametrize(("dtype", "v_lr"), [(torch.float16, 3e-4), (torch.bfloat16, 2e-3)])
+def test_small_edits_in_half_precision_are_exported_exactly(tmp_path, dtype, v_lr):
+    """Rounding moves the logits by as much as these edits do, which is no reason to refuse an exact adapter."""
+    tiny_model(dtype).save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval()
+    options = {"v_num_grad_steps": 2, "v_lr": v_lr, "layers": [1], "context_templates": list(TEMPLATES)}
+    edit_model(model, tiny_tokenizer(), LEARNABLE, "rome", options=options, ledger=tmp_path / "ledger", progress=False)
+    record = export(tmp_path / "ledger", "peft", tmp_path / "out", device="cpu")
+    assert record["check"]["difference"] > 0.5 * record["check"]["effect"], "or this would show nothing"
+    assert "no bound: in half precision" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_a_tampered_checkpoint_fails_and_the_weight_is_named(world, tmp_path):

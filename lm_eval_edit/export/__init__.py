@@ -24,7 +24,7 @@ from lm_eval_edit import demo
 from lm_eval_edit._files import read_json, write_bytes, write_json
 from lm_eval_edit.errors import ConfigurationError, UserError
 from lm_eval_edit.export import card
-from lm_eval_edit.export.adapter import Adapter, load_adapter, make_adapter, write_adapter
+from lm_eval_edit.export.adapter import Adapter, check_adapter, load_adapter, make_adapter, write_adapter
 from lm_eval_edit.export.checkpoint import reloaded_logits, write_checkpoint
 from lm_eval_edit.export.deltas import read_deltas, write_deltas
 from lm_eval_edit.export.edited import Edited, load, select
@@ -241,7 +241,8 @@ class _Job:
     def verdict(self, folder: Path) -> Verdict:
         """Compare what lies in a folder with what it stands for."""
         try:
-            return compare(self._reloaded(folder), self.wanted, self.unedited, self.dtype)
+            found = self._reloaded(folder)
+            return compare(found, self.wanted, self.unedited, self.dtype, summed_apart=self.to == "peft")
         except ExportError as error:
             raise ExportError(f"the export to={self.to} failed its check and is not to be used: {error}") from None
 
@@ -254,7 +255,9 @@ class _Job:
             )
         model = self.edited.model
         if self.to == "peft":
-            return last_logits(load_adapter(model, folder), self.tokenizer, self.prompts)
+            adapted = load_adapter(model, folder)
+            check_adapter(adapted, self.adapter)
+            return last_logits(adapted, self.tokenizer, self.prompts)
         weights = EditedWeights(model)
         weights.apply(read_deltas(folder))
         try:

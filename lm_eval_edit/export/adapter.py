@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import peft
+import torch
+from peft.tuners.lora import LoraLayer
 from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
@@ -21,10 +23,15 @@ from lm_eval_edit.architecture import is_linear, is_transposed
 from lm_eval_edit.delta import LowRankDelta
 from lm_eval_edit.errors import ConfigurationError
 from lm_eval_edit.export.edited import touched
+from lm_eval_edit.export.selfcheck import ExportError
 from lm_eval_edit.export.sums import DeltaSum, balanced
 
 #: The values vLLM takes for `max_lora_rank` (vllm/config/lora.py, see docs/engines.md).
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+
+#: Largest ‖B A − Δ‖ / ‖Δ‖ of a matrix read back. The same factors give 0; a decomposition made again on another machine
+#: has other factors of the same Δ.
+FACTOR_TOLERANCE = 1e-5
 
 
 @dataclass(frozen=True)
@@ -162,3 +169,37 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> peft.PeftModel:
     """The model with an adapter read from disk, as `lm_eval --model hf --model_args ...,peft=DIR` makes it."""
     with _quiet_peft():
         return peft.PeftModel.from_pretrained(model, str(folder)).eval()
+
+
+def check_adapter(adapted: peft.PeftModel, wanted: Adapter) -> None:
+    """Compare every matrix of an adapter, as peft has loaded it, with what it stands for.
+
+    Logits alone do not tell a part that was left out where a dtype's rounding moves them as far.
+
+    Raises:
+        ExportError: peft has no LoRA where an edit is, has one where none is, scales it, or has other factors.
+    """
+    model = adapted.get_base_model()
+    found = {f"{path}.weight": layer for path, layer in model.named_modules() if isinstance(layer, LoraLayer)}
+    if missing := [name for name in wanted.factors if name not in found]:
+        raise ExportError(
+            f"the adapter is ignored for {touched(missing)}: there is no LoRA there once peft has read it"
+        )
+    if strange := [name for name in found if name not in wanted.factors]:
+        raise ExportError(f"the adapter changes {touched(strange)}, which no edit has touched")
+    for name, delta in wanted.factors.items():
+        layer = found[name]
+        ((key, scale),) = layer.scaling.items()
+        if scale != 1:
+            raise ExportError(f"the adapter of {name} is applied {scale:g} times over")
+        a, b = layer.lora_A[key].weight.detach(), layer.lora_B[key].weight.detach()
+        pair = (a.T, b.T) if is_transposed(layer.get_base_layer()) else (b, a)
+        off = _distance(LowRankDelta(*pair), delta.to(a.device))
+        if not off <= FACTOR_TOLERANCE:
+            raise ExportError(f"the adapter of {name} is off by {off:.2g} of the edit's own size")
+
+
+def _distance(found: LowRankDelta, wanted: LowRankDelta) -> float:
+    """‖found − wanted‖ / ‖wanted‖ in float64, through the small middle: neither product is formed."""
+    left, right = torch.cat([found.left, -wanted.left], dim=1), torch.cat([found.right, wanted.right], dim=0)
+    return float(LowRankDelta(left, right).svd()[1].norm() / wanted.svd()[1].norm())
