@@ -165,7 +165,9 @@ class Bench:
         }
         layers = sorted({layer for editor in self.editors.values() for layer in editor.needs_second_moments()})
         self._has_null_spaces = False
-        self.moments = SecondMoments(gpu_models.make_moments(self.config, layers, self.device), "random keys")
+        made = gpu_models.make_moments(self.config, layers, self.device)
+        on_cpu = {module: moment.cpu() for module, moment in made.items()}  # where those of a file are
+        self.moments = SecondMoments(on_cpu, "random keys")
 
     def run(self, dtype: str, prompts: int) -> Iterator[dict[str, Any]]:
         """One record for each measurement of one dtype."""
@@ -278,11 +280,10 @@ def agreement(name: str, config: PretrainedConfig, device: str, folder: Path, cl
         try:
             clock.need(0, "the comparison with the CPU takes")
             editor = make_editor(method, config, True, folder / f"small-{name}.mend")
-            moments = gpu_models.make_moments(config, editor.needs_second_moments(), "cpu")
-            deltas = []
+            made = gpu_models.make_moments(config, editor.needs_second_moments(), "cpu")
+            moments, deltas = SecondMoments(made, "random keys"), []
             for place in ("cpu", device):
-                there = {module: moment.to(place) for module, moment in moments.items()}
-                context = make_context(model.to(place), tokenizer, editor, SecondMoments(there, "random keys"))
+                context = make_context(model.to(place), tokenizer, editor, moments)
                 found = editor.compute(context, make_facts(method.facts)).deltas
                 deltas.append({name: delta.dense(torch.float64, "cpu") for name, delta in found.items()})
             yield record | {"relative_error": relative_error(*reversed(deltas))}
