@@ -249,7 +249,7 @@ class _Job:
     def _reloaded(self, folder: Path) -> Tensor:
         if self.to == "hf":
             self.edited.release()
-            device = "auto" if self.device == "auto" else self.edited.device
+            device = "auto" if self.device == "auto" else str(self.edited.device)
             return reloaded_logits(
                 folder, self.weight_sums, self.tokenizer, self.prompts, device, self.trust_remote_code
             )

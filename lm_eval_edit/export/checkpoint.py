@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lm_eval_edit.errors import UserError
 from lm_eval_edit.export.selfcheck import ExportError, last_logits
+from lm_eval_edit.model_source import load_source
 from lm_eval_edit.weights import parameter_sums
 
 
@@ -31,7 +32,7 @@ def reloaded_logits(
     wanted: Mapping[str, Any],
     tokenizer: PreTrainedTokenizerBase,
     prompts: list[str],
-    device: str | torch.device,
+    device: str,
     trust_remote_code: bool = False,
 ) -> Tensor:
     """Logits of a checkpoint read from disk, whose every weight is compared first, bit for bit.
@@ -45,11 +46,12 @@ def reloaded_logits(
         trust_remote_code: As in transformers.
 
     Raises:
-        ExportError: a weight is not the one that was written; each is named.
+        ExportError: it cannot be loaded, or a weight is not the one that was written; each is named.
     """
-    spread = {"device_map": "auto"} if device == "auto" else {}
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", trust_remote_code=trust_remote_code, **spread)
-    model = model if spread else model.to(device)
+    try:
+        model, _ = load_source(str(folder), device=device, trust_remote_code=trust_remote_code)
+    except UserError as error:
+        raise ExportError(str(error)) from None
     found = parameter_sums(model)
     different = [name for name in {**wanted, **found} if found.get(name) != wanted.get(name)]
     if different:
