@@ -11,8 +11,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from lm_eval_edit import ConfigurationError, UserError, edit_model
-from lm_eval_edit.export import ExportError, check, export, publish
+from lm_eval_edit.delta import LowRankDelta
+from lm_eval_edit.export import ExportError, check, checkpoint, export, publish
 from lm_eval_edit.export import adapter as adapters
+from lm_eval_edit.export.card import RECORD
 from tests.export_world import make_world
 from tests.support import LEARNABLE, TEMPLATES, tiny_model, tiny_tokenizer
 
@@ -64,8 +66,8 @@ def tamper(folder, how):
 def test_a_tampered_adapter_fails_and_is_not_kept(world, tmp_path, monkeypatch, ledger, how, message):
     written = adapters.write_adapter
 
-    def tampered(model, adapter, folder, base):
-        written(model, adapter, folder, base)
+    def tampered(model, adapter, folder, *base):
+        written(model, adapter, folder, *base)
         tamper(folder, how)
 
     monkeypatch.setattr("lm_eval_edit.export.write_adapter", tampered)
@@ -128,10 +130,99 @@ def test_tampered_deltas_fail(world, tmp_path):
         check(world / "rome", tmp_path / "out", device="cpu")
 
 
-def test_an_export_of_other_edits_is_told_apart(world, tmp_path):
+def spoil_tokenizer(folder, how):
+    file = folder / "tokenizer.json"
+    if how == "deleted":
+        for each in folder.glob("*token*"):
+            each.unlink()
+    elif how == "damaged":
+        file.write_text(file.read_text()[:100])
+    else:
+        content = json.loads(file.read_text())
+        entries = content["model"]["vocab"]
+        entries["of"], entries["mother"] = entries["mother"], entries["of"]
+        file.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("scrambled", r"its tokenizer makes \[.*\] of 'The mother tongue of Nils Albrecht', the unedited model's \["),
+        ("deleted", "failed its check .*(its tokenizer makes|cannot be loaded)"),
+        ("damaged", "failed its check .*cannot be loaded"),
+    ],
+)
+def test_a_checkpoint_with_another_tokenizer_fails(world, tmp_path, monkeypatch, how, message):
+    stock = checkpoint.write_checkpoint
+
+    def spoilt(model, tokenizer, folder):
+        stock(model, tokenizer, folder)
+        spoil_tokenizer(folder, how)
+
+    monkeypatch.setattr("lm_eval_edit.export.write_checkpoint", spoilt)
+    with pytest.raises(ExportError, match=message):
+        export(world / "rome", "hf", tmp_path / "out", device="cpu")
+    assert not list(tmp_path.iterdir()), "nothing is left behind"
+    monkeypatch.undo()
+    export(world / "rome", "hf", tmp_path / "out", device="cpu")
+    spoil_tokenizer(tmp_path / "out", how)
+    with pytest.raises(ExportError, match=message):
+        check(world / "rome", tmp_path / "out", device="cpu")
+
+
+def test_an_export_of_other_edits_is_told_apart_before_anything_loads(world, tmp_path, monkeypatch):
     export(world / "rome", "peft", tmp_path / "out", device="cpu")
-    with pytest.raises(UserError, match="is not an export of"):
+    monkeypatch.setattr("lm_eval_edit.export.load", None)
+    with pytest.raises(UserError, match=r"is not an export of .*: editor is 'rome' in the export, 'memit' now"):
         check(world / "memit", tmp_path / "out", device="cpu")
+    with pytest.raises(UserError, match=r"model is '.*' in the export, '.*' now"):
+        check(world / "memit-float16", tmp_path / "out", device="cpu")
+
+
+@pytest.mark.parametrize("to", ["hf", "peft", "deltas"])
+def test_a_check_writes_nothing(world, tmp_path, to):
+    written = export(world / "rome", to, tmp_path / "out", device="cpu")
+
+    def files():
+        return {file.name: (file.stat().st_mtime_ns, file.read_bytes()) for file in (tmp_path / "out").iterdir()}
+
+    before = files()
+    found = check(world / "rome", tmp_path / "out", device="cpu")
+    assert files() == before
+    assert found["check"]["prompts"] == 4 and found["fingerprint"] == written["fingerprint"]
+
+
+@pytest.mark.parametrize("to", ["hf", "peft", "deltas"])
+def test_a_machine_that_rounds_differently_compares_answers(world, tmp_path, monkeypatch, caplog, to):
+    export(world / "rome", to, tmp_path / "out", device="cpu")
+
+    stock = LowRankDelta.add_to_
+
+    def last_bits(delta, weight):
+        stock(delta, weight)
+        weight[:] = torch.nextafter(weight, weight.new_tensor(float("inf")))
+
+    monkeypatch.setattr(LowRankDelta, "add_to_", last_bits)
+    found = check(world / "rome", tmp_path / "out", device="cpu")
+    assert found["fingerprint"] != json.loads((tmp_path / "out" / RECORD).read_text())["fingerprint"]
+    assert "the replayed weights differ from those recorded in" in caplog.text
+    assert "its answers are compared, not its bits" in caplog.text
+    if to == "hf":
+        file = tmp_path / "out" / "model.safetensors"
+        tensors = load_file(file)
+        tensors["transformer.h.1.mlp.c_proj.weight"] *= 1.01
+        save_file(tensors, file, {"format": "pt"})
+        with pytest.raises(ExportError, match="does not answer like the edited model"):
+            check(world / "rome", tmp_path / "out", device="cpu")
+
+
+def test_an_adapter_names_its_base_and_the_revision(world, tmp_path):
+    base = str(world / "model")
+    export(world / "rome", "peft", tmp_path / "out", device="cpu", pretrained=base, revision="a1b2c3")
+    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert (config["base_model_name_or_path"], config["revision"]) == (base, "a1b2c3")
+    export(world / "rome", "peft", tmp_path / "other", device="cpu")
+    assert json.loads((tmp_path / "other" / "adapter_config.json").read_text())["revision"] is None
 
 
 def test_nothing_appears_unless_the_check_has_passed(tmp_path):

@@ -109,7 +109,9 @@ def _unexpressible(model: nn.Module, name: str) -> str | None:
     return f"to=peft: {name} is {kind}, and LoRA changes the weight matrices of linear maps only; use to=hf"
 
 
-def write_adapter(model: PreTrainedModel, adapter: Adapter, folder: Path, base_model: str) -> None:
+def write_adapter(
+    model: PreTrainedModel, adapter: Adapter, folder: Path, base_model: str, revision: str | None = None
+) -> None:
     """Write adapter_config.json and adapter_model.safetensors, through peft's own API.
 
     Args:
@@ -117,6 +119,7 @@ def write_adapter(model: PreTrainedModel, adapter: Adapter, folder: Path, base_m
         adapter: The factors.
         folder: An existing folder.
         base_model: What the adapter names as its base.
+        revision: Of the base on the hub.
     """
     modules = {name.removesuffix(".weight"): delta for name, delta in adapter.factors.items()}
     rank = adapter.rank
@@ -145,7 +148,7 @@ def write_adapter(model: PreTrainedModel, adapter: Adapter, folder: Path, base_m
         # peft shortens a long list to suffixes and stores a set in an order that changes from run to run.
         for written in adapted.peft_config.values():
             written.target_modules = sorted(modules)
-            written.base_model_name_or_path = base_model
+            written.base_model_name_or_path, written.revision = base_model, revision
             written.init_lora_weights = True  # a reader that misses a tensor is left with zeros, not with noise
         adapted.save_pretrained(
             folder, save_embedding_layers=False
