@@ -19,7 +19,8 @@ import os
 import platform
 import sys
 import tempfile
-from collections.abc import Sequence
+import traceback
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ sys.path[:0] = [str(ROOT)]
 from benchmarks import gpu_models  # noqa: E402
 from benchmarks.gpu_runs import GIB, Bench, Clock, agreement, release  # noqa: E402
 from lm_eval_edit._files import write_bytes, write_json  # noqa: E402
+from lm_eval_edit.errors import in_one_line  # noqa: E402
 from lm_eval_edit.versions import versions  # noqa: E402
 
 DTYPES = ("bfloat16", "float16", "float32")
@@ -109,16 +111,15 @@ def report(about: dict[str, Any], records: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def measure(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
-    """All records; each is printed as it comes."""
+def measure(args: argparse.Namespace, folder: Path, records: list[dict[str, Any]]) -> None:
+    """Take all measurements; each is printed, and added to `records`, as it comes."""
     clock = Clock(args.budget_s)
     configs = gpu_models.TINY if args.tiny else gpu_models.CONFIGS
     small = gpu_models.TINY if args.tiny else gpu_models.SMALL
     on_gpu = torch.device(args.device).type == "cuda"
     memory = torch.cuda.mem_get_info(args.device)[0] / GIB if on_gpu else None
-    records: list[dict[str, Any]] = []
 
-    def keep(found: Any) -> None:
+    def keep(found: Iterable[dict[str, Any]]) -> None:
         for record in found:
             records.append(record)
             print(json.dumps(record), flush=True)
@@ -135,7 +136,16 @@ def measure(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
             keep(bench.run(dtype, args.prompts))
         del bench  # its second moments are of this model alone
         release(args.device)
-    return records
+
+
+def write(output: Path | None, about: dict[str, Any], records: Sequence[dict[str, Any]]) -> None:
+    """Print the table, and write it with the records into a folder where there is one."""
+    text = report(about, records)
+    print("\n" + text)
+    if output is not None:
+        output.mkdir(parents=True, exist_ok=True)
+        write_json(output / "gpu.json", about | {"records": list(records)})
+        write_bytes(output / "gpu.md", (text + "\n").encode())
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -158,14 +168,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     if torch.device(args.device).type == "cpu" and not args.tiny:
         parser.error("--device cpu: the full shapes would take a CPU hours; add --tiny")
     about = header(args.device, args.tiny)
-    with tempfile.TemporaryDirectory() as folder:
-        records = measure(args, Path(folder))
-    text = report(about, records)
-    print("\n" + text)
-    if args.output:
-        args.output.mkdir(parents=True, exist_ok=True)
-        write_json(args.output / "gpu.json", about | {"records": records})
-        write_bytes(args.output / "gpu.md", (text + "\n").encode())
+    records: list[dict[str, Any]] = []
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            measure(args, Path(folder), records)
+    except Exception as error:
+        traceback.print_exc()
+        records.append({"what": "what was to come", "failed": in_one_line(error)})
+    finally:
+        write(args.output, about, records)
     return int(any("failed" in record for record in records))
 
 

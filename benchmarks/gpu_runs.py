@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import statistics
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +23,7 @@ from lm_eval_edit.cost import estimate
 from lm_eval_edit.cost_work import Shape
 from lm_eval_edit.editors.base import EditContext, Editor, find_editor
 from lm_eval_edit.editors.hyperparameters import presets, resolve
-from lm_eval_edit.errors import UserError
+from lm_eval_edit.errors import UserError, in_one_line
 from lm_eval_edit.second_moments import SecondMoments
 from lm_eval_edit.weights import EditedWeights, model_fingerprint
 
@@ -113,6 +114,24 @@ def release(device: str) -> None:
         torch.cuda.reset_peak_memory_stats(device)
 
 
+def recorded(record: dict[str, Any], measure: Callable[[], dict[str, Any]], device: str) -> dict[str, Any]:
+    """A record with its measurement, or why there is none: `left_out` if it did not fit, `failed` if it went wrong.
+
+    Whatever goes wrong costs this one measurement: the others may have taken minutes. A device that is broken for good
+    fails them all, one by one.
+    """
+    try:
+        release(device)
+        return record | measure()
+    except OutOfBudget as reason:
+        return record | {"left_out": str(reason)}
+    except torch.OutOfMemoryError as error:
+        return record | {"left_out": f"memory: {str(error).split('. ')[0]}"}
+    except Exception as error:
+        traceback.print_exc()
+        return record | {"failed": in_one_line(error)}
+
+
 def make_editor(method: Method, config: PretrainedConfig, few_steps: bool, archive: Path) -> Editor:
     """The editor with its preset for this model (by relative depth where there is none)."""
     options = dict(method.options) | (FEW_STEPS.get(method.editor, {}) if few_steps else {})
@@ -165,40 +184,40 @@ class Bench:
         }
         layers = sorted({layer for editor in self.editors.values() for layer in editor.needs_second_moments()})
         self._has_null_spaces = False
-        self.moments = SecondMoments(gpu_models.make_moments(self.config, layers, self.device), "random keys")
+        made = gpu_models.make_moments(self.config, layers, self.device)
+        on_cpu = {module: moment.cpu() for module, moment in made.items()}  # where those of a file are
+        self.moments = SecondMoments(on_cpu, "random keys")
 
     def run(self, dtype: str, prompts: int) -> Iterator[dict[str, Any]]:
         """One record for each measurement of one dtype."""
-        release(self.device)
         base = {"model": self.name, "dtype": dtype}
-        weights = self.shape.parameters * getattr(torch, dtype).itemsize / GIB
-        if self.memory is not None and 1.25 * weights + allocated(self.device) > self.memory:
-            why = f"memory: {weights:.1f} GiB of weights and a quarter for the work, {self.memory:.1f} GiB at hand"
-            yield base | {"what": "model", "left_out": why}
+        made: list[tuple[PreTrainedModel, str]] = []
+
+        def make() -> dict[str, Any]:
+            weights = self.shape.parameters * getattr(torch, dtype).itemsize / GIB
+            if self.memory is not None and 1.25 * weights + allocated(self.device) > self.memory:
+                raise OutOfBudget(
+                    f"memory: {weights:.1f} GiB of weights and a quarter for the work, {self.memory:.1f} GiB at hand"
+                )
+            model, seconds = seconds_of(
+                lambda: gpu_models.make_model(self.config, getattr(torch, dtype), self.device), self.device
+            )
+            made.append((model, model_fingerprint(model)))
+            return {"seconds": seconds, "gib": weights}
+
+        def restored() -> dict[str, Any]:
+            ok = model_fingerprint(model) == fingerprint
+            return {"ok": ok} | ({} if ok else {"failed": "other bits than before"})
+
+        yield recorded(base | {"what": "model"}, make, self.device)
+        if not made:
             return
-        model, seconds = seconds_of(
-            lambda: gpu_models.make_model(self.config, getattr(torch, dtype), self.device), self.device
-        )
-        yield base | {"what": "model", "seconds": seconds, "gib": weights}
-        fingerprint = model_fingerprint(model)
-        yield from self._recorded(base | {"what": "evaluation"}, lambda: self._evaluation(model, prompts))
+        ((model, fingerprint),) = made
+        yield recorded(base | {"what": "evaluation"}, lambda: self._evaluation(model, prompts), self.device)
         for method in METHODS:
             record = base | {"what": "edit", "method": method.label, "facts": method.facts}
-            yield from self._recorded(record, lambda method=method: self._edit(model, method))
-        restored = model_fingerprint(model) == fingerprint
-        yield base | {"what": "restored", "ok": restored} | ({} if restored else {"failed": "other bits than before"})
-
-    def _recorded(self, record: dict[str, Any], measure: Callable[[], dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        """The measurement, or why there is none: `left_out` where it did not fit, `failed` where it went wrong."""
-        try:
-            yield record | measure()
-        except OutOfBudget as reason:
-            yield record | {"left_out": str(reason)}
-        except torch.cuda.OutOfMemoryError as error:
-            yield record | {"left_out": f"memory: {str(error).split('. ')[0]}"}
-        except UserError as error:
-            yield record | {"failed": str(error)}
-        release(self.device)
+            yield recorded(record, lambda method=method: self._edit(model, method), self.device)
+        yield recorded(base | {"what": "restored"}, restored, self.device)
 
     def _edit(self, model: PreTrainedModel, method: Method) -> dict[str, Any]:
         """Seconds per edit and per fact, memory, and what rounding loses of the last edit."""
@@ -274,19 +293,18 @@ def agreement(name: str, config: PretrainedConfig, device: str, folder: Path, cl
         # Dropout is drawn on the device, which has other random numbers than the CPU.
         options = dict(given.options) | ({"lora_dropout": 0.0} if given.editor == "lora" else {})
         method = Method(given.editor, min(given.facts, 4), options)
-        record = {"model": name, "dtype": "float32", "what": "agreement", "method": method.label}
-        try:
+
+        def compare(method: Method = method) -> dict[str, Any]:
             clock.need(0, "the comparison with the CPU takes")
             editor = make_editor(method, config, True, folder / f"small-{name}.mend")
-            moments = gpu_models.make_moments(config, editor.needs_second_moments(), "cpu")
-            deltas = []
+            made = gpu_models.make_moments(config, editor.needs_second_moments(), "cpu")
+            moments, deltas = SecondMoments(made, "random keys"), []
             for place in ("cpu", device):
-                there = {module: moment.to(place) for module, moment in moments.items()}
-                context = make_context(model.to(place), tokenizer, editor, SecondMoments(there, "random keys"))
+                context = make_context(model.to(place), tokenizer, editor, moments)
                 found = editor.compute(context, make_facts(method.facts)).deltas
                 deltas.append({name: delta.dense(torch.float64, "cpu") for name, delta in found.items()})
-            yield record | {"relative_error": relative_error(*reversed(deltas))}
-        except OutOfBudget as reason:
-            yield record | {"left_out": str(reason)}
-        except UserError as error:
-            yield record | {"failed": str(error)}
+            return {"relative_error": relative_error(*reversed(deltas))}
+
+        yield recorded(
+            {"model": name, "dtype": "float32", "what": "agreement", "method": method.label}, compare, device
+        )

@@ -63,7 +63,8 @@ def cost(design: Design, device: Device, characters: float = CHARACTERS_PER_TOKE
     """Of a design, second moments included where they are needed."""
     found, unknown = sweep_cost(
         design, lambda model: shape(model.label), lambda row: options(row.method.editor, row.model.label),
-        device=device, weight_bytes=weight_bytes, second_moment_tokens=MOMENT_TOKENS, characters_per_token=characters,
+        device=device, weight_bytes_of=lambda model: weight_bytes, second_moment_tokens=MOMENT_TOKENS,
+        characters_per_token=characters,
     )  # fmt: skip
     if unknown:
         raise ValueError(f"{design.name}: no size of {unknown}")

@@ -26,7 +26,7 @@ def sweep_cost(
     options_of: Callable[[Row], Mapping[str, Any]],
     *,
     device: Device = DEVICES["h100"],
-    weight_bytes: int = 2,
+    weight_bytes_of: Callable[[Model], int] = lambda model: 2,
     second_moment_tokens: int = 0,
     characters_per_token: float = CHARACTERS_PER_TOKEN,
 ) -> tuple[Cost, list[str]]:
@@ -37,7 +37,7 @@ def sweep_cost(
         shape_of: The shape of one of its models.
         options_of: The hyper-parameters of a row's editor, as `Editor.describe` gives them.
         device: What it runs on.
-        weight_bytes: Of one weight.
+        weight_bytes_of: Bytes of one weight of one of its models: 2 for float16 and bfloat16, 4 for float32.
         second_moment_tokens: Tokens that E[k kᵀ] is collected from, once for each model and editor that needs it; 0 if
             it is there already.
 
@@ -49,19 +49,20 @@ def sweep_cost(
     """
     tasks, unknown = known_tasks(design.tasks, design.limit)
     common: dict[str, Any] = {
-        "tasks": tasks, "device": device, "weight_bytes": weight_bytes, "batch_size": design.batch_size,
-        "characters_per_token": characters_per_token,
+        "tasks": tasks, "device": device, "batch_size": design.batch_size, "characters_per_token": characters_per_token,
     }  # fmt: skip
     total = Cost()
     shapes = {model.label: shape_of(model) for model in design.models}
-    for shape in shapes.values():
-        total += estimate(shape, evaluations=1, loads=0, **common)  # the unedited model, on a row's load
+    weight_bytes = {model.label: weight_bytes_of(model) for model in design.models}
+    for label, shape in shapes.items():  # the unedited model, on a row's load
+        total += estimate(shape, evaluations=1, loads=0, weight_bytes=weight_bytes[label], **common)
     collected: set[tuple[str, str]] = set()
     for row in design.rows():
-        known = (row.model.label, row.method.label)
+        label = row.model.label
+        known = (label, row.method.label)
         total += estimate(
-            shapes[row.model.label], evaluations=len(row.checkpoints), editor=row.method.editor,
-            options=options_of(row), operations=row_operations(row),
+            shapes[label], weight_bytes=weight_bytes[label], evaluations=len(row.checkpoints),
+            editor=row.method.editor, options=options_of(row), operations=row_operations(row),
             second_moment_tokens=0 if known in collected else second_moment_tokens, **common,
         )  # fmt: skip
         collected.add(known)

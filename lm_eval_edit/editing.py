@@ -230,14 +230,8 @@ class EditRun:
         ledger = self.ledger
         before = ledger.applied
         ledger.replay(n)
-        if ledger.applied <= before:
-            return
-        if ledger.fingerprint() != ledger.applied_operations[-1].record["fingerprint"]:
-            logger.warning(
-                "the replayed weights differ from those recorded in %s in their last bits: "
-                "another processor or library rounds differently",
-                ledger.directory,
-            )
+        if ledger.applied > before:
+            ledger.compare_with_record()
 
     def _compute(self, n: int) -> None:
         """Compute, apply and record the operations up to the nth that are not in the ledger yet."""

@@ -10,6 +10,7 @@ model: the state after n operations is a prefix of the state after more.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,8 @@ from lm_eval_edit.delta import Delta, load_deltas, save_deltas
 from lm_eval_edit.errors import UserError
 from lm_eval_edit.facts import Fact
 from lm_eval_edit.weights import EditedWeights
+
+logger = logging.getLogger("lm_eval_edit")
 
 FORMAT = 1
 
@@ -59,6 +62,10 @@ class Operation:
     def state(self) -> dict[str, Tensor]:
         self._load()
         return self._state
+
+    def receive(self, deltas: Mapping[str, Delta]) -> None:
+        """Hold deltas that another process computed; what its editor leaves for later operations stays there."""
+        self._deltas, self._state = dict(deltas), {}
 
     def release(self) -> None:
         """Forget the deltas' tensors if they can be read again from disk."""
@@ -112,6 +119,15 @@ class Ledger:
             self.weights.apply(operation.deltas)
             operation.release()
             self.applied += 1
+
+    def compare_with_record(self) -> None:
+        """Warn where the weights after replayed operations are not those recorded when they were computed."""
+        if self.applied and self.fingerprint() != self.applied_operations[-1].record["fingerprint"]:
+            logger.warning(
+                "the replayed weights differ from those recorded in %s in their last bits: "
+                "another processor or library rounds differently",
+                self.directory,
+            )
 
     def rewind(self, n_operations: int) -> int:
         """Restore the model if it carries what does not belong to the state after n operations.

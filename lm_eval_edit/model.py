@@ -18,8 +18,8 @@ from lm_eval_edit.architecture import Architecture
 from lm_eval_edit.collect import collect_second_moments
 from lm_eval_edit.corpus import load_corpus
 from lm_eval_edit.editing import EditRun, begin_editing
-from lm_eval_edit.errors import UserError
 from lm_eval_edit.ledger import Ledger
+from lm_eval_edit.model_source import refuse_offloaded
 from lm_eval_edit.parallel import Processes, SharedRun, join_processes
 from lm_eval_edit.plan import EditPlan, make_plan
 from lm_eval_edit.second_moments import SecondMoments
@@ -88,7 +88,7 @@ class EditedHFLM(HFLM):
         plan = make_plan(pretrained, {name: given[name] for name in NAMES}, kwargs)
         join_processes()
         super().__init__(pretrained=plan.pretrained, **_demo_batches(pretrained, plan.model_options))
-        self._refuse_offloaded()
+        refuse_offloaded(self.model)
         self._run: EditRun | SharedRun | None = None
         self._processes = self._connect()
         self._base_fingerprint = model_fingerprint(self.model)
@@ -118,14 +118,6 @@ class EditedHFLM(HFLM):
                 self._rank, self._world_size = processes.rank, processes.size
         return processes
 
-    def _refuse_offloaded(self) -> None:
-        offloaded = [name for name, parameter in self.model.named_parameters() if parameter.is_meta]
-        if offloaded:
-            raise UserError(
-                f"{len(offloaded)} parameters ({offloaded[0]}, ...) are offloaded to disk or CPU and cannot be edited; "
-                f"use a device that holds the model, parallelize=True over more devices, or a smaller dtype"
-            )
-
     # ---------------------------------------------------------------------------------------------- schedules of edits
 
     def begin(self, plan: EditPlan) -> None:
@@ -141,7 +133,9 @@ class EditedHFLM(HFLM):
         self.plan = plan
         self._run = None
         if plan.hyperparameters is not None and self._processes is not None:
-            self._run = SharedRun.begin(self._processes, self.model, lambda: self._begin(plan))
+            self._run = SharedRun.begin(
+                self._processes, self.model, plan.hyperparameters.editor, lambda: self._begin(plan)
+            )
         elif plan.hyperparameters is not None:
             self._run = self._begin(plan)
 

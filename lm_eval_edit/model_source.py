@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from lm_eval_edit import demo
-from lm_eval_edit.errors import UserError
+from lm_eval_edit.errors import UserError, in_one_line
 
 
 def describe_source(model: PreTrainedModel) -> dict[str, Any]:
@@ -44,20 +44,42 @@ def load_source(
         trust_remote_code: As in transformers.
 
     Raises:
-        UserError: there is no such model, or no such device.
+        UserError: there is no such device or no such model, or the device does not hold it.
     """
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    spread = {"device_map": "auto"} if device == "auto" else {}
+    if not spread:
+        try:  # before minutes of loading
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            raise UserError(f"device={device}: {in_one_line(error)}; want cpu, cuda, cuda:0, ... or auto") from None
     source = demo.loadable(pretrained)
     common: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     if not Path(source).is_dir():
         common["revision"] = revision or "main"
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    spread = {"device_map": "auto"} if device == "auto" else {}
     try:
         model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **spread, **common)
         tokenizer = AutoTokenizer.from_pretrained(source, **common)
     except (OSError, ValueError) as error:
-        raise UserError(f"pretrained={pretrained}: cannot be loaded ({str(error).splitlines()[0]})") from None
-    try:
-        return model if spread else model.to(device), tokenizer
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device={device}: {str(error).splitlines()[0]}; want cpu, cuda, cuda:0, ... or auto") from None
+        raise UserError(f"pretrained={pretrained}: cannot be loaded ({in_one_line(error)})") from None
+    if not spread:
+        try:
+            model = model.to(device)
+        except RuntimeError as error:
+            raise UserError(
+                f"device={device} does not hold {pretrained} ({in_one_line(error)}); give device=auto, which spreads "
+                f"it over all GPUs, or a smaller dtype"
+            ) from None
+    refuse_offloaded(model)
+    return model, tokenizer
+
+
+def refuse_offloaded(model: PreTrainedModel) -> None:
+    """Raises UserError: a part of the model is not on a device but offloaded, where it cannot be edited."""
+    offloaded = [name for name, parameter in model.named_parameters() if parameter.is_meta]
+    if offloaded:
+        raise UserError(
+            f"{len(offloaded)} parameters ({offloaded[0]}, ...) are offloaded to disk or CPU and cannot be edited; "
+            f"use a device that holds the model, more devices between them (parallelize=True of edited_hf, --device "
+            f"auto of export), or a smaller dtype"
+        )

@@ -6,6 +6,9 @@ The first process (rank 0) computes the operations and alone reads and writes th
 facts, records and deltas, one operation at a time, apply them, and every parameter's bits are compared across all
 processes before anything is evaluated. An error on one process is raised on all of them, so that none waits for ever.
 
+Each process has documents of its own, and each may ask for a state of the weights of its own (`states`). So all keep
+the deltas, in main memory where there is no folder to read them from, and can make the editor's last correction.
+
 Everything travels through gloo, also between GPUs: deltas come from the disk or go there anyhow, processes that wait
 for an edit do not keep their GPU busy, and the machine without a GPU that runs the tests runs the same code.
 """
@@ -24,6 +27,7 @@ from torch import Tensor, nn
 
 from lm_eval_edit.delta import Delta, flatten_deltas, unflatten_deltas
 from lm_eval_edit.editing import EditError, EditRun, NotFiniteError
+from lm_eval_edit.editors.base import Editor
 from lm_eval_edit.errors import UserError
 from lm_eval_edit.ledger import Ledger, Operation
 from lm_eval_edit.weights import EditedWeights, parameter_sums
@@ -158,7 +162,8 @@ class SharedRun:
     Attributes:
         processes: Who takes part.
         model: This process's.
-        ledger: The operations: on the first process the run's own, elsewhere their facts and records without deltas.
+        ledger: The operations: on the first process the run's own, elsewhere their facts and records, and the deltas of
+            those that `edit_to` has come to.
         run: The first process's; None elsewhere.
         length: Operations in the schedule.
     """
@@ -170,8 +175,8 @@ class SharedRun:
     length: int
 
     @classmethod
-    def begin(cls, processes: Processes, model: nn.Module, begin: Callable[[], EditRun]) -> SharedRun:
-        """Let the first process `begin` a run.
+    def begin(cls, processes: Processes, model: nn.Module, editor: Editor, begin: Callable[[], EditRun]) -> SharedRun:
+        """Let the first process `begin` a run of `editor`.
 
         Raises:
             As `begin`, on all processes.
@@ -185,7 +190,7 @@ class SharedRun:
 
         identity, extra, length = processes.from_first(start)
         run = runs[0] if runs else None
-        ledger = run.ledger if run else Ledger(identity, extra, EditedWeights(model))
+        ledger = run.ledger if run else Ledger(identity, extra, EditedWeights(model), finish=editor.finish)
         return cls(processes, model, ledger, run, length)
 
     def edit_to(self, n_operations: int | None = None) -> None:
@@ -199,8 +204,8 @@ class SharedRun:
         start = ledger.rewind(n)  # the same everywhere: all have come the same way
         try:
             operations, ledger.guards = self.processes.from_first(lambda: self._edit(n))
-            if not self.processes.is_first:
-                ledger.operations = operations
+            if not self.processes.is_first:  # those known already keep their deltas: no operation is ever made anew
+                ledger.operations += operations[len(ledger.operations) :]
             self.processes.check_same_weights(self.model, self._follow(start, n))
         except BaseException:
             ledger.restore()
@@ -226,8 +231,8 @@ class SharedRun:
             elif failure is None:
                 try:
                     if index < n:
-                        ledger.weights.apply(unflatten_deltas(tensors))
-                        ledger.applied += 1
+                        ledger.operations[index].receive(unflatten_deltas(tensors))
+                        ledger.replay(index + 1)
                     else:
                         ledger.correct(unflatten_deltas(tensors))
                 except Exception as error:  # out of memory, say

@@ -31,6 +31,26 @@ class _Touched:
     master: Tensor | None  # float32 W_n; None when the parameter itself is wide enough to hold the sum
 
 
+class _Changes(Mapping[str, tuple[Tensor, Tensor]]):
+    """See `EditedWeights.changes`."""
+
+    def __init__(self, touched: Mapping[str, _Touched]):
+        self._touched = touched
+
+    @torch.no_grad()
+    def __getitem__(self, name: str) -> tuple[Tensor, Tensor]:
+        t = self._touched[name]
+        exact = t.parameter.data if t.master is None else t.master
+        original = t.original.to(exact.dtype)
+        return original, exact - original
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._touched)
+
+    def __len__(self) -> int:
+        return len(self._touched)
+
+
 @dataclass
 class EditedWeights:
     """The weights of one model under editing.
@@ -76,15 +96,13 @@ class EditedWeights:
             touched.parameter.data.copy_(touched.original)
         self._touched.clear()
 
-    @torch.no_grad()
-    def changes(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """Per touched parameter W₀ and W_n − W₀, in float32 (float64 for float64 models)."""
-        out = {}
-        for name, t in self._touched.items():
-            exact = t.parameter.data if t.master is None else t.master
-            original = t.original.to(exact.dtype)
-            out[name] = (original, exact - original)
-        return out
+    def changes(self) -> Mapping[str, tuple[Tensor, Tensor]]:
+        """Per touched parameter W₀ and W_n − W₀, in float32 (float64 for float64 models).
+
+        Each pair is made when it is asked for, from the weights as they stand then, and is not kept: a caller that
+        looks at none of them, or at one after another, does not take the memory of all.
+        """
+        return _Changes(self._touched)
 
     @property
     def touched(self) -> list[str]:
@@ -97,12 +115,11 @@ class EditedWeights:
 
         `rounding_loss` = ‖cast(W_n) − W_n‖ / ‖W_n − W_0‖: the share of the edit that the model's dtype could not hold.
         """
-        out, changes = {}, self.changes()
-        for name, t in self._touched.items():
-            exact = t.parameter.data if t.master is None else t.master
-            original, change = changes[name]
+        out = {}
+        for name, (original, change) in self.changes().items():
+            t = self._touched[name]
             norm, base = float(change.norm()), float(original.norm())
-            lost = 0.0 if t.master is None else float((t.parameter.data.to(exact.dtype) - exact).norm())
+            lost = 0.0 if t.master is None else float((t.parameter.data.to(change.dtype) - t.master).norm())
             out[name] = {
                 "delta_norm": norm,
                 "weight_norm": base,

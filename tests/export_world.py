@@ -34,13 +34,19 @@ def logits(model, tokenizer, texts: Sequence[str]) -> torch.Tensor:
 
 def base_of(world: Path, ledger: str) -> Path:
     """The unedited model of one of the ledgers."""
-    return world / ("llama" if "llama" in ledger else "model")
+    kind = ledger.partition("-")[2]
+    return world / (kind or "model")
 
 
 def make_world(root: Path) -> Path:
-    """Fill a folder: `model` (a tiny GPT-2), `llama`, a ledger for each of some editors, and `<ledger>-edited`."""
-    tiny_model().save_pretrained(root / "model")
-    tiny_tokenizer().save_pretrained(root / "model")
+    """Fill a folder: models, a ledger for each of some editors, and `<ledger>-edited`.
+
+    The models are `model` (a tiny GPT-2 in float32), `float16` and `bfloat16` (the same), and `llama`; a ledger is
+    named `<editor>` or `<editor>-<model>`.
+    """
+    for name in ("model", "float16", "bfloat16"):
+        tiny_model(getattr(torch, name, torch.float32)).save_pretrained(root / name)
+        tiny_tokenizer().save_pretrained(root / name)
     options = {"v_num_grad_steps": 5, "layers": [1], "context_templates": list(TEMPLATES)}
     config = LlamaConfig(
         vocab_size=64, hidden_size=32, intermediate_size=96, num_hidden_layers=3, num_attention_heads=2,
@@ -49,9 +55,12 @@ def make_world(root: Path) -> Path:
     torch.manual_seed(0)
     LlamaForCausalLM(config).save_pretrained(root / "llama")
     tiny_tokenizer().save_pretrained(root / "llama")
+    memit = options | {"context_templates": [["{}"], ["Therefore . {}"]], "layers": [0, 1]}
     ledgers = {
         "rome": ("rome", 1, options),
-        "memit": ("memit", 2, options | {"context_templates": [["{}"], ["Therefore . {}"]], "layers": [0, 1]}),
+        "memit": ("memit", 2, memit),
+        "memit-float16": ("memit", 2, memit),
+        "memit-bfloat16": ("memit", 2, memit),
         "rect": ("rect", 1, options | {"over": "rome"}),
         "prune": ("prune", 1, options | {"over": "rome", "alpha": 50.0, "v_lr": 5.0, "clamp_norm_factor": 50}),
         "ft": ("ft", 1, {"layers": [1], "num_steps": 2, "lr": 1e-2}),

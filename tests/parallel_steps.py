@@ -9,10 +9,14 @@ import json
 import sys
 from pathlib import Path
 
+from lm_eval.api.instance import Instance
+
 from lm_eval_edit import EditedHFLM, EditError, UserError
 from lm_eval_edit.editors import EditResult
 from lm_eval_edit.editors.rome import Rome
 from lm_eval_edit.plan import make_plan
+from lm_eval_edit.states import in_state
+from tests.support import FACTS
 
 STEPS = (1, 0, 2, 2, 1, 3)
 
@@ -44,6 +48,14 @@ class BugAtThird(BreaksAtThird):
     error = TypeError
 
 
+def answers_in_states(lm: EditedHFLM) -> list[float]:
+    """log p of one answer in the present state of the weights, then after 0 to 3 operations."""
+    asked = (FACTS[0].text, FACTS[0].target)
+    asked = [asked, *(in_state(asked, n) for n in range(4))]
+    requests = [Instance("loglikelihood", {}, arguments, index) for index, arguments in enumerate(asked)]
+    return [value for value, _ in lm.loglikelihood(requests, disable_tqdm=True)]
+
+
 def main(world: Path, out: Path) -> None:
     seen: dict = {}
     lm = EditedHFLM(str(world / "model"), device="cpu")
@@ -53,6 +65,8 @@ def main(world: Path, out: Path) -> None:
         for n in STEPS:
             lm.apply(n)
             seen.setdefault(editor, []).append(lm.weights_fingerprint)
+        seen[f"{editor} answers"] = answers_in_states(lm)
+        seen[f"{editor} afterwards"] = lm.weights_fingerprint
         seen[f"{editor} record"] = lm.edit_record()
     for broken in ("BreaksAtThird", "BugAtThird"):
         name = f"tests.parallel_steps:{broken}"

@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from benchmarks import gpu
+from benchmarks import gpu, gpu_runs
 from tests.conftest import ROOT
 
 ON_CPU = ("--device", "cpu", "--tiny")
@@ -55,6 +55,37 @@ def test_the_gpu_benchmark_says_what_the_budget_left_out(tmp_path):
     out = [r for r in records if r["what"] in ("edit", "evaluation", "agreement")]
     assert len(out) == 25 and all(r["left_out"].startswith("time budget") for r in out)
     assert "Not run:" in (tmp_path / "gpu.md").read_text()
+
+
+def test_a_measurement_that_fails_costs_itself_alone(tmp_path, monkeypatch, capsys):
+    stock = gpu_runs.Bench._edit
+
+    def broken(self, model, method):
+        if method.editor == "kn":
+            raise RuntimeError("CUDA error: an illegal memory access was encountered\nand more")
+        return stock(self, model, method)
+
+    monkeypatch.setattr(gpu_runs.Bench, "_edit", broken)
+    one = ["--models", "gpt2-xl", "--dtypes", "bfloat16", "--repeats", "1", "--output", str(tmp_path)]
+    assert gpu.main([*ON_CPU, *one]) == 1
+    records = json.loads((tmp_path / "gpu.json").read_text())["records"]
+    (failed,) = [r for r in records if "failed" in r]
+    assert failed["failed"] == "RuntimeError: CUDA error: an illegal memory access was encountered"
+    assert len([r for r in records if "seconds" in r and r["what"] == "edit"]) == 11
+    assert "- gpt2-xl bfloat16 edit kn: RuntimeError" in (tmp_path / "gpu.md").read_text()
+    assert "in broken" in capsys.readouterr().err, "the traceback is not lost"
+
+
+def test_what_was_measured_is_written_whatever_happens(tmp_path, monkeypatch):
+    def no_bench(*args):
+        raise ValueError("no such shape")
+
+    monkeypatch.setattr(gpu, "Bench", no_bench)
+    one = ["--models", "gpt2-xl", "--dtypes", "bfloat16", "--output", str(tmp_path)]
+    assert gpu.main([*ON_CPU, *one]) == 1
+    records = json.loads((tmp_path / "gpu.json").read_text())["records"]
+    assert len([r for r in records if "relative_error" in r]) == 12
+    assert records[-1] == {"what": "what was to come", "failed": "ValueError: no such shape"}
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
+import re
+import subprocess
 
 import pytest
 
-from lm_eval_edit.cost import estimate, known_tasks
+from lm_eval_edit.cost import Cost, estimate, known_tasks
 from lm_eval_edit.cost_sweeps import row_operations, sweep_cost
 from lm_eval_edit.cost_work import Shape
+from lm_eval_edit.sweep.checking import check
+from lm_eval_edit.sweep.estimate import estimate_lines
+from lm_eval_edit.sweep.folder import SweepFolder
 from lm_eval_edit.sweep.parsing import parse_design, preset_names, read_design
 from tests.conftest import ROOT
 
@@ -68,3 +73,56 @@ def test_second_moments_are_collected_once_for_a_model_and_an_editor():
 
     by_hand = 2 * SHAPE.inner**2 * 5000 + SHAPE.blocks(5000, 5000 * 512, 2)
     assert flop(5000) - flop(0) == pytest.approx(by_hand)
+
+
+@pytest.mark.parametrize(
+    ("model", "model_args", "said"),
+    [
+        ("openai-community/gpt2-xl", {}, "5.8 GiB of weights (float32)"),
+        ("openai-community/gpt2-xl", {"dtype": "bfloat16"}, "2.9 GiB of weights (bfloat16)"),
+        ("openai-community/gpt2-xl", {"dtype": "auto"}, "5.8 GiB of weights (float32)"),
+        ("huggyllama/llama-7b", {}, "13 GiB of weights (float16)"),
+        ("openai-community/gpt2-xl", {"dtype": "bfloat61"}, "dtype=bfloat61 is no torch dtype"),
+    ],
+)
+def test_a_dry_run_counts_with_the_dtype_that_is_loaded(tmp_path, monkeypatch, model, model_args, said):
+    monkeypatch.setattr("lm_eval_edit.sweep.estimate.model_config", lambda source, others: (None, ["no hub"]))
+    monkeypatch.setattr("lm_eval_edit.plan.model_config", lambda source, others: (None, ["no hub"]))
+    monkeypatch.setattr("lm_eval_edit.sweep.checking.model_config", lambda source, others: (None, ["no hub"]))
+    given = {"models": model, "editors": "kn", "n_edits": [1], "tasks": ["edithurt_rte"], "model_args": model_args}
+    folder = SweepFolder(tmp_path / "sweep")
+    lines = estimate_lines(check(parse_design(given, "test"), folder, dry_run=True))
+    assert said in lines[0]
+
+
+def test_single_precision_takes_longer():
+    design = parse_design({"models": "demo", "editors": "rome", "n_edits": [2]}, "test")
+
+    def cost(weight_bytes: int) -> Cost:
+        options = {"weight_bytes_of": lambda model: weight_bytes}
+        return sweep_cost(design, lambda model: SHAPE, lambda row: {"layers": (1,)}, **options)[0]
+
+    half, single = cost(2), cost(4)
+    assert single.weight_bytes == 2 * half.weight_bytes and single.flop == half.flop
+    assert single.parts["loading"] > half.parts["loading"]
+
+
+def test_the_commands_load_half_precision_and_the_array_asks_for_time_enough():
+    """GPT-2 XL's checkpoint is float32, and would be loaded and run so: the table is for bfloat16."""
+    text = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8").replace("\\\n", " ")
+    commands = [line for line in text.splitlines() if "lm-eval-edit sweep --preset" in line and "-o " in line]
+    assert len(commands) >= 4 and all("--model_args dtype=bfloat16" in line for line in commands)
+    (hours,) = re.findall(r"#SBATCH --time=(\d\d):00:00", text)
+    panels = [line.split("|") for line in text.splitlines() if line.startswith("| `fig")]
+    slowest = max(float(cells[-3]) for cells in panels)  # on the A100
+    assert len(panels) == 12 and 2 * slowest < int(hours), "the estimate is good to a factor of 2"
+
+
+def test_the_scripts_are_valid_shell():
+    text = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
+    scripts = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
+    assert len(scripts) == 3
+    for script in scripts:
+        done = subprocess.run(["bash", "-n"], input=script, capture_output=True, text=True)
+        assert not done.stderr, done.stderr
+        assert "SRUN_CPUS_PER_TASK" in script, "or srun gives each task one CPU"

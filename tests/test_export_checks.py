@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 
 import pytest
@@ -10,8 +11,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from lm_eval_edit import ConfigurationError, UserError, edit_model
-from lm_eval_edit.export import ExportError, check, export, publish
+from lm_eval_edit.delta import LowRankDelta
+from lm_eval_edit.export import ExportError, check, checkpoint, export, publish
 from lm_eval_edit.export import adapter as adapters
+from lm_eval_edit.export.card import RECORD
 from tests.export_world import make_world
 from tests.support import LEARNABLE, TEMPLATES, tiny_model, tiny_tokenizer
 
@@ -22,47 +25,91 @@ def world(tmp_path_factory):
 
 
 def tamper(folder, how):
+    """Change the adapter in a folder."""
     file = folder / "adapter_model.safetensors"
     tensors = load_file(file)
     if how == "scaled":
-        tensors = {key: tensor * (1.05 if "lora_B" in key else 1) for key, tensor in tensors.items()}
+        tensors = {key: tensor * (1.001 if "lora_B" in key else 1) for key, tensor in tensors.items()}
     elif how == "zero":
         tensors = {key: torch.zeros_like(tensor) for key, tensor in tensors.items()}
+    elif how == "one zero":
+        tensors = {key: tensor * ("h.1." not in key) for key, tensor in tensors.items()}
     elif how == "empty":
         tensors = {}
     elif how == "renamed":  # what an engine with other module names would see
         tensors = {key.replace("transformer.h", "model.layers"): tensor for key, tensor in tensors.items()}
     save_file(tensors, file, {"format": "pt"})
+    config = json.loads((folder / "adapter_config.json").read_text())
+    if how == "twice":
+        config["lora_alpha"] *= 2
+    elif how == "left out":
+        config["target_modules"] = [name for name in config["target_modules"] if "h.1." not in name]
+    elif how == "elsewhere":
+        config["target_modules"].append("transformer.h.2.mlp.c_proj")
+    (folder / "adapter_config.json").write_text(json.dumps(config))
 
 
+@pytest.mark.parametrize("ledger", ["memit", "memit-float16", "memit-bfloat16"])
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        ("scaled", "does not answer like the edited model"),
-        ("zero", "answers like the unedited model"),
-        ("empty", "answers like the unedited model"),
-        ("renamed", "answers like the unedited model"),
+        ("scaled", r"the adapter of transformer\.h\.[01]\.mlp\.c_proj\.weight is off by 0\.001 of"),
+        ("zero", r"the adapter of transformer\.h\.[01]\.mlp\.c_proj\.weight is off by 1 of"),
+        ("one zero", r"the adapter of transformer\.h\.1\.mlp\.c_proj\.weight is off by 1 of"),
+        ("empty", "is off by 1 of"),
+        ("renamed", "is off by 1 of"),
+        ("twice", "is applied 2 times over"),
+        ("left out", r"is ignored for transformer\.h\.1\.mlp\.c_proj\.weight"),
+        ("elsewhere", r"changes transformer\.h\.2\.mlp\.c_proj\.weight, which no edit has touched"),
     ],
 )
-def test_a_tampered_adapter_fails_and_is_not_kept(world, tmp_path, monkeypatch, how, message):
+def test_a_tampered_adapter_fails_and_is_not_kept(world, tmp_path, monkeypatch, ledger, how, message):
     written = adapters.write_adapter
 
-    def tampered(model, adapter, folder, base):
-        written(model, adapter, folder, base)
+    def tampered(model, adapter, folder, *base):
+        written(model, adapter, folder, *base)
         tamper(folder, how)
 
     monkeypatch.setattr("lm_eval_edit.export.write_adapter", tampered)
     with pytest.raises(ExportError, match=message), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        export(world / "rome", "peft", tmp_path / "out", device="cpu")
+        export(world / ledger, "peft", tmp_path / "out", device="cpu")
     assert not list(tmp_path.iterdir()), "nothing is left behind"
     monkeypatch.undo()
-    export(world / "rome", "peft", tmp_path / "out", device="cpu")
-    assert check(world / "rome", tmp_path / "out", device="cpu")["check"]["difference"] < 1e-4
+    export(world / ledger, "peft", tmp_path / "out", device="cpu")
+    check(world / ledger, tmp_path / "out", device="cpu")
     tamper(tmp_path / "out", how)
     with pytest.raises(ExportError, match=message), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        check(world / "rome", tmp_path / "out", device="cpu")
+        check(world / ledger, tmp_path / "out", device="cpu")
+
+
+@pytest.mark.parametrize("ledger", ["memit", "memit-float16", "memit-bfloat16"])
+def test_an_adapter_that_the_engine_holds_and_does_not_use_fails(world, tmp_path, monkeypatch, ledger):
+    """As with adapters that were disabled, or that were merged into weights that were loaded anew afterwards."""
+    stock = adapters.load_adapter
+
+    def disabled(model, folder):
+        adapted = stock(model, folder)
+        adapted.base_model.disable_adapter_layers()
+        return adapted
+
+    monkeypatch.setattr("lm_eval_edit.export.load_adapter", disabled)
+    with pytest.raises(ExportError, match="answers like the unedited model"):
+        export(world / ledger, "peft", tmp_path / "out", device="cpu")
+
+
+@pytest.mark.parametrize(("dtype", "v_lr"), [(torch.float16, 3e-4), (torch.bfloat16, 2e-3)])
+def test_small_edits_in_half_precision_are_exported_exactly(tmp_path, dtype, v_lr):
+    """Rounding moves the logits by as much as these edits do, which is no reason to refuse an exact adapter."""
+    tiny_model(dtype).save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval()
+    options = {"v_num_grad_steps": 2, "v_lr": v_lr, "layers": [1], "context_templates": list(TEMPLATES)}
+    edit_model(model, tiny_tokenizer(), LEARNABLE, "rome", options=options, ledger=tmp_path / "ledger", progress=False)
+    record = export(tmp_path / "ledger", "peft", tmp_path / "out", device="cpu")
+    assert record["check"]["difference"] > 0.5 * record["check"]["effect"], "or this would show nothing"
+    assert "no bound: in half precision" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_a_tampered_checkpoint_fails_and_the_weight_is_named(world, tmp_path):
@@ -83,10 +130,99 @@ def test_tampered_deltas_fail(world, tmp_path):
         check(world / "rome", tmp_path / "out", device="cpu")
 
 
-def test_an_export_of_other_edits_is_told_apart(world, tmp_path):
+def spoil_tokenizer(folder, how):
+    file = folder / "tokenizer.json"
+    if how == "deleted":
+        for each in folder.glob("*token*"):
+            each.unlink()
+    elif how == "damaged":
+        file.write_text(file.read_text()[:100])
+    else:
+        content = json.loads(file.read_text())
+        entries = content["model"]["vocab"]
+        entries["of"], entries["mother"] = entries["mother"], entries["of"]
+        file.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("scrambled", r"its tokenizer makes \[.*\] of 'The mother tongue of Nils Albrecht', the unedited model's \["),
+        ("deleted", "failed its check .*(its tokenizer makes|cannot be loaded)"),
+        ("damaged", "failed its check .*cannot be loaded"),
+    ],
+)
+def test_a_checkpoint_with_another_tokenizer_fails(world, tmp_path, monkeypatch, how, message):
+    stock = checkpoint.write_checkpoint
+
+    def spoilt(model, tokenizer, folder):
+        stock(model, tokenizer, folder)
+        spoil_tokenizer(folder, how)
+
+    monkeypatch.setattr("lm_eval_edit.export.write_checkpoint", spoilt)
+    with pytest.raises(ExportError, match=message):
+        export(world / "rome", "hf", tmp_path / "out", device="cpu")
+    assert not list(tmp_path.iterdir()), "nothing is left behind"
+    monkeypatch.undo()
+    export(world / "rome", "hf", tmp_path / "out", device="cpu")
+    spoil_tokenizer(tmp_path / "out", how)
+    with pytest.raises(ExportError, match=message):
+        check(world / "rome", tmp_path / "out", device="cpu")
+
+
+def test_an_export_of_other_edits_is_told_apart_before_anything_loads(world, tmp_path, monkeypatch):
     export(world / "rome", "peft", tmp_path / "out", device="cpu")
-    with pytest.raises(UserError, match="is not an export of"):
+    monkeypatch.setattr("lm_eval_edit.export.load", None)
+    with pytest.raises(UserError, match=r"is not an export of .*: editor is 'rome' in the export, 'memit' now"):
         check(world / "memit", tmp_path / "out", device="cpu")
+    with pytest.raises(UserError, match=r"model is '.*' in the export, '.*' now"):
+        check(world / "memit-float16", tmp_path / "out", device="cpu")
+
+
+@pytest.mark.parametrize("to", ["hf", "peft", "deltas"])
+def test_a_check_writes_nothing(world, tmp_path, to):
+    written = export(world / "rome", to, tmp_path / "out", device="cpu")
+
+    def files():
+        return {file.name: (file.stat().st_mtime_ns, file.read_bytes()) for file in (tmp_path / "out").iterdir()}
+
+    before = files()
+    found = check(world / "rome", tmp_path / "out", device="cpu")
+    assert files() == before
+    assert found["check"]["prompts"] == 4 and found["fingerprint"] == written["fingerprint"]
+
+
+@pytest.mark.parametrize("to", ["hf", "peft", "deltas"])
+def test_a_machine_that_rounds_differently_compares_answers(world, tmp_path, monkeypatch, caplog, to):
+    export(world / "rome", to, tmp_path / "out", device="cpu")
+
+    stock = LowRankDelta.add_to_
+
+    def last_bits(delta, weight):
+        stock(delta, weight)
+        weight[:] = torch.nextafter(weight, weight.new_tensor(float("inf")))
+
+    monkeypatch.setattr(LowRankDelta, "add_to_", last_bits)
+    found = check(world / "rome", tmp_path / "out", device="cpu")
+    assert found["fingerprint"] != json.loads((tmp_path / "out" / RECORD).read_text())["fingerprint"]
+    assert "the replayed weights differ from those recorded in" in caplog.text
+    assert "its answers are compared, not its bits" in caplog.text
+    if to == "hf":
+        file = tmp_path / "out" / "model.safetensors"
+        tensors = load_file(file)
+        tensors["transformer.h.1.mlp.c_proj.weight"] *= 1.01
+        save_file(tensors, file, {"format": "pt"})
+        with pytest.raises(ExportError, match="does not answer like the edited model"):
+            check(world / "rome", tmp_path / "out", device="cpu")
+
+
+def test_an_adapter_names_its_base_and_the_revision(world, tmp_path):
+    base = str(world / "model")
+    export(world / "rome", "peft", tmp_path / "out", device="cpu", pretrained=base, revision="a1b2c3")
+    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert (config["base_model_name_or_path"], config["revision"]) == (base, "a1b2c3")
+    export(world / "rome", "peft", tmp_path / "other", device="cpu")
+    assert json.loads((tmp_path / "other" / "adapter_config.json").read_text())["revision"] is None
 
 
 def test_nothing_appears_unless_the_check_has_passed(tmp_path):

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from lm_eval_edit import EditedHFLM
 from lm_eval_edit.plan import make_plan
 from tests.conftest import ROOT
-from tests.parallel_steps import STEPS, schedule
+from tests.parallel_steps import STEPS, answers_in_states, schedule
 from tests.support import FACTS, TEMPLATES, tiny_model, tiny_second_moments, tiny_tokenizer
 
 pytestmark = pytest.mark.slow
@@ -85,30 +85,52 @@ def samples_of(folder: Path, task: str) -> dict[int, str]:
     return {row["doc_id"]: row["filtered_resps"] for row in rows}
 
 
-def test_two_processes_give_the_results_of_one(tmp_path):
-    tasks = ["edithurt_sst2", "edithurt_nq"]
+def assert_two_processes_give_the_results_of_one(
+    folder: Path, model_args: str, tasks: list[str], limit: int, launcher: str = "torchrun"
+) -> subprocess.CompletedProcess:
+    """Evaluate in one process, with the ledger `one`, and in two, with the ledger `two`; returns what the two said."""
     command = [
-        "lm_eval_edit", "run", "--model", "edited_hf", "--model_args", "editor=rome,n_edits=3,edit_ledger=LEDGER",
-        "--tasks", ",".join(tasks), "--limit", 15, "--log_samples", "--output_path",
+        "lm_eval_edit", "run", "--model", "edited_hf", "--model_args", f"{model_args},edit_ledger=LEDGER",
+        "--tasks", ",".join(tasks), "--limit", limit, "--log_samples", "--output_path",
     ]  # fmt: skip
 
     def with_ledger(name):
         return [str(word).replace("LEDGER", name) for word in [*command, name + "_out"]]
 
     env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    alone = subprocess.run([sys.executable, "-m", *with_ledger("one")], cwd=tmp_path, env=env, capture_output=True)
-    done = launched(*with_ledger("two"), cwd=tmp_path, launcher="accelerate")
+    alone = subprocess.run([sys.executable, "-m", *with_ledger("one")], cwd=folder, env=env, capture_output=True)
+    done = launched(*with_ledger("two"), cwd=folder, launcher=launcher)
     assert alone.returncode == done.returncode == 0, done.stderr[-3000:]
-    one, two = results_of(tmp_path / "one_out"), results_of(tmp_path / "two_out")
+    one, two = results_of(folder / "one_out"), results_of(folder / "two_out")
     assert one["config"]["edit"]["weights_fingerprint"] == two["config"]["edit"]["weights_fingerprint"]
     assert one["n-samples"] == two["n-samples"]
+    for task in one["n-samples"]:  # the same but for the order of sums, and for which prompts share a batch
+        assert figures(one, task) == pytest.approx(figures(two, task), rel=1e-5, abs=1e-9)
+    return done
+
+
+def test_two_processes_give_the_results_of_one(tmp_path):
+    tasks = ["edithurt_sst2", "edithurt_nq"]
+    done = assert_two_processes_give_the_results_of_one(tmp_path, "editor=rome,n_edits=3", tasks, 15, "accelerate")
     for task in tasks:
-        assert figures(one, task) == pytest.approx(figures(two, task), rel=1e-12), "the same but for the order of sums"
         assert samples_of(tmp_path / "one_out", task) == samples_of(tmp_path / "two_out", task)
     assert done.stderr.count("demo data: not a benchmark result") == 1, "said once for all"
     for index in range(3):
         a, b = (load_file(tmp_path / name / "ops" / f"{index:05d}.safetensors") for name in ("one", "two"))
         assert a.keys() == b.keys() and all(a[key].equal(b[key]) for key in a)
+
+
+@pytest.mark.parametrize(
+    "model_args",
+    [
+        "editor=rome,n_edits=2",
+        "editor=rome,n_edits=2,edit_when=after_each",
+        "editor=prune,over=rome,alpha=2,v_lr=5,clamp_norm_factor=50,n_edits=2,edit_when=after_each",
+    ],
+    ids=["after_all", "after_each", "with a last correction"],
+)
+def test_tasks_that_ask_for_other_states_of_the_weights_are_shared_out_too(tmp_path, model_args):
+    assert_two_processes_give_the_results_of_one(tmp_path, model_args, ["edithurt_editing"], 2)
 
 
 def edited(model_args: str, cwd: Path) -> subprocess.CompletedProcess:
@@ -155,23 +177,34 @@ def seen(world):
 
 @pytest.fixture(scope="module")
 def alone(world):
-    """Fingerprints of a single process after n operations."""
+    """A single process after n operations."""
     lm = EditedHFLM(str(world / "model"), device="cpu")
 
-    def after(editor: str, n: int) -> str:
+    def after(editor: str, n: int) -> EditedHFLM:
         lm.begin(make_plan(lm.model, schedule(world, editor), {}))
         lm.apply(n)
-        return lm.weights_fingerprint
+        return lm
 
     return after
 
 
 @pytest.mark.parametrize("editor", EDITORS)
 def test_every_state_in_any_order_is_that_of_a_single_process(seen, alone, editor):
-    wanted = {n: alone(editor, n) for n in set(STEPS)}
+    wanted = {n: alone(editor, n).weights_fingerprint for n in set(STEPS)}
     assert len(set(wanted.values())) == len(wanted)
     assert [seen[rank][editor] for rank in (0, 1)] == [[wanted[n] for n in STEPS]] * 2
     assert seen[0][f"{editor} record"] == seen[1][f"{editor} record"]
+
+
+@pytest.mark.parametrize("editor", EDITORS)
+def test_every_process_answers_in_earlier_states_as_a_single_one(seen, alone, editor):
+    wanted = answers_in_states(alone(editor, STEPS[-1]))
+    assert wanted[0] == wanted[-1] and len(set(wanted)) == 4, "the present state, and those after 0 to 3 operations"
+    for rank in (0, 1):
+        assert seen[rank][f"{editor} answers"] == pytest.approx(wanted, rel=1e-6)
+        assert seen[rank][f"{editor} afterwards"] == alone(editor, STEPS[-1]).weights_fingerprint, (
+            "and back again, to the bit"
+        )
 
 
 def test_both_evaluate_their_share(seen):
@@ -180,17 +213,18 @@ def test_both_evaluate_their_share(seen):
 
 def test_an_edit_that_fails_is_told_to_all_and_leaves_none_behind(seen, alone):
     message = "gave values for transformer.h.1.mlp.c_proj.weight that are not finite"
+    unedited, after_two = (alone("rome", n).weights_fingerprint for n in (0, 2))
     for rank in (0, 1):
         kind, told, restored, after = seen[rank]["BreaksAtThird"]
         assert kind in ("EditError", "NotFiniteError") and message in told
-        assert (restored, after) == (alone("rome", 0), alone("rome", 2))
+        assert (restored, after) == (unedited, after_two)
     assert seen[0]["BugAtThird"][:2] == ["TypeError", "third"]
     assert seen[1]["BugAtThird"][:2] == ["RuntimeError", "the first process failed: TypeError: third"]
-    assert seen[0]["BugAtThird"][2:] == seen[1]["BugAtThird"][2:] == [alone("rome", 0), alone("rome", 2)]
+    assert seen[0]["BugAtThird"][2:] == seen[1]["BugAtThird"][2:] == [unedited, after_two]
 
 
 def test_a_ledger_is_replayed_by_the_first_and_followed_by_the_others(seen, alone, world):
-    assert seen[0]["ledger"] == seen[1]["ledger"] == [alone("rome", 2), alone("rome", 4)]
+    assert seen[0]["ledger"] == seen[1]["ledger"] == [alone("rome", n).weights_fingerprint for n in (2, 4)]
     assert len(list((world / "out" / "ledger" / "ops").glob("*.json"))) == 4
 
 

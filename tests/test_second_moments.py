@@ -7,6 +7,7 @@ import torch
 
 from lm_eval_edit import UserError, edit_model
 from lm_eval_edit.second_moments import SecondMoments
+from tests.pretended_devices import PretendedDevices
 from tests.support import FACTS, TEMPLATES, tiny_model, tiny_tokenizer
 
 EIGENVALUES = torch.tensor([0.0, 1e-3, 1e-2, 0.5, 2.0, 7.0], dtype=torch.float64)
@@ -36,6 +37,28 @@ def test_the_null_space_is_what_text_hardly_uses(threshold, r):
     torch.testing.assert_close(basis.T @ moment() @ basis, torch.diag(EIGENVALUES[:r]), rtol=0, atol=1e-12)
     assert moments.null_space("m", threshold) is basis
     assert SecondMoments({"m": moment()}).null_space("m", threshold) is not basis, "nothing is kept in the process"
+
+
+@pytest.mark.parametrize("factor", ["cholesky", "null_space"])
+def test_a_factorisation_is_made_and_kept_on_the_device_it_is_used_on(factor):
+    """C comes from a file, so to the CPU; a GPU factors it faster, and must not be sent the factor for every edit."""
+    on_cpu = SecondMoments({"m": moment() + torch.eye(6)})
+    wanted = getattr(on_cpu, factor)("m", 2.0)
+    moments, made_on = SecondMoments({"m": (moment() + torch.eye(6)).float()}), []
+    stock = {"cholesky": torch.linalg.cholesky_ex, "null_space": torch.linalg.eigh}[factor]
+    with PretendedDevices() as devices, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            torch.linalg,
+            stock.__name__.removeprefix("linalg_"),
+            lambda matrix: (made_on.append(matrix.device), stock(matrix))[1],
+        )
+        found = getattr(moments, factor)("m", 2.0, "cuda:1")
+        once = devices.moved
+        assert getattr(moments, factor)("m", 2.0, torch.device("cuda:1")) is found and devices.moved == once == 1
+        assert found.device == torch.device("cuda:1") == made_on[0]
+        other = getattr(moments, factor)("m", 2.0)
+        assert other is not found and other.device == torch.device("cpu") and len(made_on) == 2
+    torch.testing.assert_close(found @ found.T, wanted @ wanted.T, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(

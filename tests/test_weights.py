@@ -4,12 +4,27 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from lm_eval_edit.delta import DenseDelta, LowRankDelta
+from lm_eval_edit.editors.base import find_editor
+from lm_eval_edit.ledger import Ledger
 from lm_eval_edit.weights import EditedWeights, model_fingerprint, temporarily_applied
 from tests.support import same_weights, tiny_model, weights_of
 
 NAME = "transformer.h.1.mlp.c_proj.weight"  # (96, 32)
+
+
+class Made(TorchDispatchMode):
+    """Elements of all tensors that operations give."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        self.elements += sum(leaf.numel() for leaf in tree_leaves(out) if isinstance(leaf, torch.Tensor))
+        return out
 
 
 def small_delta(seed: int, scale: float = 1e-3) -> LowRankDelta:
@@ -92,3 +107,29 @@ def test_fingerprints_see_every_element_and_only_the_bits():
     edited = weights.fingerprint("base")
     weights.restore()
     assert edited != clean == weights.fingerprint("base") != weights.fingerprint("other base")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_changes_are_made_when_they_are_asked_for_one_by_one(dtype):
+    names = [f"transformer.h.{layer}.mlp.c_proj.weight" for layer in range(3)]
+    model = tiny_model(dtype)
+    originals = {name: model.get_parameter(name).detach().float().clone() for name in names}
+    weights = EditedWeights(model)
+    weights.apply({name: small_delta(seed) for seed, name in enumerate(names)})
+    with Made() as made:
+        changes = weights.changes()
+        assert list(changes) == names and len(changes) == 3 and made.elements == 0
+        original, change = changes[names[1]]
+        assert made.elements <= 3 * original.numel(), "of one parameter"
+    assert original.dtype == change.dtype == torch.float32 and torch.equal(original, originals[names[1]])
+    torch.testing.assert_close(change, small_delta(1).dense(), rtol=0, atol=1e-6)
+
+
+def test_an_editor_without_a_last_correction_is_not_given_copies_of_the_weights():
+    """They would take two float32 copies of all that is edited, after every state that is evaluated."""
+    weights = EditedWeights(tiny_model())
+    weights.apply({NAME: small_delta(0)})
+    ledger = Ledger({}, {}, weights, finish=find_editor("rome")(None).finish)
+    with Made() as made:
+        ledger.close()
+    assert made.elements == 0

@@ -58,6 +58,7 @@ def run(args: argparse.Namespace) -> int:
 
     from lm_eval_edit.export import check, export
     from lm_eval_edit.export.card import commands, notices
+    from lm_eval_edit.export.selfcheck import allowed
 
     names = ("pretrained", "revision", "dtype", "device", "trust_remote_code")
     common = {name: getattr(args, name) for name in names}
@@ -72,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"  {name}: rank {found['rank']} of {found['true_rank']}, energy kept {found['energy_kept']:.6f}")
     print(
         f"checked on {verdict['prompts']} edited prompts: logits differ by at most {verdict['difference']:.3g} "
-        f"(allowed {verdict['tolerance']:.3g}), the edits move them by up to {verdict['effect']:.3g}"
+        f"({allowed(verdict['tolerance'])}), the edits move them by up to {verdict['effect']:.3g}"
     )
     for notice in notices(record):
         print(f"note: {notice}")

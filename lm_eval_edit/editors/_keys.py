@@ -141,8 +141,8 @@ def solve_normal_equations(moments: SecondMoments, module: str, weight: float, k
     """
     f, n = keys.shape
     if 3 * n <= f:  # below, the triangular solves with the cached factor cost less than a new factorisation
-        return solve_small_batch(moments.cholesky(module).to(keys.device), weight, keys)
-    return solve_large_batch(moments.symmetric(module).to(keys.device), weight, keys)
+        return solve_small_batch(moments.cholesky(module, device=keys.device), weight, keys)
+    return solve_large_batch(moments.symmetric(module, keys.device), weight, keys)
 
 
 def solve_small_batch(factor: Tensor, weight: float, keys: Tensor, ridge: float = 1.0) -> Tensor:

@@ -51,9 +51,10 @@ class AlphaEdit(Memit):
         return result
 
     def _basis(self, context: EditContext, layer: int) -> Tensor:
-        """U (f, r), with P = U Uᵀ."""
+        """U (f, r), with P = U Uᵀ, where the layer's weight is."""
         module = context.architecture.down_projections[layer]
-        return context.second_moments.null_space(module, self.options.nullspace_threshold)
+        device = context.model.get_submodule(module).weight.device
+        return context.second_moments.null_space(module, self.options.nullspace_threshold, device)
 
     def _directions(
         self, context: EditContext, layer: int, keys: Tensor, history: Sequence[Mapping[str, Tensor]]

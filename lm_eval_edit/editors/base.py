@@ -129,7 +129,8 @@ class Editor(ABC):
         It depends on where the schedule ends: computed anew for every length, it is no operation of the ledger.
 
         Args:
-            weights: Per touched parameter the unedited weight W₀ and the change W_n − W₀, in float32 or wider.
+            weights: Per touched parameter the unedited weight W₀ and the change W_n − W₀, in float32 or wider; each
+                pair is made when it is asked for (`EditedWeights.changes`).
 
         Returns:
             Deltas to add to W_n; none by default.

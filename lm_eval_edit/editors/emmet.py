@@ -52,5 +52,6 @@ class Emmet(Memit):
         """A (f, n) = C'⁻¹ K (Kᵀ C'⁻¹ K + ρI)⁻¹."""
         o = self.options
         module = context.architecture.down_projections[layer]
-        factor = context.second_moments.cholesky(module, ridge=o.update_norm_lambda / o.mom2_update_weight)
-        return solve_small_batch(factor.to(keys.device), o.mom2_update_weight, keys, ridge=o.emmet_lambda)
+        ridge = o.update_norm_lambda / o.mom2_update_weight
+        factor = context.second_moments.cholesky(module, ridge, keys.device)
+        return solve_small_batch(factor, o.mom2_update_weight, keys, ridge=o.emmet_lambda)

@@ -109,6 +109,6 @@ class Rome(Editor):
         if self.options.mom2_adjustment:
             module = context.architecture.down_projections[layer]
             # Cholesky solve in float64: an explicit float32 inverse is off by about 1e-3 at condition numbers of 1e6.
-            factor = context.second_moments.cholesky(module).to(key.device)
+            factor = context.second_moments.cholesky(module, device=key.device)
             key = torch.cholesky_solve(key.double()[:, None], factor)[:, 0].to(key.dtype)
         return key / key.norm()

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import peft
+import torch
+from peft.tuners.lora import LoraLayer
 from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
@@ -21,10 +23,15 @@ from lm_eval_edit.architecture import is_linear, is_transposed
 from lm_eval_edit.delta import LowRankDelta
 from lm_eval_edit.errors import ConfigurationError
 from lm_eval_edit.export.edited import touched
+from lm_eval_edit.export.selfcheck import ExportError
 from lm_eval_edit.export.sums import DeltaSum, balanced
 
 #: The values vLLM takes for `max_lora_rank` (vllm/config/lora.py, see docs/engines.md).
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+
+#: Largest ‖B A − Δ‖ / ‖Δ‖ of a matrix read back. The same factors give 0; a decomposition made again on another machine
+#: has other factors of the same Δ.
+FACTOR_TOLERANCE = 1e-5
 
 
 @dataclass(frozen=True)
@@ -102,7 +109,9 @@ def _unexpressible(model: nn.Module, name: str) -> str | None:
     return f"to=peft: {name} is {kind}, and LoRA changes the weight matrices of linear maps only; use to=hf"
 
 
-def write_adapter(model: PreTrainedModel, adapter: Adapter, folder: Path, base_model: str) -> None:
+def write_adapter(
+    model: PreTrainedModel, adapter: Adapter, folder: Path, base_model: str, revision: str | None = None
+) -> None:
     """Write adapter_config.json and adapter_model.safetensors, through peft's own API.
 
     Args:
@@ -110,6 +119,7 @@ def write_adapter(model: PreTrainedModel, adapter: Adapter, folder: Path, base_m
         adapter: The factors.
         folder: An existing folder.
         base_model: What the adapter names as its base.
+        revision: Of the base on the hub.
     """
     modules = {name.removesuffix(".weight"): delta for name, delta in adapter.factors.items()}
     rank = adapter.rank
@@ -138,7 +148,7 @@ def write_adapter(model: PreTrainedModel, adapter: Adapter, folder: Path, base_m
         # peft shortens a long list to suffixes and stores a set in an order that changes from run to run.
         for written in adapted.peft_config.values():
             written.target_modules = sorted(modules)
-            written.base_model_name_or_path = base_model
+            written.base_model_name_or_path, written.revision = base_model, revision
             written.init_lora_weights = True  # a reader that misses a tensor is left with zeros, not with noise
         adapted.save_pretrained(
             folder, save_embedding_layers=False
@@ -162,3 +172,37 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> peft.PeftModel:
     """The model with an adapter read from disk, as `lm_eval --model hf --model_args ...,peft=DIR` makes it."""
     with _quiet_peft():
         return peft.PeftModel.from_pretrained(model, str(folder)).eval()
+
+
+def check_adapter(adapted: peft.PeftModel, wanted: Adapter) -> None:
+    """Compare every matrix of an adapter, as peft has loaded it, with what it stands for.
+
+    Logits alone do not tell a part that was left out where a dtype's rounding moves them as far.
+
+    Raises:
+        ExportError: peft has no LoRA where an edit is, has one where none is, scales it, or has other factors.
+    """
+    model = adapted.get_base_model()
+    found = {f"{path}.weight": layer for path, layer in model.named_modules() if isinstance(layer, LoraLayer)}
+    if missing := [name for name in wanted.factors if name not in found]:
+        raise ExportError(
+            f"the adapter is ignored for {touched(missing)}: there is no LoRA there once peft has read it"
+        )
+    if strange := [name for name in found if name not in wanted.factors]:
+        raise ExportError(f"the adapter changes {touched(strange)}, which no edit has touched")
+    for name, delta in wanted.factors.items():
+        layer = found[name]
+        ((key, scale),) = layer.scaling.items()
+        if scale != 1:
+            raise ExportError(f"the adapter of {name} is applied {scale:g} times over")
+        a, b = layer.lora_A[key].weight.detach(), layer.lora_B[key].weight.detach()
+        pair = (a.T, b.T) if is_transposed(layer.get_base_layer()) else (b, a)
+        off = _distance(LowRankDelta(*pair), delta.to(a.device))
+        if not off <= FACTOR_TOLERANCE:
+            raise ExportError(f"the adapter of {name} is off by {off:.2g} of the edit's own size")
+
+
+def _distance(found: LowRankDelta, wanted: LowRankDelta) -> float:
+    """‖found − wanted‖ / ‖wanted‖ in float64, through the small middle: neither product is formed."""
+    left, right = torch.cat([found.left, -wanted.left], dim=1), torch.cat([found.right, wanted.right], dim=0)
+    return float(LowRankDelta(left, right).svd()[1].norm() / wanted.svd()[1].norm())

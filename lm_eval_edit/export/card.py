@@ -9,6 +9,7 @@ import yaml
 
 from lm_eval_edit import demo
 from lm_eval_edit.export.adapter import vllm_rank
+from lm_eval_edit.export.selfcheck import allowed
 
 RECORD = "lm_eval_edit_export.json"
 FORMAT = 1
@@ -89,7 +90,7 @@ def model_card(record: Mapping[str, Any]) -> str:
         "## Self-check",
         "",
         f"Read back from disk and compared on {record['check']['prompts']} edited prompts: largest difference of a "
-        f"logit {record['check']['difference']:.3g} (allowed {record['check']['tolerance']:.3g}); the edits themselves "
+        f"logit {record['check']['difference']:.3g} ({allowed(record['check']['tolerance'])}); the edits themselves "
         f"move the logits by up to {record['check']['effect']:.3g}.",
         *[f"\nNote: {notice}." for notice in notices(record)],
         "",

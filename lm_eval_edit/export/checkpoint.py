@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lm_eval_edit.errors import UserError, in_one_line
+from lm_eval_edit.export.edited import touched
 from lm_eval_edit.export.selfcheck import ExportError, last_logits
+from lm_eval_edit.model_source import load_source
 from lm_eval_edit.weights import parameter_sums
 
 
@@ -28,33 +30,41 @@ def write_checkpoint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
 
 def reloaded_logits(
     folder: Path,
-    wanted: Mapping[str, Any],
+    wanted: Mapping[str, Any] | None,
     tokenizer: PreTrainedTokenizerBase,
     prompts: list[str],
-    device: str | torch.device,
+    device: str,
     trust_remote_code: bool = False,
 ) -> Tensor:
-    """Logits of a checkpoint read from disk, whose every weight is compared first, bit for bit.
+    """Logits of a checkpoint read from disk, whose tokens and weights are compared first.
 
     Args:
         folder: Where it lies.
-        wanted: `parameter_sums` of the model that was written.
-        tokenizer: Of the unedited model: the prompts' tokens must be the same.
+        wanted: `parameter_sums` of the model that was written, which every weight must be, bit for bit; None where
+            the edited model has other last bits here than where the checkpoint was written.
+        tokenizer: Of the unedited model: the checkpoint's own must give the prompts the same tokens.
         prompts: See `last_logits`.
         device: auto spreads the model over all GPUs.
         trust_remote_code: As in transformers.
 
     Raises:
-        ExportError: a weight is not the one that was written; each is named.
+        ExportError: it cannot be loaded, its tokenizer is another one, or a weight is not the one that was written.
     """
-    spread = {"device_map": "auto"} if device == "auto" else {}
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", trust_remote_code=trust_remote_code, **spread)
-    model = model if spread else model.to(device)
-    found = parameter_sums(model)
-    different = [name for name in {**wanted, **found} if found.get(name) != wanted.get(name)]
-    if different:
-        raise ExportError(
-            f"it holds other weights than the edited model: {', '.join(different[:5])}"
-            + (f" and {len(different) - 5} more" if len(different) > 5 else "")
-        )
+    try:
+        model, its_tokenizer = load_source(str(folder), device=device, trust_remote_code=trust_remote_code)
+    except UserError as error:
+        raise ExportError(str(error)) from None
+    except Exception as error:  # damaged files raise whatever their library likes, a bare Exception for one
+        raise ExportError(f"it cannot be loaded ({in_one_line(error)})") from error
+    for prompt in prompts:
+        tokens, its_tokens = tokenizer.encode(prompt), its_tokenizer.encode(prompt)
+        if tokens != its_tokens:
+            raise ExportError(
+                f"its tokenizer makes {its_tokens[:20]} of {prompt!r}, the unedited model's {tokens[:20]}"
+            )
+    if wanted is not None:
+        found = parameter_sums(model)
+        different = [name for name in {**wanted, **found} if found.get(name) != wanted.get(name)]
+        if different:
+            raise ExportError(f"it holds other weights than the edited model: {touched(different)}")
     return last_logits(model, tokenizer, prompts)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -20,8 +19,6 @@ from lm_eval_edit.facts import Fact
 from lm_eval_edit.ledger import Ledger, Operation, read_header, read_operations
 from lm_eval_edit.model_source import load_source
 from lm_eval_edit.weights import EditedWeights, model_fingerprint
-
-logger = logging.getLogger("lm_eval_edit")
 
 Finish = Callable[[Mapping[str, tuple[Tensor, Tensor]]], dict[str, Delta]]
 
@@ -105,7 +102,6 @@ class Edited:
         tokenizer: Its tokenizer.
         ledger: The operations on this model, with the editor's last correction.
         paper: The method's source.
-        corrections: What `finish` gave, once `apply` has run.
     """
 
     selection: Selection
@@ -113,30 +109,23 @@ class Edited:
     tokenizer: PreTrainedTokenizerBase
     ledger: Ledger | None
     paper: str
-    corrections: dict[str, Delta] | None = None
 
     def apply(self) -> None:
         """Bring the model to the edited state."""
         self.ledger.replay()
-        if self.ledger.fingerprint() != self.ledger.operations[-1].record["fingerprint"]:
-            logger.warning(
-                "the replayed weights differ from those recorded in %s in their last bits: another processor or "
-                "library rounds differently",
-                self.selection.directory,
-            )
-        self.corrections = self.ledger.finish(self.ledger.weights.changes())
-        self.ledger.weights.apply(self.corrections)
+        self.ledger.compare_with_record()
+        self.ledger.close()
 
     def restore(self) -> None:
         """Bring the model back to the unedited state, bit for bit."""
         self.ledger.restore()
 
     def deltas(self) -> Iterator[tuple[str, Delta]]:
-        """(parameter, update) of every operation in order, then of the last correction, which needs an `apply`."""
+        """(parameter, update) of every operation in order, then of the last correction that the model carries."""
         for operation in self.selection.operations:
             yield from operation.deltas.items()
             operation.release()
-        yield from self.corrections.items()
+        yield from self.ledger.correction.items()
 
     def __post_init__(self) -> None:
         self.device = self.model.get_input_embeddings().weight.device

@@ -20,20 +20,37 @@ def _published(pretrained: str) -> Any:
     from transformers import GPT2Config, LlamaConfig
 
     known = {
-        "openai-community/gpt2-xl": GPT2Config(n_embd=1600, n_layer=48, n_head=25),
-        "huggyllama/llama-7b": LlamaConfig(),  # transformers' defaults are LLaMA-1 7B's sizes
+        "openai-community/gpt2-xl": GPT2Config(n_embd=1600, n_layer=48, n_head=25),  # its checkpoint is float32
+        "huggyllama/llama-7b": LlamaConfig(dtype="float16"),  # transformers' defaults are LLaMA-1 7B's sizes
     }
     return known.get(pretrained)
+
+
+def _dtype(config: Any, given: Any) -> Any:
+    """The torch dtype a model is loaded in: the one that is given, else its checkpoint's, which is float32 unsaid."""
+    import torch
+
+    named = given if given not in (None, "auto") else getattr(config, "dtype", None)
+    found = named if isinstance(named, torch.dtype) else getattr(torch, str(named or "float32"), None)
+    if not isinstance(found, torch.dtype):
+        raise UserError(f"dtype={given} is no torch dtype; want auto, float32, bfloat16, float16 or float64")
+    return found
 
 
 def estimate_lines(checked: Checked, device: str = "h100") -> list[str]:
     """Prompts, tokens, FLOP and time of the whole design in a few lines; what cannot be estimated is said."""
     configs: dict[str, Any] = {}
+    dtypes: dict[str, Any] = {}
     for model in checked.design.models:
-        config, _ = model_config(demo.loadable(model.pretrained), loading_args(checked.design, model))
-        configs[model.label] = config or _published(model.pretrained)
-        if configs[model.label] is None:
+        loading = loading_args(checked.design, model)
+        config, _ = model_config(demo.loadable(model.pretrained), loading)
+        configs[model.label] = config = config or _published(model.pretrained)
+        if config is None:
             return [f"no estimate: the configuration of {model.pretrained} is not known here"]
+        try:
+            dtypes[model.label] = _dtype(config, loading.get("dtype"))
+        except UserError as error:
+            return [f"no estimate: {error}"]
 
     def shape_of(model: Model) -> Shape:
         return Shape.of(configs[model.label])
@@ -47,12 +64,19 @@ def estimate_lines(checked: Checked, device: str = "h100") -> list[str]:
         return found.editor.describe() if found is not None else given
 
     try:
-        cost, unknown = sweep_cost(checked.design, shape_of, options_of, device=DEVICES[device])
+        cost, unknown = sweep_cost(
+            checked.design,
+            shape_of,
+            options_of,
+            device=DEVICES[device],
+            weight_bytes_of=lambda model: dtypes[model.label].itemsize,
+        )
     except UserError as error:
         return [f"no estimate: {error}"]
+    names = ", ".join(dict.fromkeys(str(dtype).removeprefix("torch.") for dtype in dtypes.values()))
     lines = [
         f"estimate, nothing of it being there yet: {cost.prompts:,} prompts, {cost.tokens:.2g} tokens, "
-        f"{cost.flop:.2g} FLOP, {cost.weight_bytes / 2**30:.2g} GiB of weights (16 bit)",
+        f"{cost.flop:.2g} FLOP, {cost.weight_bytes / 2**30:.2g} GiB of weights ({names})",
         f"on {DEVICES[device].name}: about {_time(cost.seconds)}"
         + "".join(f", {part} {_time(seconds)}" for part, seconds in cost.parts.items())
         + " (docs/scaling.md: how, and how far off it may be)",
