@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from lm_eval_edit.cost import CHARACTERS_PER_TOKEN, Cost, estimate, known_tasks
@@ -25,6 +25,7 @@ def sweep_cost(
     shape_of: Callable[[Model], Shape],
     options_of: Callable[[Row], Mapping[str, Any]],
     *,
+    rows: Sequence[Row] | None = None,
     device: Device = DEVICES["h100"],
     weight_bytes_of: Callable[[Model], int] = lambda model: 2,
     second_moment_tokens: int = 0,
@@ -36,6 +37,7 @@ def sweep_cost(
         design: The sweep.
         shape_of: The shape of one of its models.
         options_of: The hyper-parameters of a row's editor, as `Editor.describe` gives them.
+        rows: Its rows with the checkpoints that they reach; all that the design names by default.
         device: What it runs on.
         weight_bytes_of: Bytes of one weight of one of its models: 2 for float16 and bfloat16, 4 for float32.
         second_moment_tokens: Tokens that E[k kᵀ] is collected from, once for each model and editor that needs it; 0 if
@@ -57,7 +59,7 @@ def sweep_cost(
     for label, shape in shapes.items():  # the unedited model, on a row's load
         total += estimate(shape, evaluations=1, loads=0, weight_bytes=weight_bytes[label], **common)
     collected: set[tuple[str, str]] = set()
-    for row in design.rows():
+    for row in design.rows() if rows is None else rows:
         label = row.model.label
         known = (label, row.method.label)
         total += estimate(

@@ -19,7 +19,7 @@ from typing import Any
 from torch import Tensor
 
 from lm_eval_edit._differences import differences
-from lm_eval_edit._files import hash_json, read_json, write_json
+from lm_eval_edit._files import hash_json, read_json, write_json, writing
 from lm_eval_edit.delta import Delta, load_deltas, save_deltas
 from lm_eval_edit.errors import UserError
 from lm_eval_edit.facts import Fact
@@ -170,14 +170,19 @@ class Ledger:
         state: Mapping[str, Tensor],
         record: Mapping[str, Any],
     ) -> Operation:
-        """Add an operation, stored on disk before this returns when the ledger has a folder."""
+        """Add an operation, stored on disk before this returns when the ledger has a folder.
+
+        Raises:
+            CannotWriteError: the disk is full, or the folder cannot be written; operations stored before are whole.
+        """
         index = len(self.operations)
         full = {"index": index, "facts": [fact.record() for fact in facts], **record}
         operation = Operation(index, list(facts), full, dict(deltas), dict(state))
         if self.directory is not None:
             operation._file = _operation_file(self.directory, index, "safetensors")
-            full["sha256"] = save_deltas(operation._file, deltas, state)
-            write_json(_operation_file(self.directory, index, "json"), full)
+            with writing(self.directory):
+                full["sha256"] = save_deltas(operation._file, deltas, state)
+                write_json(_operation_file(self.directory, index, "json"), full)
         self.operations.append(operation)
         return operation
 
@@ -231,7 +236,8 @@ def open_ledger(
         return ledger
     header = read_header(directory)
     if header is None:
-        write_json(directory / "ledger.json", {"format": FORMAT, "identity": identity, "extra": extra})
+        with writing(directory):
+            write_json(directory / "ledger.json", {"format": FORMAT, "identity": identity, "extra": extra})
         return ledger
     found = differences(header["identity"], identity)
     if found:

@@ -18,13 +18,14 @@ from lm_eval_edit.architecture import Architecture
 from lm_eval_edit.collect import collect_second_moments
 from lm_eval_edit.corpus import load_corpus
 from lm_eval_edit.editing import EditRun, begin_editing
+from lm_eval_edit.errors import UserError
 from lm_eval_edit.ledger import Ledger
 from lm_eval_edit.model_source import refuse_offloaded
 from lm_eval_edit.parallel import Processes, SharedRun, join_processes
 from lm_eval_edit.plan import EditPlan, make_plan
 from lm_eval_edit.second_moments import SecondMoments
 from lm_eval_edit.settings import AFTER_ALL, NAMES
-from lm_eval_edit.states import answer_by_state
+from lm_eval_edit.states import answer_by_state, wanted_state
 from lm_eval_edit.versions import versions
 from lm_eval_edit.weights import model_fingerprint
 
@@ -208,6 +209,10 @@ class EditedHFLM(HFLM):
         return self._by_state(super().generate_until, requests, disable_tqdm)
 
     def _by_state(self, method: Callable[..., list[Any]], requests: list[Instance], hidden: bool) -> list[Any]:
+        stated = any(wanted_state(request) is not None for request in requests)
+        if stated and self._processes is not None and self.batch_size == "auto":
+            # The search for a size waits for all processes, which may ask for different states of the weights.
+            raise UserError("batch_size=auto with tasks about earlier states of the weights: give batch_size a number")
         return answer_by_state(
             requests,
             self.ledger,

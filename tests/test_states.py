@@ -83,6 +83,13 @@ def test_a_state_that_was_not_reached(lm):
     assert unedited.loglikelihood([request(0)]) == unedited.loglikelihood([request()])
 
 
+def test_several_processes_search_for_no_batch_size_where_they_may_differ_in_states(lm):
+    lm.batch_size_per_gpu = "auto"
+    lm._processes = object()
+    with pytest.raises(UserError, match="give batch_size a number"):
+        lm.generate_until([request(0, kind="generate_until")])
+
+
 def test_the_state_is_an_argument_and_is_taken_off_before_the_model_sees_it(lm):
     marked = request(2)
     assert wanted_state(marked) == 2 and wanted_state(request()) is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import re
@@ -13,10 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from lm_eval_edit import ConfigurationError, UserError
+from lm_eval_edit import ConfigurationError, UserError, ledger
 from lm_eval_edit.editors.rome import Rome
+from lm_eval_edit.errors import CannotWriteError
 from lm_eval_edit.model import EditedHFLM
 from lm_eval_edit.sweep import checking, engine, folder
+from lm_eval_edit.sweep.estimate import estimate_lines
 from lm_eval_edit.sweep.parsing import KEYS, preset_names, read_design
 from lm_eval_edit.sweep.reading import load_sweep
 from tests.conftest import ROOT
@@ -192,6 +195,24 @@ def test_what_a_design_may_not_say(given, said):
     with pytest.raises(ConfigurationError) as raised:
         small(**given)
     assert said in str(raised.value)
+
+
+def test_a_disk_that_is_full_while_edits_are_stored_ends_the_sweep(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(ledger, "save_deltas", full)
+    with pytest.raises(CannotWriteError, match=r"edits cannot be written: No space left on device\. Free space"):
+        sweep(tmp_path, n_edits=[1, 2], limit=1)
+    assert [cell.status for _, cell in load_sweep(tmp_path).cells()] == ["done", None, None]
+
+
+def test_the_estimate_counts_what_is_left_out_for_nothing(tmp_path):
+    lines = []
+    for counts in ([1, 2], [1, 2, 5000]):
+        design = small(n_edits=counts, too_few_facts="leave_out")
+        lines.append(estimate_lines(checking.check(design, folder.SweepFolder(tmp_path))))
+    assert lines[0] == lines[1]
 
 
 def test_what_loads_the_model_is_no_option_of_one_editor(tmp_path):

@@ -68,6 +68,7 @@ def estimate_lines(checked: Checked, device: str = "h100") -> list[str]:
             checked.design,
             shape_of,
             options_of,
+            rows=checked.rows,
             device=DEVICES[device],
             weight_bytes_of=lambda model: dtypes[model.label].itemsize,
         )
