@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ def write_sweep(
         preset: Take this preset's design instead.
         documents: For each task.
         states: (method's label, n_edits) -> collapsed, failed or missing; every other cell is done.
-        left_out: Row name -> checkpoint -> why it could not be reached.
+        left_out: Row name -> checkpoint -> why it could not be reached; as in a run, the row then has it no more.
 
     Returns:
         root.
@@ -55,14 +56,17 @@ def write_sweep(
         {"models": "demo", "editors": "rome", "n_edits": [0, 5, 10, 15, 20], "name": "synthetic"} | dict(changes or {}),
         "the test",
     )  # fmt: skip
-    folder, rows, states = SweepFolder(root), design.rows(), states or {}
-    folder.claim(design, rows, left_out or {})
+    folder, states, left_out = SweepFolder(root), states or {}, left_out or {}
+    rows = [
+        replace(row, checkpoints=tuple(n for n in row.checkpoints if n not in left_out.get(row.name, {})))
+        for row in design.rows()
+    ]
     editing = [task for name in design.tasks if "editing" in name for task in EDITING]
+    folder.claim(design, rows, left_out, about_schedule=[name for name in design.tasks if "editing" in name])
     for model in design.models:
         folder.write(Cell(model.label, None, 0, design.tasks), {"status": DONE, "reason": None}, *_unedited(documents))
     for row in rows:
-        counts = [n for n in row.checkpoints if n not in (left_out or {}).get(row.name, {})]
-        for n in ([0] if editing else []) + counts:
+        for n in ([0] if editing else []) + list(row.checkpoints):
             tasks = editing if n == 0 else SUITE + editing
             cell = Cell(row.model.label, row, n, tuple(tasks))
             state = states.get((row.method.label, n), DONE)
