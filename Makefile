@@ -6,7 +6,7 @@ PYTEST_ARGS ?=
 
 help:
 	@echo "make demo       install into $(VENV), edit the demo model 20 times, evaluate it on the eight tasks"
-	@echo "make figures    every method on the demo model, some minutes; writes the pictures in docs/figures"
+	@echo "make figures    every method on the demo model, some minutes; writes README's curve and pictures"
 	@echo "make test       install, then run every test"
 	@echo "make test-fast  install, then run the tests that need no virtual environment of their own"
 	@echo "make lint       install, then check style"
@@ -27,6 +27,9 @@ demo: venv
 	$(VENV)/bin/lm_eval --model edited_hf --model_args editor=rome,n_edits=20 --tasks edithurt_suite
 
 figures: venv
+	$(VENV)/bin/lm-eval-edit sweep examples/demo_curve.yaml -o build/demo_curve
+	$(VENV)/bin/lm-eval-edit plot build/demo_curve -o docs/figures --kinds tasks
+	$(VENV)/bin/python examples/demo_curve.py build/demo_curve
 	$(VENV)/bin/lm-eval-edit sweep examples/demo_figures.yaml -o build/demo_figures
 	$(VENV)/bin/lm-eval-edit plot build/demo_figures -o docs/figures --kinds methods,tradeoff
 	$(VENV)/bin/lm-eval-edit report build/demo_figures -o build/demo_figures.html

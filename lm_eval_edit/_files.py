@@ -7,10 +7,11 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lm_eval_edit.errors import UserError
+from lm_eval_edit.errors import CannotWriteError, UserError
 
 if TYPE_CHECKING:
     from torch import Tensor  # imported where it is used: comparing results needs files, but no tensors
@@ -30,6 +31,22 @@ def write_bytes(path: Path, content: bytes) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """A context in which a failure to write becomes an error that names the folder and the remedy.
+
+    Raises:
+        CannotWriteError: for any OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise CannotWriteError(
+            f"{folder} cannot be written: {error.strerror or error}. Free space or change its permissions and "
+            f"run the same command again; it goes on where it stopped"
+        ) from error
 
 
 def write_json(path: Path, content: Any) -> None:

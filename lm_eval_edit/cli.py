@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import pkgutil
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -48,11 +50,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The arguments after the program's name; those of the running program by default.
 
     Returns:
-        What the sub-command says; 1 after a mistake in what the user gave, whose text goes to stderr.
+        What the sub-command says; 1 after a mistake in what the user gave, whose text goes to stderr; 141, as a shell
+        has it, if the reader of the output went away (`| head`).
     """
     args = build_parser().parse_args(argv)
     try:
-        return args.run(args)
+        status = args.run(args)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        # Python flushes once more when it ends, and would complain about the closed pipe then.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except UserError as error:
         print(error, file=sys.stderr)
         return 1

@@ -24,6 +24,10 @@ class ConfigurationError(UserError):
         super().__init__(f"lm-eval-edit: {head} in the configuration\n" + "\n".join(f"  - {p}" for p in self.problems))
 
 
+class CannotWriteError(UserError):
+    """A folder for results cannot be written: nothing computed from here on could be kept."""
+
+
 def in_one_line(error: BaseException) -> str:
     """An exception as its class and the first line of its message."""
     text = str(error).strip()

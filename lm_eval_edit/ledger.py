@@ -178,7 +178,10 @@ def read_header(directory: Path) -> dict[str, Any] | None:
     """
     file = directory / "ledger.json"
     if not file.exists():
-        if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        # A run killed while it wrote its first file leaves a temporary one, which is nobody's data.
+        if directory.exists() and (
+            not directory.is_dir() or any(not found.name.startswith(".") for found in directory.iterdir())
+        ):
             raise UserError(
                 f"edit_ledger={directory} is not a ledger (no ledger.json in it) and not empty; give a new folder"
             )

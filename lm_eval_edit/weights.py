@@ -124,7 +124,12 @@ class EditedWeights:
         return out
 
     def fingerprint(self, base: str) -> str:
-        """A hash of the model as it stands: `base` (the unedited model's) and the bits of every touched parameter."""
+        """A hash of the model as it stands: of `base` (the unedited model's) and the bits of every touched parameter.
+
+        It is `base` itself while nothing is touched, or after `restore`.
+        """
+        if not self._touched:
+            return base
         return hash_json([base, {name: hash_tensor(t.parameter.data) for name, t in sorted(self._touched.items())}])
 
 

@@ -56,13 +56,10 @@ def write_sweep(
         {"models": "demo", "editors": "rome", "n_edits": [0, 5, 10, 15, 20], "name": "synthetic"} | dict(changes or {}),
         "the test",
     )  # fmt: skip
-    folder, states, left_out = SweepFolder(root), states or {}, left_out or {}
-    rows = [
-        replace(row, checkpoints=tuple(n for n in row.checkpoints if n not in left_out.get(row.name, {})))
-        for row in design.rows()
-    ]
+    folder, states = SweepFolder(root), states or {}
+    rows = [_reaching(row, (left_out or {}).get(row.name, {})) for row in design.rows()]
     editing = [task for name in design.tasks if "editing" in name for task in EDITING]
-    folder.claim(design, rows, left_out, about_schedule=[name for name in design.tasks if "editing" in name])
+    folder.claim(design, rows, about_schedule=[name for name in design.tasks if "editing" in name])
     for model in design.models:
         folder.write(Cell(model.label, None, 0, design.tasks), {"status": DONE, "reason": None}, *_unedited(documents))
     for row in rows:
@@ -76,8 +73,12 @@ def write_sweep(
                 folder.write(cell, {"status": state, "reason": "edithurt_sst2: RuntimeError: out of memory"})
             elif state == DONE:
                 folder.write(cell, {"status": state, "reason": None}, *_cell(design, row, n, tasks, documents))
-    write_summary(root, lambda: summary_rows(load_sweep(root)))
+    write_summary(root, summary_rows(load_sweep(root)))
     return root
+
+
+def _reaching(row: Row, left_out: Mapping[int, str]) -> Row:
+    return replace(row, checkpoints=tuple(n for n in row.checkpoints if n not in left_out), left_out=left_out)
 
 
 def write_mixed_sweep(root: Path) -> Path:
@@ -104,7 +105,7 @@ def write_cells(root: Path, cells: Mapping[int, Mapping[str, Sequence[dict]] | s
     given = {"models": "demo", "editors": "rome", "n_edits": counts, "name": "by_hand", "tasks": ["t"]} | changes
     design = parse_design(given, "the test")
     folder, row = SweepFolder(root), design.rows()[0]
-    folder.claim(design, [row], {})
+    folder.claim(design, [row])
     for n, tasks in cells.items():
         cell = Cell("demo", row if n else None, n, design.tasks)
         if isinstance(tasks, str):

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -108,6 +111,15 @@ def test_every_task_says_what_it_is():
     for entry in list_tasks(ROOT / "tasks"):
         assert entry.name.startswith(PREFIX)
         assert 10 <= len(entry.description) <= 100, f"{entry.path.name}: begin with a comment, one short sentence"
+
+
+def test_a_reader_that_has_read_enough_is_no_error():
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "lm_eval_edit", "ls", "presets"]
+    done = subprocess.run(command, cwd=ROOT, stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, "")
 
 
 def test_help_is_quick():

@@ -18,34 +18,10 @@ from lm_eval_edit import ConfigurationError, EditError, UserError
 from lm_eval_edit.editing import NotFiniteError
 from lm_eval_edit.editors.rome import Rome
 from lm_eval_edit.model import EditedHFLM
-from lm_eval_edit.sweep import checking, engine, folder
-from lm_eval_edit.sweep.parsing import parse_design, preset_names, read_design
+from lm_eval_edit.sweep import checking, folder
+from lm_eval_edit.sweep.parsing import parse_design, preset_names, read_design, replaced
 from lm_eval_edit.sweep.reading import load_sweep
-
-SMALL = {
-    "models": "demo", "editors": "rome", "n_edits": [0, 1, 3], "tasks": ["edithurt_sst2", "edithurt_boolq"], "limit": 6,
-    "model_args": {"v_num_grad_steps": 3},
-}  # fmt: skip
-
-
-def sweep(root: Path, **changes) -> engine.Outcome:
-    design = parse_design(SMALL | changes, "the test")
-    checked = checking.check(design, folder.SweepFolder(root))
-    return engine.run_sweep(checked, device="cpu", progress=False)
-
-
-def figures(root: Path) -> dict[str, dict]:
-    """Path of a cell -> everything in its results that must not depend on when and how it was computed."""
-    out = {}
-    for _, cell in load_sweep(root).cells():
-        results = cell.results
-        samples = {file.name.split("_2")[0]: file.read_text() for file in sorted(cell.folder.glob("samples_*.jsonl"))}
-        edit = {k: v for k, v in cell.edit.items() if k not in ("seconds_per_edit", "ledger")}
-        out[str(cell.folder.relative_to(root))] = {
-            "results": results.get("results"), "samples": samples, "edit": edit, "status": cell.status,
-            "hashes": results.get("task_hashes"),
-        }  # fmt: skip
-    return out
+from tests.small_sweeps import SMALL, figures, sweep
 
 
 @pytest.fixture(scope="module")
@@ -281,8 +257,8 @@ def test_edit_quality_is_asked_before_and_after(tmp_path):
         ({"edit_batch_size": 2, "n_edits": [1, 4]}, "1 end within a batch of 2"),
         ({"models": ["a/demo", "b/demo"]}, "several models are called demo; give each a label"),
         ({"editors": ["none"]}, "the unedited model is always evaluated"),
-        ({"model_args": {"edit_seed": 1}}, "model_args.edit_seed belongs to edit_seeds"),
-        ({"model_args": {"device": "cpu"}}, "model_args.device belongs to the command (--device)"),
+        ({"model_args": {"edit_seed": 1}}, "model_args: edit_seed belongs to edit_seeds"),
+        ({"model_args": {"device": "cpu"}}, "model_args: device belongs to the command (--device)"),
         ({"stop_at_perplexity": 0.5}, "want a number above 1"),
         ({"n_edits": [1.5]}, "want whole numbers of at least 0"),
         ({"batch_size": "auto"}, "a sweep does not search for one"),
@@ -314,12 +290,32 @@ def test_there_are_twelve_presets_and_each_runs_on_the_demo_as_a_plan(tmp_path):
     assert len(preset_names()) == 12
     for name in preset_names():
         design = read_design(name, {"models": ["demo"]})
-        checked = checking.check(design, folder.SweepFolder(tmp_path), adapt=True)
+        checked = checking.check(design, folder.SweepFolder(tmp_path))
         assert all(schedule.plan for found in checked.schedules.values() for schedule in found)
         for row in checked.rows:  # the demo has 1,020 facts: what lies beyond is named, not dropped
             wanted = {n for other in design.rows() if other.name == row.name for n in other.checkpoints}
-            assert set(row.checkpoints) | set(checked.left_out.get(row.name, {})) == wanted
-            assert all("usable facts" in why for why in checked.left_out.get(row.name, {}).values())
+            assert set(row.checkpoints) | set(row.left_out) == wanted and not set(row.checkpoints) & set(row.left_out)
+            assert all("usable facts" in why for why in row.left_out.values())
+
+
+def test_checkpoints_beyond_the_facts_are_refused_unless_the_design_leaves_them_out(tmp_path):
+    given = {"models": "demo", "editors": "rome", "n_edits": [1, 5000], "tasks": "edithurt_rte"}
+    with pytest.raises(ConfigurationError, match="1020 usable facts"):
+        checking.check(parse_design(given, "the test"), folder.SweepFolder(tmp_path))
+    checked = checking.check(parse_design(given | {"too_few_facts": "leave_out"}, "it"), folder.SweepFolder(tmp_path))
+    assert checked.rows[0].checkpoints == (1,) and set(checked.rows[0].left_out) == {5000}
+    assert checked.notices and "5000 left out" in checked.notices[0]
+    with pytest.raises(ConfigurationError, match="too_few_facts: got 'skip', want refuse or leave_out"):
+        parse_design(given | {"too_few_facts": "skip"}, "the test")
+
+
+def test_a_design_given_another_model_leaves_out_what_that_one_cannot_reach():
+    preset = read_design("fig4_memit_gpt2xl", {"models": ["demo"]})
+    assert preset.too_few_facts == "leave_out" and read_design("fig4_memit_gpt2xl", {}).too_few_facts == "refuse"
+    assert (
+        parse_design(replaced({}, {"models": "demo", "editors": "rome", "n_edits": 1}), "flags").too_few_facts
+        == "refuse"
+    )
 
 
 # ------------------------------------------------------------------------------------------------- the console script

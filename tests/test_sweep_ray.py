@@ -15,8 +15,12 @@ from pathlib import Path
 
 import pytest
 
+from lm_eval_edit.sweep import checking, engine, ray_tasks
+from lm_eval_edit.sweep.folder import COLLAPSED, SweepFolder
+from lm_eval_edit.sweep.worker import Checkpoint
 from tests.conftest import ROOT
 from tests.helpers import python
+from tests.small_sweeps import small
 
 SWEEP = ("-m", "lm_eval_edit", "sweep", "--pretrained", "demo", "--editors", "rome", "memit", "--n_edits", "0,5,20",
          "--tasks", "edithurt_rte", "--limit", "4", "-a", "v_num_grad_steps=3")  # fmt: skip
@@ -152,3 +156,30 @@ def test_wrong_flags(flags, said, tmp_path, capsys):
         pytest.importorskip("ray")
     assert main([*SWEEP[2:], "-o", str(tmp_path / "out"), *flags]) == 1
     assert said in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------- what a worker does, without Ray around it
+
+
+def job_of(checked: checking.Checked, run: str) -> ray_tasks.Job:
+    root = str(Path(checked.folder.root).resolve())
+    return ray_tasks.Job(run, checked.design, root, os.getcwd(), "cpu", 1)
+
+
+def test_a_replay_that_is_not_finite_elsewhere_is_no_cell_of_the_unedited_model(tmp_path, monkeypatch):
+    checked = checking.check(small(n_edits=[1], limit=1), SweepFolder(tmp_path))
+    with engine.claimed(checked):
+        row, job = checked.rows[0], job_of(checked, "finite")
+        (_, reached), *_ = ray_tasks.edit(job, "demo", row.name, (1,), [1]).value
+        # Another processor rounds otherwise, and there the same edits are not finite.
+        monkeypatch.setattr(ray_tasks.Worker, "edit_to", lambda *_: Checkpoint(1, None, "not finite here", 0.0))
+        answer = ray_tasks.evaluate(job, checked.edited(row)[0], (1,), reached)
+    assert answer.value == COLLAPSED
+    assert checked.folder.state(checked.edited(row)[0]) == (COLLAPSED, "not finite here")
+
+
+def test_a_node_that_does_not_see_the_folder_says_so_and_writes_nothing(tmp_path):
+    checked = checking.check(small(n_edits=[1]), SweepFolder(tmp_path / "only_here"))
+    answer = ray_tasks.evaluate(job_of(checked, "blind"), checked.baseline(checked.design.models[0]))
+    assert answer.fatal and "does not see" in answer.error and "file system that all nodes" in answer.error
+    assert not any(tmp_path.iterdir())

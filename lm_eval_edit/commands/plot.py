@@ -29,8 +29,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
 
 def run(args: argparse.Namespace) -> int:
     """Draw and save; prints the files."""
+    from lm_eval_edit._files import writing
     from lm_eval_edit.plots import FORMATS, KINDS, choose, figures, gaps
-    from lm_eval_edit.sweep.folder import writing
     from lm_eval_edit.sweep.reading import load_sweep
 
     kinds, tasks, formats = names(args.kinds), names(args.tasks), names(args.format) or []

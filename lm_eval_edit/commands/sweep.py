@@ -6,6 +6,7 @@ import argparse
 import os
 import shlex
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -90,9 +91,13 @@ def run(args: argparse.Namespace) -> int:
             f"accelerate or torchrun, and spread it with --engine ray"
         )
     if not args.dry_run and (finished := _finished(args.output, design)) is not None:
+        _write_summary(args.output, finished)  # a run may have been killed just before it
         print("\n".join([*_table(finished), "every cell is there: nothing to do", _next(args.output)]))
         return 0
-    return _run(args, design, adapt=bool(named and args.pretrained))
+    if args.output is None:  # what a dry run would find in a new folder
+        with tempfile.TemporaryDirectory() as nowhere:
+            return _run(args, design, Path(nowhere) / "sweep")
+    return _run(args, design, args.output)
 
 
 def _check_engine(args: argparse.Namespace) -> None:
@@ -115,15 +120,14 @@ def _finished(output: Path, design: Any) -> Any | None:
     return None
 
 
-def _run(args: argparse.Namespace, design: Any, adapt: bool) -> int:
+def _run(args: argparse.Namespace, design: Any, output: Path) -> int:
     from lm_eval.utils import setup_logging
 
     setup_logging()
     from lm_eval_edit.sweep import checking, folder, reading
 
-    output = args.output or Path("sweep")
     compute = _engine(args)
-    checked = checking.check(design, folder.SweepFolder(output), adapt=adapt, dry_run=args.dry_run)
+    checked = checking.check(design, folder.SweepFolder(output), dry_run=args.dry_run)
     for notice in checked.notices:
         print(notice, file=sys.stderr)
     if args.dry_run:
@@ -133,10 +137,16 @@ def _run(args: argparse.Namespace, design: Any, adapt: bool) -> int:
         return 0
     outcome = compute(checked)
     sweep = reading.load_sweep(output)
-    folder.write_summary(output, lambda: reading.summary_rows(sweep))
+    _write_summary(output, sweep)
     print("\n".join(_table(sweep)))
     print(_told(outcome, output))
     return 1 if outcome.failed else 0
+
+
+def _write_summary(output: Path, sweep: Any) -> None:
+    from lm_eval_edit.sweep import folder, reading
+
+    folder.write_summary(output, reading.summary_rows(sweep))
 
 
 def _engine(args: argparse.Namespace) -> Callable[[Any], Any]:
@@ -150,13 +160,27 @@ def _engine(args: argparse.Namespace) -> Callable[[Any], Any]:
         return lambda checked: ray_engine.run_sweep(checked, resources)
     from lm_eval_edit.sweep import engine
 
-    return lambda checked: engine.run_sweep(checked, device=args.device or _device())
+    device = _device(args.device)
+    return lambda checked: engine.run_sweep(checked, device=device)
 
 
-def _device() -> str:
+def _device(given: str | None) -> str:
+    """The device to compute on.
+
+    Raises:
+        UserError: there is no such device; the harness would silently take another.
+    """
     import torch
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(given or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(
+            f"--device {given}: {str(error).splitlines()[0]}; want cpu, cuda, cuda:0, ..., there being "
+            f"{torch.cuda.device_count()} CUDA devices"
+        ) from None
+    return str(device)
 
 
 def _changes(args: argparse.Namespace) -> dict[str, Any]:
@@ -186,6 +210,12 @@ def _named(word: str, key: str) -> Any:
     first, *rest = word.split(",")
     if not rest:
         return word
+    if bare := [part for part in rest if "=" not in part]:
+        flag = {"editor": "--editors", "pretrained": "--pretrained"}[key]
+        raise UserError(
+            f"{flag} {word}: {bare[0]} is no option name=value. A comma begins an option of what stands before it; "
+            f"several of them are separated by spaces"
+        )
     from lm_eval_edit.commands._model_args import parse_model_args
 
     return {key: first, **parse_model_args([",".join(rest)])}

@@ -11,8 +11,9 @@ from lm_eval_edit.editing import batch_problems
 from lm_eval_edit.editors.base import find_editor
 from lm_eval_edit.errors import ConfigurationError, UserError
 from lm_eval_edit.plan import EditPlan, draft_plan, model_config
+from lm_eval_edit.second_moments import SecondMoments
 from lm_eval_edit.settings import NAMES
-from lm_eval_edit.sweep.design import Design, Model, Row
+from lm_eval_edit.sweep.design import LEAVE_OUT, Design, Model, Row
 from lm_eval_edit.sweep.evaluation import find_tasks
 from lm_eval_edit.sweep.folder import Cell, SweepFolder
 from lm_eval_edit.tasklib import editing_documents, sources
@@ -38,7 +39,6 @@ class Checked:
     Attributes:
         rows: Its rows, with the checkpoints that can be reached.
         schedules: Row name below its model -> its schedules.
-        left_out: Row name -> checkpoint -> why it cannot be reached.
         general, about_schedule: The tasks about the model, and those about the rows' own facts.
         notices: What the user should know.
     """
@@ -47,7 +47,6 @@ class Checked:
     folder: SweepFolder
     rows: list[Row]
     schedules: dict[tuple[str, str], list[Schedule]]
-    left_out: dict[str, dict[int, str]]
     general: tuple[str, ...]
     about_schedule: tuple[str, ...]
     notices: list[str] = field(default_factory=list)
@@ -79,12 +78,12 @@ class Checked:
 def loading_args(design: Design, model: Model) -> dict[str, Any]:
     """What `--model_args` would say about the model and its tasks, not about edits."""
     common = {name: value for name, value in design.model_args.items() if name not in NAMES or name == "data_dir"}
-    return {**model.args, **common}
+    return {**common, **model.args}
 
 
 def row_args(design: Design, row: Row, n_edits: int) -> dict[str, Any]:
     """What `--model_args` would say about a cell of a row."""
-    return {**row.model.args, **design.model_args, **row.edit_args(n_edits)}
+    return {**design.model_args, **row.model.args, **row.edit_args(n_edits)}
 
 
 def draft(args: Mapping[str, Any]) -> tuple[EditPlan, list[str]]:
@@ -94,12 +93,10 @@ def draft(args: Mapping[str, Any]) -> tuple[EditPlan, list[str]]:
     return draft_plan(args["pretrained"], ours, others)
 
 
-def check(design: Design, folder: SweepFolder, *, adapt: bool = False, dry_run: bool = False) -> Checked:
+def check(design: Design, folder: SweepFolder, *, dry_run: bool = False) -> Checked:
     """Check a design as far as it can be without weights.
 
     Args:
-        adapt: The design was made for another model: checkpoints beyond the facts there are are left out, with a
-            notice, instead of refused.
         dry_run: A model whose configuration cannot be had (no network) gives a notice.
 
     Raises:
@@ -112,7 +109,8 @@ def check(design: Design, folder: SweepFolder, *, adapt: bool = False, dry_run: 
         general, about_schedule = find_tasks(design.tasks, design.include_path)
     except UserError as error:
         problems.append(str(error))
-    rows, schedules, left_out = [], {}, {}
+    rows, schedules = [], {}
+    moments: dict[str, SecondMoments] = {}
     for model in design.models:
         args = loading_args(design, model)
         config, found = model_config(demo.loadable(model.pretrained), args)
@@ -129,15 +127,15 @@ def check(design: Design, folder: SweepFolder, *, adapt: bool = False, dry_run: 
                 problems += _without_model(row)
                 schedules[model.label, row.name] = [Schedule(counts, None) for counts in row.schedules()]
             else:
-                row, beyond = _reachable(design, row) if adapt else (row, {})
-                if beyond:
-                    left_out[row.name] = beyond
-                    notices.append(f"{row.name}: {', '.join(map(str, beyond))} left out: {next(iter(beyond.values()))}")
-                schedules[model.label, row.name] = _plans(design, folder, row, about_schedule, problems)
+                row = _reachable(design, row) if design.too_few_facts == LEAVE_OUT else row
+                if row.left_out:
+                    beyond, why = ", ".join(map(str, row.left_out)), next(iter(row.left_out.values()))
+                    notices.append(f"{row.name}: {beyond} left out: {why}")
+                schedules[model.label, row.name] = _plans(design, folder, row, about_schedule, moments, problems)
             rows.append(row)
     if problems:
         raise ConfigurationError(dict.fromkeys(problems))
-    return Checked(design, folder, rows, schedules, left_out, general, about_schedule, notices)
+    return Checked(design, folder, rows, schedules, general, about_schedule, notices)
 
 
 def _problems(look: Any) -> list[str]:
@@ -159,26 +157,46 @@ def _without_model(row: Row) -> list[str]:
         return [str(error)]
 
 
-def _reachable(design: Design, row: Row) -> tuple[Row, dict[int, str]]:
-    """The row with the checkpoints for which there are facts, and the others with the reason."""
+def _reachable(design: Design, row: Row) -> Row:
+    """The row with the checkpoints for which there are facts, the others left out; as it was if there are for none."""
     plan, _ = draft(row_args(design, row, row.checkpoints[0]))
     if plan.facts is None:
-        return row, {}
+        return row
     usable = len(plan.facts) - plan.settings.edit_offset
     beyond = {n: f"{plan.facts.source} has {usable} usable facts" for n in row.checkpoints if n > usable}
     kept = tuple(n for n in row.checkpoints if n not in beyond)
-    return (replace(row, checkpoints=kept), beyond) if kept else (row, {})
+    return replace(row, checkpoints=kept, left_out=beyond) if kept else row
 
 
 def _plans(
-    design: Design, folder: SweepFolder, row: Row, about_schedule: tuple[str, ...], problems: list[str]
+    design: Design,
+    folder: SweepFolder,
+    row: Row,
+    about_schedule: tuple[str, ...],
+    moments: dict[str, SecondMoments],
+    problems: list[str],
 ) -> list[Schedule]:
+    """The plans of a row's schedules; what is wrong with them joins `problems`, their second moments `moments`."""
     out = []
     for counts in row.schedules():
         args = row_args(design, row, counts[-1])
         plan, found = draft({**args, "edit_ledger": str(folder.ledger(row, counts))})
         problems += [f"{row.name}: {line}" for line in found]
+        if not found:
+            problems += _not_of_the_model(row, plan)
         if not found and about_schedule:
             problems += _problems(lambda args=args: editing_documents.check_tasks(about_schedule, args))
+        if plan.second_moments is not None:  # gigabytes once in memory, and factorised: one object for all rows
+            plan = replace(plan, second_moments=moments.setdefault(plan.second_moments.source, plan.second_moments))
         out.append(Schedule(counts, plan))
     return out
+
+
+def _not_of_the_model(row: Row, plan: EditPlan) -> list[str]:
+    """Options of a row's editor that are about loading the model, which is loaded once for all rows."""
+    strange = [name for name in plan.model_options if name in row.method.args]
+    return [
+        f"editors: {row.method.label}: {name} is about loading the model; give it to models or model_args, where it "
+        f"holds for every row"
+        for name in strange
+    ]

@@ -16,13 +16,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+REFUSE, LEAVE_OUT = "refuse", "leave_out"
 ALL = "all"  # as edit_batch_size: the facts of a checkpoint in one operation
 _LABEL = re.compile(r"[^\w.+-]+")  # what no folder's name should hold
 
 
 def safe(text: str) -> str:
     """`text` as part of a folder's name."""
-    return _LABEL.sub("_", text).strip("_") or "_"
+    return _LABEL.sub("_", text).strip("_.") or "_"  # no dots around it: ".." is a folder of its own
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,7 @@ class Row:
         name: Its folder's name below its model's.
         edit_batch_size: Facts per operation; `all` for one operation with all facts of a checkpoint.
         checkpoints: Numbers of edits, ascending, without 0.
+        left_out: Checkpoints of the design that this row cannot reach -> why.
     """
 
     name: str
@@ -80,6 +82,7 @@ class Row:
     edit_seed: int | None
     edit_batch_size: int | str
     checkpoints: tuple[int, ...]
+    left_out: Mapping[int, str] = field(default_factory=dict)
 
     @property
     def at_once(self) -> bool:
@@ -121,6 +124,7 @@ class Design:
         model_args: What holds for every row: data_dir, dtype, hyper-parameters of all editors.
         stop_at_perplexity: A row is stopped once the perplexity of a fixed text is this many times the unedited
             model's; its other cells are marked collapsed. None: only weights that are not finite stop a row.
+        too_few_facts: What happens to checkpoints beyond the usable facts: refuse the design, or leave_out those.
         log_samples: Whether cells keep what the model answered; `compare` and `report` need it.
         include_path: A folder with task files of the user's own.
         figure: What figure of the paper this is, for plots: number, panel.
@@ -141,6 +145,7 @@ class Design:
     batch_size: int = 32
     model_args: Mapping[str, Any] = field(default_factory=dict)
     stop_at_perplexity: float | None = None
+    too_few_facts: str = REFUSE
     log_samples: bool = True
     include_path: str | None = None
     figure: Mapping[str, Any] = field(default_factory=dict)

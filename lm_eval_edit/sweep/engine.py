@@ -6,15 +6,18 @@ evaluated, edited on; a row that was stopped replays its ledger first, so every 
 
 from __future__ import annotations
 
+import gc
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+import torch
 from tqdm.auto import tqdm
 
 from lm_eval_edit._files import read_json
-from lm_eval_edit.errors import UserError, in_one_line
+from lm_eval_edit.errors import CannotWriteError, in_one_line
 from lm_eval_edit.sweep.checking import Checked
 from lm_eval_edit.sweep.design import Model, Row
 from lm_eval_edit.sweep.folder import COLLAPSED, DONE, FAILED, Cell
@@ -45,11 +48,12 @@ class Outcome:
         return [path for path, status in self.statuses.items() if status == FAILED]
 
 
-def claim(checked: Checked) -> None:
-    """Make the folder this sweep's."""
-    checked.folder.claim(
-        checked.design, checked.rows, checked.left_out, checked.about_schedule, about_model=bool(checked.general)
-    )
+@contextmanager
+def claimed(checked: Checked) -> Iterator[None]:
+    """Make the folder this sweep's, and keep others out of it meanwhile."""
+    with checked.folder.lock():
+        checked.folder.claim(checked.design, checked.rows, checked.about_schedule, about_model=bool(checked.general))
+        yield
 
 
 def missing(checked: Checked) -> list[Cell]:
@@ -93,10 +97,17 @@ def run_sweep(checked: Checked, *, device: str | None = None, progress: bool = T
         What was done. A cell that fails is stored as failed, with the reason, and the others go on.
 
     Raises:
-        UserError: the folder cannot be written.
+        UserError: another process writes this folder.
+        CannotWriteError: the folder cannot be written.
     """
     started = time.perf_counter()
-    claim(checked)
+    with claimed(checked):
+        outcome = _run(checked, device, progress)
+    outcome.seconds = time.perf_counter() - started
+    return outcome
+
+
+def _run(checked: Checked, device: str | None, progress: bool) -> Outcome:
     todo = missing(checked)
     outcome = Outcome(kept=len(checked.cells()) - len(todo))
     with tqdm(total=len(todo), desc="cells", unit="cell", disable=not progress or not todo) as bar:
@@ -110,7 +121,6 @@ def run_sweep(checked: Checked, *, device: str | None = None, progress: bool = T
             if cells:
                 bar.set_postfix_str(f"loading {model.label}")
                 _run_model(checked, model, cells, device, done, bar.set_postfix_str, outcome)
-    outcome.seconds = time.perf_counter() - started
     return outcome
 
 
@@ -123,6 +133,9 @@ def _run_model(
     say: Callable[[str], None],
     outcome: Outcome,
 ) -> None:
+    gc.collect()  # the model before this one is held in cycles, and would keep its memory while this one is loaded
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
     try:
         worker = Worker(checked, model, device)
     except Exception as error:
@@ -167,9 +180,9 @@ def _guarded(checked: Checked, cell: Cell, compute: Callable[[], str]) -> str:
     """A cell's status; one that fails is stored so and costs no other."""
     try:
         return compute()
+    except CannotWriteError:
+        raise  # nothing that follows could be kept
     except Exception as error:
-        if isinstance(error, UserError) and isinstance(error.__cause__, OSError):
-            raise  # the folder cannot be written: nothing that follows could be kept
         logger.exception("%s failed", cell.path)
         mark(checked, cell, FAILED, in_one_line(error))
         return FAILED

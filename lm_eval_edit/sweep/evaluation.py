@@ -110,11 +110,10 @@ class Evaluator:
         self.lm, self.limit, self.batch_size, self.log_samples = lm, limit, batch_size, log_samples
         self.include_path = include_path
         self.about_schedule = tuple(about_schedule)
-        self._loaded = None
+        self._loaded: dict[str, Any] = {"tasks": {}, "groups": {}, "group_map": {}}
+        self._unloadable: dict[str, str] = {}
         if general:
-            self._loaded = self._load(task_manager(general, include_path, model_args), general)
-            for task in self._loaded["tasks"].values():
-                _remember_requests(task)
+            self._load_each(task_manager(general, include_path, model_args), general)
         self._environment: dict[str, Any] = {}
         _remember_tokens(lm)
 
@@ -129,8 +128,9 @@ class Evaluator:
         """
         loaded: dict[str, Any] = {"tasks": {}, "groups": {}, "group_map": {}}
         failed: dict[str, str] = {}
-        if general and self._loaded is not None:
+        if general:
             loaded = {key: dict(value) for key, value in self._loaded.items()}
+            failed |= self._unloadable
         if schedule and self.about_schedule:
             try:
                 # These few files are read anew: their documents are another prefix of the facts in every cell.
@@ -160,6 +160,24 @@ class Evaluator:
         return Evaluation(plain, samples, failed)
 
     # --------------------------------------------------------------------------------------------------------- details
+
+    def _load_each(self, manager: TaskManager, names: Sequence[str]) -> None:
+        """All tasks at once or, where one of them cannot be loaded, one name after another without that one."""
+        try:
+            self._loaded = self._load(manager, names)
+        except Exception as first:
+            for name in names:
+                try:
+                    found = self._load(manager, [name])
+                except Exception as error:  # a data set that is not there, a task's own code: the others go on
+                    logger.warning("task %s cannot be loaded: %s", name, in_one_line(error))
+                    self._unloadable[name] = in_one_line(error)
+                    continue
+                self._loaded = {key: {**value, **found.get(key, {})} for key, value in self._loaded.items()}
+            if not self._unloadable:
+                raise first  # each loads alone and all together do not: nothing that leaving one out would mend
+        for task in self._loaded["tasks"].values():
+            _remember_requests(task)
 
     def _load(self, manager: TaskManager, names: Sequence[str]) -> dict[str, Any]:
         loaded = manager.load(list(names))

@@ -17,14 +17,17 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from lm_eval_edit._differences import differences
-from lm_eval_edit._files import hash_json, read_json, sha256, write_bytes, write_json
+from lm_eval_edit._files import read_json, sha256, write_bytes, write_json, writing
 from lm_eval_edit.errors import UserError
 from lm_eval_edit.sweep.design import Design, Row
 
@@ -88,7 +91,8 @@ class SweepFolder:
             return [f"{self.root} is a file; give a folder"]
         file = self.root / "sweep.json"
         if not file.exists():
-            if self.root.exists() and any(self.root.iterdir()):
+            # A run killed before it had written sweep.json leaves a temporary file, which is nobody's data.
+            if self.root.exists() and any(not found.name.startswith(".") for found in self.root.iterdir()):
                 return [f"{self.root} is not empty and holds no sweep (no sweep.json); give a new folder"]
             return []
         held = read_json(file)
@@ -104,19 +108,17 @@ class SweepFolder:
         self,
         design: Design,
         rows: Sequence[Row],
-        left_out: Mapping[str, Mapping[int, str]],
         about_schedule: Sequence[str] = (),
         about_model: bool = True,
     ) -> None:
         """Create the folder for a design, or take up one that holds it. `check` has been passed.
 
         Args:
-            left_out: Row name -> checkpoint -> why it cannot be reached.
             about_schedule: The tasks about the rows' own facts, which are also asked before the edits.
             about_model: Whether there are other tasks, for which the unedited model is evaluated.
 
         Raises:
-            UserError: the folder cannot be written.
+            CannotWriteError: the folder cannot be written.
         """
         content = {
             "format": FORMAT,
@@ -137,18 +139,41 @@ class SweepFolder:
                     "edit_seed": row.edit_seed,
                     "edit_batch_size": row.edit_batch_size,
                     "checkpoints": list(row.checkpoints),
-                    "left_out": {str(n): why for n, why in left_out.get(row.name, {}).items()},
+                    "left_out": {str(n): why for n, why in row.left_out.items()},
                 }
                 for row in rows
             ],
         }
         readme = _README.format(name=design.name, description=design.description or "No description.")
         with writing(self.root):
-            if not (self.root / "sweep.json").exists():
+            # First of all files: a folder with others and without this one is somebody else's.
+            file, content = self.root / "sweep.json", json.loads(json.dumps(content))
+            if not file.exists() or read_json(file) != content:
+                write_json(file, content)
+            if not (self.root / "README.md").exists():
                 write_bytes(self.root / "README.md", readme.encode())
-                write_json(self.root / "sweep.json", content)
-            elif hash_json(read_json(self.root / "sweep.json")) != hash_json(json.loads(json.dumps(content))):
-                write_json(self.root / "sweep.json", content)
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep other sweeps out of this folder; the system lets go when this process ends, however it ends.
+
+        Raises:
+            UserError: another process has it.
+            CannotWriteError: the folder cannot be written.
+        """
+        with writing(self.root):
+            self.root.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.root / ".lock")
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                raise UserError(
+                    f"another sweep is writing {self.root}; wait until it ends, or give another folder"
+                ) from None
+        try:
+            yield
+        finally:
+            lock.release()
 
     # ------------------------------------------------------------------------------------------------------- the cells
 
@@ -172,7 +197,7 @@ class SweepFolder:
         results: Mapping[str, Any] | None = None,
         samples: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
     ) -> None:
-        """Store a cell, replacing what was left of an earlier try.
+        """Store a cell, replacing what was left of an earlier try; a failure without figures leaves one with some.
 
         Args:
             record: `status`, `reason` and what else belongs into cell.json.
@@ -180,9 +205,11 @@ class SweepFolder:
             samples: Task -> lines for its samples file, as the harness writes them.
 
         Raises:
-            UserError: the disk is full or the folder cannot be written; cells stored before are untouched.
+            CannotWriteError: the disk is full or the folder cannot be written; cells stored before are untouched.
         """
         folder = self.path(cell)
+        if record["status"] == FAILED and results is None and self._has_figures(folder):
+            return
         with writing(folder):
             if folder.exists():
                 shutil.rmtree(folder)
@@ -211,6 +238,9 @@ class SweepFolder:
             }
             write_json(folder / "cell.json", content)
 
+    def _has_figures(self, folder: Path) -> bool:
+        return cell_state(folder)[0] == FAILED and bool(read_json(folder / "cell.json")["files"])
+
 
 def _line(sample: Mapping[str, Any]) -> str:
     return json.dumps(sample, ensure_ascii=False) + "\n"
@@ -234,33 +264,17 @@ def cell_state(folder: Path) -> tuple[str | None, str | None]:
         return None, f"{Path(error.filename).name} is missing"
 
 
-class writing:
-    """A context in which a failure to write becomes a `UserError` that names the folder and the remedy."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: Any) -> None:
-        if isinstance(error, OSError):
-            raise UserError(
-                f"{self.folder} cannot be written: {error.strerror or error}. Free space or change its permissions and "
-                f"run the same command again; it goes on where it stopped"
-            ) from error
-
-
-def write_summary(root: Path, rows: Callable[[], Sequence[Mapping[str, Any]]]) -> None:
+def write_summary(root: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """`summary.csv`: one line for each metric of each cell."""
     import csv
     import io
 
-    lines = rows()
     text = io.StringIO()
     names = ("model", "row", "editor", "dataset", "edit_seed", "edit_batch_size", "n_edits", "n_operations", "status")
     writer = csv.DictWriter(text, [*names, "task", "metric", "value", "stderr"], lineterminator="\n")
     writer.writeheader()
-    writer.writerows(lines)
+    writer.writerows(rows)
+    file, content = root / "summary.csv", text.getvalue().encode()
     with writing(root):
-        write_bytes(root / "summary.csv", text.getvalue().encode())
+        if not file.exists() or file.read_bytes() != content:
+            write_bytes(file, content)

@@ -11,7 +11,7 @@ from typing import Any
 from lm_eval_edit._files import read_yaml
 from lm_eval_edit.demo import NAME as DEMO
 from lm_eval_edit.errors import ConfigurationError, UserError, nearest
-from lm_eval_edit.sweep.design import ALL, Design, Method, Model, safe
+from lm_eval_edit.sweep.design import ALL, LEAVE_OUT, REFUSE, Design, Method, Model, safe
 
 PRESETS = Path(__file__).parent / "presets"
 
@@ -21,6 +21,13 @@ def _list(value: Any) -> list[Any]:
     if isinstance(value, str):
         return [word.strip() for word in value.split(",") if word.strip()]
     return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def _some(value: Any) -> list[Any]:
+    items = _list(value)
+    if not items:
+        raise ValueError("want at least one")
+    return items
 
 
 def _whole(value: Any, least: int, what: str) -> int:
@@ -40,12 +47,12 @@ def _counts(value: Any) -> tuple[int, ...]:
 
 
 def _seeds(value: Any) -> tuple[int | None, ...]:
-    items = [None if item is None or str(item).lower() == "none" else item for item in _list(value)]
+    items = [None if item is None or str(item).lower() == "none" else item for item in _some(value)]
     return tuple(item if item is None else _whole(item, 0, "whole numbers of at least 0, or none") for item in items)
 
 
 def _sizes(value: Any) -> tuple[int | str, ...]:
-    items = _list(value)
+    items = _some(value)
     return tuple(ALL if item == ALL else _whole(item, 1, f"whole numbers of at least 1, or {ALL}") for item in items)
 
 
@@ -66,13 +73,11 @@ def _mapping(value: Any) -> dict[str, Any]:
 
 def _entries(value: Any, key: str) -> list[dict[str, Any]]:
     """Entries given as a word each, or as a mapping with `key` and options."""
-    entries = [value] if isinstance(value, (str, Mapping)) else list(value or ())
-    if not entries:
-        raise ValueError("want at least one")
     out = []
-    for entry in entries:
-        entry = {key: entry} if isinstance(entry, str) else _mapping(entry)
-        if not isinstance(entry.get(key), str):
+    for entry in [value] if isinstance(value, (str, Mapping)) else _some([] if value is None else value):
+        if isinstance(entry, (str, Mapping)):
+            entry = {key: entry} if isinstance(entry, str) else _mapping(entry)
+        if not isinstance(entry, Mapping) or not isinstance(entry.get(key), str):
             raise ValueError(f"got {entry}, want a word, or a mapping with {key} and options")
         out.append(entry)
     return out
@@ -116,12 +121,18 @@ def _truth(value: Any) -> bool:
     return value
 
 
+def _too_few(value: Any) -> str:
+    if value not in (REFUSE, LEAVE_OUT):
+        raise ValueError(f"got {value!r}, want {REFUSE} or {LEAVE_OUT}")
+    return value
+
+
 _READERS: dict[str, Callable[[Any], Any]] = {
     "name": lambda value: safe(str(value)),
     "description": str,
     "models": _models,
     "editors": _methods,
-    "datasets": lambda value: tuple(_optional(str)(item) for item in _list(value)),
+    "datasets": lambda value: tuple(_optional(str)(item) for item in _some(value)),
     "edit_seeds": _seeds,
     "edit_batch_size": _sizes,
     "n_edits": _optional(_counts),
@@ -131,13 +142,14 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "batch_size": lambda value: _whole(value, 1, "a whole number of at least 1 (a sweep does not search for one)"),
     "model_args": _mapping,
     "stop_at_perplexity": _optional(_ratio),
+    "too_few_facts": _too_few,
     "log_samples": _truth,
     "include_path": _optional(str),
     "figure": _mapping,
     "published": _mapping,
 }
 KEYS = tuple(f.name for f in fields(Design))
-#: model_args that a design says with keys of its own.
+#: Options that a design says with keys of its own.
 _ELSEWHERE = {
     "pretrained": "models",
     "editor": "editors",
@@ -174,9 +186,7 @@ def parse_design(given: Mapping[str, Any], where: str) -> Design:
     problems += [f"{where}: {key} is missing" for key in ("models", "editors") if key not in given]
     if (given.get("n_edits") is None) == (given.get("n_operations") is None):
         problems.append(f"{where}: give n_edits (how many facts) or n_operations (how many batches), one of them")
-    for key, instead in _ELSEWHERE.items():
-        if key in (values.get("model_args") or {}):
-            problems.append(f"{where}: model_args.{key} belongs to {instead}")
+    problems += _misplaced(values, where)
     if problems:
         raise ConfigurationError(problems)
     values.setdefault("name", safe(Path(where).stem))
@@ -184,6 +194,19 @@ def parse_design(given: Mapping[str, Any], where: str) -> Design:
     if problems := _contradictions(design, where):
         raise ConfigurationError(problems)
     return design
+
+
+def _misplaced(values: Mapping[str, Any], where: str) -> list[str]:
+    """Options that stand where nobody would heed them."""
+    places = [("model_args", (), values.get("model_args") or {})]
+    places += [(f"models: {model.label}", ("pretrained",), model.args) for model in values.get("models") or ()]
+    places += [(f"editors: {method.label}", ("editor",), method.args) for method in values.get("editors") or ()]
+    return [
+        f"{where}: {place}: {key} belongs to {_ELSEWHERE[key]}"
+        for place, its_own, args in places
+        for key in args
+        if key in _ELSEWHERE and key not in its_own
+    ]
 
 
 def _contradictions(design: Design, where: str) -> list[str]:
@@ -244,7 +267,10 @@ def read_design(source: str | Path, changes: Mapping[str, Any]) -> Design:
 
 
 def replaced(given: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """`given` with the keys of `changes`; checkpoints of one kind replace those of the other."""
+    """`given` with the keys of `changes`; checkpoints of one kind replace those of the other.
+
+    A design given another model goes as far as there are facts that one's editors can edit.
+    """
     given = dict(given)
     if changes.keys() & {"n_edits", "n_operations"}:
         given.pop("n_edits", None)
@@ -252,7 +278,9 @@ def replaced(given: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, 
     models = changes.get("models")
     if models is not None and given.get("models") != models:
         given.pop("published", None)  # the paper's values are of the paper's model
+        if "models" in given:
+            given["too_few_facts"] = LEAVE_OUT
         # The demo model knows no fact of ZsRE.
-        if _list(models) == [DEMO] and "datasets" not in changes:
+        if {entry["pretrained"] for entry in _entries(models, "pretrained")} == {DEMO} and "datasets" not in changes:
             given["datasets"] = [DEMO]
     return given | dict(changes)

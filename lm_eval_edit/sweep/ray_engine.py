@@ -22,10 +22,10 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from lm_eval_edit.errors import UserError, in_one_line
+from lm_eval_edit.errors import CannotWriteError, UserError, in_one_line
 from lm_eval_edit.sweep import ray_tasks
 from lm_eval_edit.sweep.checking import Checked, Schedule
-from lm_eval_edit.sweep.engine import Outcome, claim, collapsed_before, missing
+from lm_eval_edit.sweep.engine import Outcome, claimed, collapsed_before, missing
 from lm_eval_edit.sweep.folder import COLLAPSED, FAILED, Cell
 from lm_eval_edit.sweep.worker import mark
 
@@ -96,15 +96,15 @@ def run_sweep(checked: Checked, resources: Resources, *, progress: bool = True) 
     started = time.perf_counter()
     ray = find_ray()
     check_resources(resources)
-    claim(checked)
-    todo = missing(checked)
-    outcome = Outcome(kept=len(checked.cells()) - len(todo))
-    if todo:
-        with (
-            _connected(ray, resources.address),
-            tqdm(total=len(todo), desc="cells", unit="cell", disable=not progress) as bar,
-        ):
-            _Run(ray, checked, resources, outcome, bar).run(todo)
+    with claimed(checked):
+        todo = missing(checked)
+        outcome = Outcome(kept=len(checked.cells()) - len(todo))
+        if todo:
+            with (
+                _connected(ray, resources.address),
+                tqdm(total=len(todo), desc="cells", unit="cell", disable=not progress) as bar,
+            ):
+                _Run(ray, checked, resources, outcome, bar).run(todo)
     outcome.seconds = time.perf_counter() - started
     return outcome
 
@@ -153,8 +153,7 @@ class _Run:
         self.options = {"num_cpus": cpus, "num_gpus": gpus, "max_retries": RETRIES}
         device = resources.device or ("cuda" if gpus else "cpu")
         root = str(Path(checked.folder.root).resolve())
-        adapt = bool(checked.left_out)
-        job = ray_tasks.Job(uuid.uuid4().hex, checked.design, root, os.getcwd(), adapt, device, threads)
+        job = ray_tasks.Job(uuid.uuid4().hex, checked.design, root, os.getcwd(), device, threads)
         self.job = ray.put(job)
 
     def run(self, todo: list[Cell]) -> None:
@@ -175,7 +174,7 @@ class _Run:
             except Exception as error:  # Ray gave up on it: the worker was lost again and again
                 answer = ray_tasks.Answer(error=in_one_line(error), details=str(error))
             if answer.fatal:
-                raise UserError(answer.error.partition(": ")[2])
+                raise CannotWriteError(answer.error.partition(": ")[2])
             self.outcome.loads += answer.loads
             take(answer)
 

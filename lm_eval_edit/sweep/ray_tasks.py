@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import gc
 import os
+import socket
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from lm_eval_edit.errors import UserError, in_one_line
+from lm_eval_edit.errors import CannotWriteError, in_one_line
 from lm_eval_edit.sweep import checking
 from lm_eval_edit.sweep.design import Design, Row
-from lm_eval_edit.sweep.folder import Cell, SweepFolder
+from lm_eval_edit.sweep.folder import COLLAPSED, Cell, SweepFolder
 from lm_eval_edit.sweep.worker import Checkpoint, Worker
 
 
@@ -30,7 +32,6 @@ class Job:
         run: Names the run; what a worker holds of another one is not used.
         folder: The sweep's folder, absolute: every node must see it there.
         cwd: The driver's working directory; relative paths in the design are relative to it.
-        adapt: As in `checking.check`.
         device: As HFLM takes it.
         threads: Of torch on the CPU: sums are split by threads, and so are their last bits.
     """
@@ -39,7 +40,6 @@ class Job:
     design: Design
     folder: str
     cwd: str
-    adapt: bool
     device: str
     threads: int
 
@@ -81,9 +81,9 @@ def edit(job: Job, label: str, row_name: str, counts: tuple[int, ...], wanted: l
         for n_edits in wanted:
             try:
                 checkpoint = worker.edit_to(row, schedule, n_edits)
+            except CannotWriteError:
+                raise
             except Exception as error:
-                if _fatal(error):
-                    raise
                 reached.append((n_edits, in_one_line(error)))
                 continue
             reached.append((n_edits, checkpoint))
@@ -102,7 +102,9 @@ def evaluate(job: Job, cell: Cell, counts: tuple[int, ...] | None = None, reache
         if reached is None:
             return worker.evaluate_unedited(cell)
         row, schedule = _find(worker, cell.row.name, counts)
-        worker.edit_to(row, schedule, cell.n_edits)
+        now = worker.edit_to(row, schedule, cell.n_edits)
+        if now.perplexity is None:  # finite where the edits were made, not in this worker's arithmetic
+            return worker.mark(cell, COLLAPSED, now.collapsed)
         return worker.evaluate(cell, reached)
 
     return _answer(job, cell.model, compute)
@@ -116,7 +118,7 @@ def _answer(job: Job, label: str, compute: Callable[[Worker], Any]) -> Answer:
             loads = 1
         return Answer(compute(_worker), loads)
     except Exception as error:
-        return Answer(None, loads, in_one_line(error), traceback.format_exc(), _fatal(error))
+        return Answer(None, loads, in_one_line(error), traceback.format_exc(), isinstance(error, CannotWriteError))
 
 
 def _holds(job: Job, label: str) -> bool:
@@ -131,7 +133,12 @@ def _load(job: Job, label: str) -> None:
     if os.path.isdir(job.cwd):
         os.chdir(job.cwd)
     if _job != job.run:
-        _checked = checking.check(job.design, SweepFolder(job.folder), adapt=job.adapt)
+        if not (Path(job.folder) / "sweep.json").is_file():
+            raise CannotWriteError(
+                f"{socket.gethostname()} does not see {job.folder}; give -o a folder on a file system that all nodes "
+                "of the cluster share"
+            )
+        _checked = checking.check(job.design, SweepFolder(job.folder))
         _job = job.run
     model = next(model for model in _checked.design.models if model.label == label)
     _worker = Worker(_checked, model, job.device)
@@ -141,7 +148,3 @@ def _find(worker: Worker, row_name: str, counts: tuple[int, ...]) -> tuple[Row, 
     label = worker.model.label
     row = next(row for row in worker.checked.rows if (row.model.label, row.name) == (label, row_name))
     return row, next(s for s in worker.checked.schedules[label, row_name] if s.checkpoints == counts)
-
-
-def _fatal(error: Exception) -> bool:
-    return isinstance(error, UserError) and isinstance(error.__cause__, OSError)

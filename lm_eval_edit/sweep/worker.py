@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from lm_eval_edit.editing import NotFiniteError
+from lm_eval_edit.errors import in_one_line
 from lm_eval_edit.model import EditedHFLM
 from lm_eval_edit.sweep.checking import Checked, Schedule, loading_args, row_args
 from lm_eval_edit.sweep.collapse import perplexity
 from lm_eval_edit.sweep.design import Model, Row
-from lm_eval_edit.sweep.evaluation import Evaluator
+from lm_eval_edit.sweep.evaluation import Evaluation, Evaluator
 from lm_eval_edit.sweep.folder import COLLAPSED, DONE, FAILED, Cell
 
 logger = logging.getLogger("lm_eval_edit")
@@ -26,7 +28,7 @@ class Checkpoint:
     Attributes:
         perplexity: Of a fixed text; None where the model could not be brought there.
         collapsed: Why the model counts as collapsed; None if it does not.
-        seconds: Taken by the edits since the checkpoint before.
+        seconds: Taken to bring the model there: by the edits since the checkpoint before, or by replaying them.
     """
 
     n_edits: int
@@ -62,6 +64,7 @@ class Worker:
             log_samples=design.log_samples,
         )
         self.unedited_perplexity = perplexity(self.lm.model, self.lm.tokenizer)
+        self._unedited = self.lm.plan
         self._schedule: Schedule | None = None
 
     def take_up(self, schedule: Schedule) -> None:
@@ -97,27 +100,40 @@ class Worker:
     def evaluate_unedited(self, cell: Cell) -> str:
         """Evaluate a baseline, or a row's tasks before its edits, and store it. Returns the cell's status."""
         design = self.checked.design
-        self.lm.restore()
+        # Not only the weights: what a row before this one has edited is none of this cell's business.
+        self.lm.begin(self._unedited)
+        self._schedule = None
         args = {**loading_args(design, self.model), "editor": "none"}
         if cell.row is not None:
             args = {**row_args(design, cell.row, cell.row.checkpoints[-1]), "editor": "none"}
         return self._evaluate(cell, args, Checkpoint(0, self.unedited_perplexity, None, 0.0))
 
     def evaluate(self, cell: Cell, reached: Checkpoint) -> str:
-        """Evaluate an edited cell, the model being at its checkpoint, and store it. Returns the cell's status."""
+        """Evaluate an edited cell, the model being at its checkpoint, and store it. Returns the cell's status.
+
+        Raises:
+            RuntimeError: the model is at no such checkpoint; nothing was stored.
+        """
+        applied, wanted = self.lm.ledger.applied, cell.row.operations(cell.n_edits)
+        if applied != wanted:
+            raise RuntimeError(f"{cell.path} is to be evaluated after {wanted} operations, {applied} are applied")
         return self._evaluate(cell, row_args(self.checked.design, cell.row, cell.n_edits), reached)
 
     def _evaluate(self, cell: Cell, args: Mapping[str, Any], reached: Checkpoint) -> str:
         started = time.perf_counter()
         about_model = cell.row is None or cell.n_edits > 0
-        found = self.evaluator.run(args, general=about_model, schedule=cell.row is not None)
+        try:
+            found = self.evaluator.run(args, general=about_model, schedule=cell.row is not None)
+        except Exception as error:  # what was found about the model's perplexity is kept all the same
+            logger.exception("%s failed", cell.path)
+            found = Evaluation(None, failed={"the evaluation": in_one_line(error)})
         failed = "; ".join(f"{task}: {why}" for task, why in found.failed.items())
         record = {
             "status": FAILED if failed else DONE,
             "reason": failed or None,
             "failed_tasks": found.failed,
             "weights_fingerprint": self.lm.weights_fingerprint,
-            "perplexity": reached.perplexity,
+            "perplexity": reached.perplexity if math.isfinite(reached.perplexity) else "inf",  # JSON has no infinity
             "collapsed": reached.collapsed,
             "seconds": {"edit": reached.seconds, "evaluate": time.perf_counter() - started},
         }
