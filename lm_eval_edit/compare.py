@@ -18,6 +18,7 @@ from lm_eval_edit.pairing import Pair, pair_runs
 from lm_eval_edit.results import Metric, Run
 from lm_eval_edit.statistics import Estimate
 
+_SHARES = ("f1", "entity_f1", "entity_script", "agg_inst_level_acc", "counterfact_score")  # from 0 to 1 by definition
 REGRESSED, IMPROVED, UNHARMED, INCONCLUSIVE = "regressed", "improved", "no regression", "inconclusive"
 
 
@@ -240,7 +241,6 @@ def _difference(
 ) -> tuple[Estimate, float, str]:
     """The difference with its interval, its p, and the test's name."""
     alpha, seed, clusters = settings.alpha, settings.seed, pair.base.clusters
-    same = bool((before.counts == after.counts).all())
     if before.aggregation.is_mean:
         changes = after.counts[:, 0] - before.counts[:, 0]
         binary = is_binary(before, after)
@@ -251,23 +251,28 @@ def _difference(
             return estimate, statistics.mcnemar(flips.worse, flips.better), "McNemar"
         p = statistics.sign_flip(changes, clusters, seed=seed)
         estimate = statistics.mean_difference(changes, clusters, alpha=alpha, binary=binary)
-        if binary:
-            return estimate, p, "sign flip"
-        return _open(estimate, same, before, pair, alpha), p, "sign flip"
+        return _possible(estimate, before, after, pair, alpha), p, "sign flip"
     a, b = (statistics.cluster_sums(metric.counts, clusters) for metric in (before, after))
     p = statistics.swap_test(a, b, before.aggregation.statistic, seed=seed)
     estimate = statistics.bootstrap_difference(a, b, before.aggregation.statistic, alpha=alpha, seed=seed)
-    return _open(estimate, same, before, pair, alpha), p, "swap"
+    return _possible(estimate, before, after, pair, alpha), p, "swap"
 
 
-def _open(estimate: Estimate, same: bool, metric: Metric, pair: Pair, alpha: float) -> Estimate:
-    """The interval, not closed to nothing where no document changed."""
-    if not same or pair.n_clusters < 2:
-        return estimate
-    values = metric.aggregation.gain(metric.counts)
-    within_one = metric.aggregation.name in ("mean", "f1", "entity_f1", "entity_script") and metric.value <= 1
-    scale = 1.0 if within_one and values.max() <= 1 else float(np.ptp(values)) or 1.0
-    return statistics.unchanged(pair.n_clusters, scale, alpha=alpha)
+def _possible(estimate: Estimate, before: Metric, after: Metric, pair: Pair, alpha: float) -> Estimate:
+    """The interval, not closed to nothing where few documents changed, nor wider than the metric allows."""
+    changed = (before.counts != after.counts).any(axis=1)
+    n_changed = len(np.unique(pair.base.clusters[changed]))
+    most = _most(before, after)
+    scale = most if math.isfinite(most) else float(np.ptp(before.aggregation.gain(before.counts))) or 1.0
+    return statistics.few_changed(estimate, n_changed, pair.n_clusters, scale, alpha=alpha).within(most)
+
+
+def _most(before: Metric, after: Metric) -> float:
+    """The most that a metric, and each document's part in it, can differ; infinite where that is not known."""
+    values = np.concatenate([before.counts[:, 0], after.counts[:, 0]])
+    if before.aggregation.name in _SHARES or (before.aggregation.is_mean and values.min() >= 0 and values.max() <= 1):
+        return 1.0
+    return 2.0 if before.aggregation.name == "mcc" else math.inf
 
 
 def _judge(rows: Sequence[Row], settings: Settings) -> list[Row]:

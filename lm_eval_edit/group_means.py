@@ -153,7 +153,8 @@ def seed_rows(comparisons: Sequence[Comparison], alpha: float) -> list[SeedRow]:
         edit = runs[0].edited.edit
         name = f"{edit['editor']} n={edit['n_edits']}"
         for rows in zip(*((*run.rows, *run.groups) for run in runs), strict=True):
-            between = statistics.between_runs([row.difference.value for row in rows], alpha=alpha)
+            most = max(row.difference.most for row in rows)
+            between = statistics.between_runs([row.difference.value for row in rows], alpha=alpha).within(most)
             within = _typical([row.difference for row in rows], between.value, alpha)
             first = rows[0]
             what = (name, first.task, first.filter, first.metric, len(rows))
@@ -164,4 +165,5 @@ def seed_rows(comparisons: Sequence[Comparison], alpha: float) -> list[SeedRow]:
 def _typical(differences: Sequence[Estimate], mean: float, alpha: float) -> tuple[float, float]:
     stderr = math.sqrt(sum(d.stderr**2 for d in differences) / len(differences))
     half = float(stats.norm.isf(alpha / 2)) * stderr
-    return mean - half, mean + half
+    most = max(d.most for d in differences)
+    return max(mean - half, -most), min(mean + half, most)

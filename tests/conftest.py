@@ -40,7 +40,9 @@ def sweeps(tmp_path_factory) -> dict[str, Path]:
     from tests.sweep_folders import write_sweep
 
     root = tmp_path_factory.mktemp("sweeps")
-    many = ["rome", "memit", "kn", "ft", "r_rome", "alphaedit", "emmet", "mend", "lora", "rect", "prune"]
+    # More than there are markers.
+    many = ["rome", "memit", "kn", "ft", "r_rome", "alphaedit", "emmet", "mend", "lora", "rect", "prune", "easyedit"]
+    many += [{"editor": "random", "like": "rome"}]
     designs = {
         "rome": write_sweep(root / "rome", preset="fig3_rome_gpt2xl", documents=8),
         "seeds": write_sweep(

@@ -47,7 +47,7 @@ def write_sweep(
         preset: Take this preset's design instead.
         documents: For each task.
         states: (method's label, n_edits) -> collapsed, failed or missing; every other cell is done.
-        left_out: Row name -> checkpoint -> why it could not be reached.
+        left_out: Row name -> checkpoint -> why it could not be reached; as in a run, the row then has it no more.
 
     Returns:
         root.
@@ -58,8 +58,8 @@ def write_sweep(
     )  # fmt: skip
     folder, states = SweepFolder(root), states or {}
     rows = [_reaching(row, (left_out or {}).get(row.name, {})) for row in design.rows()]
-    folder.claim(design, rows)
     editing = [task for name in design.tasks if "editing" in name for task in EDITING]
+    folder.claim(design, rows, about_schedule=[name for name in design.tasks if "editing" in name])
     for model in design.models:
         folder.write(Cell(model.label, None, 0, design.tasks), {"status": DONE, "reason": None}, *_unedited(documents))
     for row in rows:

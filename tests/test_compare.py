@@ -93,6 +93,33 @@ def test_holm_over_tasks(tmp_path):
     assert among.detectable > alone.detectable
 
 
+def graded(values, metric: str = "rouge") -> dict:
+    return {"t": samples(values, metric)}
+
+
+def test_few_changes_are_no_more_certain_than_none(tmp_path):
+    """Grades, 0/1 values in clusters, a corpus-level metric: never a narrower interval than where nothing changed."""
+    before = np.random.default_rng(1).random(60).round(3).tolist()
+    (same,) = compared(tmp_path / "same", graded(before), graded(before)).rows
+    (one,) = compared(tmp_path / "one", graded(before), graded([before[0] - 0.001, *before[1:]])).rows
+    assert one.difference.low < same.difference.low < 0 < same.difference.high and same.verdict == UNHARMED
+    docs = [{"passage": f"p{i // 4}", "i": i} for i in range(80)]
+    lows = []
+    for count in range(4):
+        rows = [[sample(i, {"acc": int(i % 8 > 0 or i // 8 >= k)}, doc=docs[i]) for i in range(80)] for k in (0, count)]
+        (row,) = compared(tmp_path / f"clusters{count}", {"t": rows[0]}, {"t": rows[1]}).rows
+        lows.append(row.difference.low)
+        assert row.clusters == 20 and row.difference.high > 0
+    assert lows == sorted(lows, reverse=True)
+
+
+def test_no_interval_is_wider_than_the_metric_allows(tmp_path):
+    (row,) = compared(tmp_path / "share", graded([0.9, 0.8, 1.0, 0.1]), graded([0.0, 0.0, 0.05, 0.1])).rows
+    assert (row.difference.low, row.difference.most) == (-1.0, 1.0)
+    (row,) = compared(tmp_path / "grade", graded([90, 80, 99, 10]), graded([0.0, 0, 5, 10])).rows
+    assert row.difference.low < -100, "what the bounds are is not known"
+
+
 def test_continuous_and_clustered_metrics(tmp_path):
     rng = np.random.default_rng(0)
     before, after = rng.random((2, 60))
@@ -105,7 +132,7 @@ def test_continuous_and_clustered_metrics(tmp_path):
     clusters = np.arange(60) // 3
     assert (row.n, row.clusters, row.cluster_field, row.test) == (60, 20, "passage", "sign flip")
     assert row.p == statistics.sign_flip(after - before, clusters)
-    assert row.difference == statistics.mean_difference(after - before, clusters)
+    assert row.difference == statistics.mean_difference(after - before, clusters).within(1.0)
 
 
 def test_clustered_answers_are_not_tested_as_if_independent(tmp_path):

@@ -27,6 +27,7 @@ AFTER = np.array([[1, 2, 2], [1, 1, 1], [2, 3, 3], [0, 2, 1], [1, 2, 3], [1, 1, 
 PROPORTION = s.proportion_difference(30, 10, 400)
 CLUSTERED = s.mean_difference(DIFFERENCES, CLUSTERS)
 MEAN, MEAN_P = s.weighted_mean([PROPORTION, CLUSTERED], [0.5, 0.5])
+ONE_LOST = s.mean_difference(np.append(np.zeros(99), -0.2), np.arange(100))
 HOLM = ", ".join(number(p, sign=False) for p in s.holm([s.mcnemar(30, 10), 0.03, 0.2]))
 
 
@@ -41,6 +42,7 @@ HOLM = ", ".join(number(p, sign=False) for p in s.holm([s.mcnemar(30, 10), 0.03,
         f"interval {interval(s.bootstrap_difference(BEFORE, AFTER, f1))}",
         f"40 clusters: ±{s.unchanged(40, 1.0).high:.4f}",
         f"b = 30, c = 10: p = {s.mcnemar(30, 10):.4f}",
+        f"the t interval is {interval(ONE_LOST)}, the one given {interval(s.few_changed(ONE_LOST, 1, 100, 1.0))}",
         f"the six clusters above: p = {s.sign_flip(DIFFERENCES, CLUSTERS):.4f}",
         f"as if independent: p = {s.sign_flip(DIFFERENCES, ALONE):.4f}",
         f"the six sentences: p = {s.swap_test(BEFORE, AFTER, f1):.4f}",

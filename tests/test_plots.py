@@ -26,7 +26,8 @@ from lm_eval_edit.plots.style import MARKERS, look, ramp, share_axis, spread
 from lm_eval_edit.sweep.reading import load_sweep
 from tests.helpers import python
 from tests.plotted import draw, lines_of, words_of
-from tests.sweep_folders import SUITE, write_sweep
+from tests.results_files import sample, samples
+from tests.sweep_folders import SUITE, write_cells, write_sweep
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -68,9 +69,9 @@ def luminance(colour: str) -> float:
 def test_lines_are_told_apart_without_colour(sweeps):
     for picture in draw(sweeps["rome"], "tasks") + draw(sweeps["many"], "methods"):
         lines = [line for name, line in lines_of(picture).items() if not name.startswith("published")]
-        plain = [(line.get_marker(), line.get_linestyle() != "None" and line.get_linewidth()) for line in lines]
+        plain = [(line.get_marker(), str(line._dash_pattern), line.get_linewidth()) for line in lines]
         assert len(lines) >= 9 and len(set(plain)) == len(plain)
-    assert len({look(i) for i in range(88)}) == 88 and len(set(MARKERS)) == 11
+    assert len({(look(i).marker, look(i).dashes) for i in range(44)}) == 44 and len(set(MARKERS)) == 11
     assert all(1.05 / (luminance(look(i).colour) + 0.05) > 2.1 for i in range(8)), "seen on white"
 
 
@@ -99,10 +100,14 @@ def test_the_axis_of_edits_is_true_to_scale(sweeps):
 
 def test_a_metric_that_is_no_share_has_an_axis_of_its_own():
     figure = Figure()
-    share, perplexity, exploded = figure.subplots(3)
+    share, perplexity, exploded, correlation, logarithms = figure.subplots(5)
     share_axis(share, [0.2, 0.9], "score")
     share_axis(perplexity, [12.0, 30.0], "perplexity")
     share_axis(exploded, [12.0, 3e6, math.inf], "perplexity")
+    share_axis(correlation, [-0.4, 0.6], "mcc")
+    share_axis(logarithms, [-30.0, -12.0], "loglikelihood")
+    low, high = correlation.get_ylim()
+    assert low < -0.4 and high > 0.6 and logarithms.get_ylim() == pytest.approx((-31.5, 0))
     assert share.get_ylim()[1] == pytest.approx(1.02) and perplexity.get_ylim() == pytest.approx((0, 31.5))
     assert exploded.get_yscale() == "log" and "log scale" in exploded.get_ylabel()
 
@@ -177,11 +182,49 @@ def test_several_mistakes_are_told_at_once(sweeps):
 
 def test_tasks_and_groups_by_name(sweeps):
     sweep = load_sweep(sweeps["seeds"])
-    assert choose(sweep, ["edithurt_suite"]).tasks == tuple(SUITE) == choose(sweep).tasks
-    assert choose(sweep, ["sst2", "edithurt_efficacy"]).tasks == ("edithurt_sst2", "edithurt_efficacy")
-    assert "edithurt_efficacy" in choose(sweep, metric="valid").notices[0]
+    (group,), (default,) = choose(sweep, ["edithurt_suite"]), choose(sweep)
+    assert group.tasks == tuple(SUITE) == default.tasks and default.metric == "score"
+    (named,), (valid,) = choose(sweep, ["sst2", "edithurt_efficacy"]), choose(sweep, metric="valid")
+    assert named.tasks == ("edithurt_sst2", "edithurt_efficacy") and "edithurt_efficacy" in valid.notices[0]
     with pytest.raises(ConfigurationError, match="edithurt_efficacy: it has no valid"):
         choose(sweep, ["edithurt_efficacy"], "valid")
+
+
+def test_tasks_of_several_metrics_have_pictures_of_their_own(tmp_path):
+    """Stock tasks, our suite's and those about the edits: every ability is drawn, in its own unit."""
+    acc = {"hellaswag": samples([1, 1, 0, 1], "acc"), "arc": samples([1, 0, 0, 1], "acc")}
+    cells = {n: {"edithurt_sst2": samples([1, 1, 1, 0], "score"), **acc} for n in (0, 5)}
+    cells[5] |= {"edithurt_efficacy": samples([1, 1, 1, 1], "score")}
+    pictures = draw(write_cells(tmp_path / "out", cells), "tasks", "norms", "tradeoff")
+    assert [picture.name for picture in pictures if picture.kind == "tasks"] == [
+        "tasks-demo-rome-score", "tasks-demo-rome-acc"
+    ]  # fmt: skip
+    assert [list(lines_of(picture)) for picture in pictures[:2]] == [["sst2"], ["hellaswag", "arc", "mean"]]
+    del cells[0]["edithurt_sst2"], cells[5]["edithurt_sst2"]
+    folder = write_cells(tmp_path / "stock", cells)
+    (picture,) = draw(folder, "tasks")
+    assert list(lines_of(picture)) == ["hellaswag", "arc", "mean"] and picture.name == "tasks-demo-rome"
+    with pytest.raises(ConfigurationError, match="score: only tasks about the edits have it; --tasks edithurt_eff"):
+        draw(folder, metric="score")
+    (picture,) = draw(folder, "tasks", tasks=["efficacy"])
+    assert list(lines_of(picture)) == ["efficacy"]
+    about = write_cells(tmp_path / "about", {n: {"edithurt_efficacy": samples([1, 0], "score")} for n in (0, 5)})
+    assert list(lines_of(draw(about, "tasks")[0])) == ["efficacy"], "nothing else is there"
+
+
+def test_a_tasks_prefix_stays_where_the_name_would_be_anothers(tmp_path):
+    cells = {n: {name: samples([1, 0], "acc") for name in ("edithurt_rte", "rte", "edithurt_nq")} for n in (0, 5)}
+    (picture,) = draw(write_cells(tmp_path / "out", cells), "tasks")
+    assert list(lines_of(picture)) == ["edithurt_rte", "rte", "nq", "mean"]
+
+
+def test_a_headline_is_the_first_metric_of_the_tasks_yaml(tmp_path):
+    lines = [sample(i, {"valid": 1, "acc": i % 2}) for i in range(4)]
+    folder = write_cells(tmp_path / "out", {0: {"t": lines}, 5: {"t": lines}})
+    cell = load_sweep(folder).rows[0].cells[0]
+    assert cell.headline("t") == "valid"
+    cell.results["configs"]["t"]["metric_list"].reverse()
+    assert cell.headline("t") == "acc" and cell.headline("nowhere") is None
 
 
 def test_published_values_that_do_not_fit_their_counts(tmp_path):
@@ -236,6 +279,11 @@ def test_the_commands_mistakes_are_one_message(sweeps, tmp_path, capsys):
     assert "2 problems" in message and "--kinds norm: not known. Did you mean 'norms'?" in message
     assert "--format pgn: not known. Did you mean 'png'?" in message
     assert "--format is empty" in told(sweeps["rome"], "--format", ",")
+    message = told(sweeps["rome"], "--kinds", ",", "--tasks", "")
+    assert "--kinds is empty; give some of methods, tasks" in message and "--tasks is empty" in message
+    (tmp_path / "sweep.json").write_text('{"format": 1}')
+    message = told(tmp_path)
+    assert "sweep.json is incomplete: it has no design, about_schedule, about_model, rows" in message
     assert not (sweeps["rome"] / "plots").exists()
     (tmp_path / "file").write_text("")
     assert "cannot be written" in told(sweeps["rome"], "--kinds", "norms", "-o", tmp_path / "file" / "plots")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,7 +14,7 @@ pytest.importorskip("matplotlib", reason="pictures need the extra plots")
 
 from lm_eval_edit.plots import choice, gaps
 from lm_eval_edit.plots.series import all_series, interval, mean_score, retained, score
-from lm_eval_edit.sweep.reading import Value, load_sweep
+from lm_eval_edit.sweep.reading import Value, load_sweep, summary_rows
 from tests.plotted import draw, figure_of, lines_of, words_of
 from tests.sweep_folders import SUITE, write_sweep
 
@@ -79,7 +80,7 @@ def test_with_many_tasks_some_are_lines_and_the_mean_is_over_all(sweeps, monkeyp
     expected = [figure_of(sweeps["rome"], "gpt2-xl/rome-zsre-seed0", n, "edithurt_suite") for n in COUNTS]
     assert lines_of(picture)["mean"].get_ydata() == pytest.approx(expected)
     assert "3 of 8 tasks are shown; the mean is over all of them" in words_of(picture)
-    assert "8 tasks: the first 3 have a line" in choice.choose(load_sweep(sweeps["rome"])).notices[0]
+    assert "8 tasks: the first 3 have a line" in choice.choose(load_sweep(sweeps["rome"]))[0].notices[0]
     (bars,) = draw(sweeps["at_once"], "batch")
     assert len(bars.figure.axes[0].get_xticks()) == 4
 
@@ -95,7 +96,7 @@ def test_what_is_retained_by_hand(sweeps):
 
 def test_what_is_retained_where_lower_is_better():
     def cell(n: int, value: float, stderr: float) -> SimpleNamespace:
-        return SimpleNamespace(n_edits=n, value=lambda task, metric: Value(value, stderr, 10, False))
+        return SimpleNamespace(n_edits=n, value=lambda task, metric: Value(value, stderr, False))
 
     row = SimpleNamespace(baseline=cell(0, 10.0, 1.0))
     found = retained(["wikitext"], "perplexity")(row, cell(5, 40.0, 8.0))
@@ -136,10 +137,90 @@ def test_cells_without_figures_are_gaps_and_crosses(sweeps):
 def test_a_seed_that_has_not_begun_is_left_out_and_one_that_has_is_a_gap(tmp_path):
     folder = write_sweep(tmp_path / "out", {"edit_seeds": [0, 1, 2], "n_edits": [1, 5]}, documents=4)
     for cell in ("rome-demo-seed1/n00005", "rome-demo-seed2/n00001", "rome-demo-seed2/n00005"):
-        (folder / "demo" / cell / "cell.json").unlink()
+        shutil.rmtree(folder / "demo" / cell)
     (series,) = all_series(load_sweep(folder))
     line = series.line("mean", mean_score(SUITE, "score"))
     assert [point and point.seeds for point in line.points] == [2, 2, None]
+
+
+def test_a_seed_that_only_failed_is_a_gap(tmp_path):
+    """As if the others alone had been asked for, the mean over them would flatter."""
+    folder = write_sweep(tmp_path / "out", {"edit_seeds": [0, 1], "n_edits": [1, 5]}, documents=4)
+    for n in (1, 5):
+        file = folder / f"demo/rome-demo-seed1/n{n:05d}/cell.json"
+        file.write_text(json.dumps({"status": "failed", "reason": "out of memory", "files": {}}))
+    (series,) = all_series(load_sweep(folder))
+    line = series.line("mean", mean_score(SUITE, "score"))
+    assert [point and point.seeds for point in line.points] == [2, None, None]
+    shutil.rmtree(folder / "demo/rome-demo-seed0")
+    assert all_series(load_sweep(folder)) == [], "nothing at all came of it"
+
+
+def test_checkpoints_left_out_are_named(tmp_path):
+    left_out = {"memit-demo-seed0-at_once": {2000: "demo has 1020 usable facts"}}
+    design = {"editors": [{"editor": "memit", "edit_batch_size": "all"}], "n_edits": [10, 2000]}
+    folder = write_sweep(tmp_path / "out", design, documents=4, left_out=left_out)
+    sweep = load_sweep(folder)
+    assert json.loads((folder / "sweep.json").read_text())["rows"][0]["checkpoints"] == [10]
+    assert gaps(sweep) == ["demo/memit-demo-seed0-at_once/n02000: left out (demo has 1020 usable facts)"]
+    assert [cell.n_edits for cell in sweep.rows[0].cells] == [10], "there is nothing to wait for"
+    assert [cell.n_edits for _, cell in sweep.cells()] == [0, 10]
+    assert ",0,all,2000,1,left out," in (folder / "summary.csv").read_text()
+    assert [line["n_edits"] for line in summary_rows(sweep) if line["status"] == "left out"] == [2000]
+
+
+def test_one_collapsed_seed_of_several_is_said_to_be_one(tmp_path):
+    """The other seed went on; in the end neither did."""
+    design = {"editors": ["rome", "memit"], "edit_seeds": [0, 1], "n_edits": [1, 5, 20, 50]}
+    folder = write_sweep(tmp_path / "out", design, documents=4, states={("rome", 50): "collapsed"})
+    file = folder / "demo/rome-demo-seed1/n00020/cell.json"
+    file.write_text(json.dumps({"status": "collapsed", "reason": "perplexity", "files": {}}))
+    (series, _) = all_series(load_sweep(folder))
+    assert series.collapsed == {20: 1, 50: 2}
+    methods, rome, tradeoff = (draw(folder, kind)[0] for kind in ("methods", "tasks", "tradeoff"))
+    assert "rome, × from 20 (1 of 2 seeds)" in words_of(methods)
+    told = "rome collapsed (1 of 2 seeds) at 20 edits, collapsed at 50 edits"
+    assert told in methods.alt and told in rome.alt
+    assert {"collapsed (1 of 2 seeds)", "collapsed"} <= {text.get_text() for text in rome.figure.axes[0].texts}
+    assert "rome, 5 edits, then collapsed (1 of 2 seeds)" in words_of(tradeoff)
+    design = {"editors": [{"editor": "memit", "edit_batch_size": "all"}], "edit_seeds": [0, 1], "n_edits": [1, 5]}
+    folder = write_sweep(tmp_path / "at_once", design, documents=4)
+    file = folder / "demo/memit-demo-seed1-at_once/n00005/cell.json"
+    file.write_text(json.dumps({"status": "collapsed", "reason": "perplexity", "files": {}}))
+    (bars,) = draw(folder, "batch")
+    assert "5 collapsed (1 of 2 seeds)" in [text.get_text() for text in bars.figure.axes[0].get_legend().get_texts()]
+
+
+def test_every_cross_is_inside_its_panel(tmp_path):
+    states = {("memit", 250): "collapsed", ("memit", 500): "collapsed"}
+    design = {"editors": ["memit"], "edit_batch_size": [1, 10, 50], "n_operations": [5, 10], "n_edits": None}
+    folder = write_sweep(tmp_path / "out", design, documents=4, states=states)
+    design = {"editors": ["memit"], "edit_batch_size": [10], "n_edits": [10, 40]}
+    alone = write_sweep(tmp_path / "alone", design, documents=4, states={("memit", 40): "collapsed"})
+    crosses = 0
+    for picture in draw(folder) + draw(alone):
+        for axes in picture.figure.axes:
+            for line in axes.lines:
+                if line.get_label() == "collapsed":
+                    low, high = axes.get_xlim()
+                    crosses += 1
+                    assert all(low <= x <= high for x in line.get_xdata()), picture.name
+    assert crosses > 20
+
+
+def test_seeds_that_agree_have_no_interval():
+    for values in ([0.1] * 2, [0.1] * 3, [0.7] * 6):
+        assert interval([Value(value, 0.1) for value in values]) == (values[0],) * 3
+
+
+def test_the_small_print_names_the_lines_where_intervals_differ_in_kind(tmp_path):
+    folder = write_sweep(tmp_path / "out", {"editors": ["rome", "memit"], "edit_seeds": [0, 1], "n_edits": [1, 5]})
+    assert "thin lines: 95 % t interval of the mean over 2 edit seeds" in words_of(draw(folder, "methods")[0])
+    for n in (1, 5):
+        shutil.rmtree(folder / f"demo/memit-demo-seed1/n{n:05d}")
+    (picture,) = draw(folder, "methods")
+    assert "thin lines of memit: ± 1 standard error over documents" in words_of(picture)
+    assert "thin lines of rome: 95 % t interval of the mean over 2 edit seeds, none" in words_of(picture)
 
 
 def test_a_method_that_collapsed_at_once_is_still_shown(tmp_path):

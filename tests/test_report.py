@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import itertools
 import json
+import math
 import re
 import shutil
 import xml.etree.ElementTree as ElementTree
@@ -15,9 +16,12 @@ import pytest
 
 from lm_eval_edit import cli
 from lm_eval_edit._files import sha256
+from lm_eval_edit.compare import Settings
 from lm_eval_edit.errors import UserError
 from lm_eval_edit.plots import figures
 from lm_eval_edit.report import render, write_report
+from lm_eval_edit.report.budget import MEAN, WORST, drops
+from lm_eval_edit.report.comparing import compare_sweep
 from lm_eval_edit.report.items import SHOWN, WHOLE, text
 from lm_eval_edit.sweep.folder import FAILED
 from lm_eval_edit.sweep.reading import load_sweep
@@ -100,6 +104,20 @@ def test_pictures_of_another_metric_and_of_nothing_yet(tmp_path, capsys):
     assert Page((tmp_path / "none/report.html").read_text()).all("img") == []
 
 
+def test_what_pictures_leave_out_is_said_beside_them(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("lm_eval_edit.plots.choice.MOST_TASKS", 3)
+    assert cli.main(["report", str(folder), "-o", str(tmp_path / "report.html")]) == 0
+    assert "8 tasks: the first 3 have a line, the mean is over all" in (tmp_path / "report.html").read_text()
+
+
+def test_stock_tasks_beside_tasks_about_the_edits_are_drawn(tmp_path):
+    cells = {n: {"hellaswag": samples([1, 1, 0, 1], "acc"), "arc": samples([1, 0, 1, 1], "acc")} for n in (0, 5)}
+    cells[5]["edithurt_efficacy"] = samples([1, 1], "score")
+    assert cli.main(["report", str(write_cells(tmp_path / "x", cells))]) == 0
+    images = Page((tmp_path / "x/report.html").read_text()).all("img")
+    assert any("hellaswag" in image["alt"] and "acc" in image["alt"] for image in images)
+
+
 def test_pictures_beyond_what_a_file_can_bear_are_named(folder, monkeypatch):
     size = len("data:image/svg+xml;base64,") + 4 * -(-len(PICTURE.svg) // 3)
     monkeypatch.setattr("lm_eval_edit.report.page.LARGEST", 2 * size)
@@ -113,6 +131,8 @@ def test_state_of_the_cells(folder, page):
     assert [row[1] for row in cells[1:]] == ["failed", "collapsed"] * 2 + ["missing", "left out"]
     assert cells[1][2] == "edithurt_sst2: RuntimeError: out of memory" and cells[-1][2] == "too few facts"
     assert "3 cells are not done" in source and "collapsed: perplexity 5.1e+06" in source
+    summary = page.tables[0]
+    assert ["20", "left out: too few facts"] in summary and "1 left out" in source
 
 
 def test_demo_data_are_called_so(tmp_path):
@@ -190,6 +210,8 @@ def test_long_texts_are_folded():
     assert long.short == "a" * (SHOWN - 1) + "b" and long.whole == "a" * SHOWN + "b" and not long.cut
     assert longer.cut and len(longer.whole) == WHOLE
     assert text(["a", 1]).short == '["a", 1]' and text(None).short == "null"
+    hidden = "a\u200bb\u00adc\ufeffd\u2060e\u200ef\U000e0041"
+    assert text(hidden).short == r"a\u200bb\xadc\ufeffd\u2060e\u200ef\U000e0041"
     assert text("नमस्ते \u200d👩‍🔬 ok\n\tx").short == "नमस्ते \u200d👩‍🔬 ok\n\tx", "what joins letters is left alone"
 
 
@@ -249,7 +271,78 @@ def test_a_sweep_of_edit_quality_alone(tmp_path):
     page = Page(render(load_sweep(root), []))
     ids = {attributes.get("id") for attributes in page.all()}
     assert "quality" in ids and not ids & {"summary", "budget", "broken"} and page.problems == []
+    told = "the unedited model of demo is not there yet: nothing can be compared; run the sweep again"
+    assert told in render(load_sweep(root), [])
     assert {link["href"][1:] for link in page.all("a")} <= ids
+
+
+def test_a_damaged_or_failed_unedited_model_is_told(tmp_path):
+    root = write_cells(tmp_path / "x", {0: {"t": right(10, 0), "u": right(10, 0)}, 5: {"t": right(10, 1)}})
+    cell = root / "demo/unedited"
+    record = json.loads((cell / "cell.json").read_text())
+    (cell / "cell.json").write_text(json.dumps(record | {"status": FAILED, "reason": "u: out of memory"}))
+    source = render(load_sweep(root), [])
+    told = "the unedited model of demo is failed (u: out of memory): what it was not evaluated on cannot be compared"
+    assert told in source and 'id="summary"' in source
+    (cell / "cell.json").write_text(json.dumps(record | {"status": FAILED, "reason": "killed", "files": {}}))
+    assert "the unedited model of demo is failed (killed): nothing can be compared" in render(load_sweep(root), [])
+    (cell / "cell.json").write_text(json.dumps(record))
+    next(cell.glob("samples_t_*")).write_text("cut")
+    source = render(load_sweep(root), [])
+    assert "the unedited model of demo is damaged (samples_t_" in source and "nothing can be compared; run" in source
+    header = json.loads((root / "sweep.json").read_text())
+    (root / "sweep.json").write_text(json.dumps(header | {"about_model": False}))
+    assert "nothing can be compared" not in render(load_sweep(root), []), "no unedited model was asked for"
+
+
+def test_what_cannot_be_paired_is_one_task_and_names_no_folder(tmp_path):
+    """One document that is not finite, other documents, a samples file that is gone: the other tasks are compared."""
+    good, broken = right(10, 1), right(10, 1)
+    broken[3]["acc"] = math.nan
+    other = [sample(i, {"acc": 1}, prompt="another prompt") for i in range(10)]
+    cells = {
+        0: {"a": right(10, 0), "b": right(10, 0), "c": right(10, 0)}, 5: {"a": good, "b": broken, "c": good},
+        10: {"a": good, "b": good, "c": other}, 20: {"a": broken, "b": broken, "c": other},
+    }  # fmt: skip
+    root = write_cells(tmp_path / "x", cells)
+    first, second, third = compare_sweep(load_sweep(root), Settings())
+    assert list(first.headlines) == ["a", "c"] and first.broken == ("b",) and first.mean is None
+    assert first.why == "b: acc of edited is not finite on 1 documents (first: doc_id 3)"
+    assert list(second.headlines) == ["a", "b"] and second.broken == ()
+    assert "c: the prompts of 10 of 10 documents differ" in second.why
+    assert third.comparison is None and third.broken == ("a", "b")
+    assert dict(drops([first, second, third], WORST, certain=False)) == {5: math.inf, 10: None, 20: math.inf}
+    assert dict(drops([first, second, third], MEAN, certain=False)) == dict.fromkeys((5, 10, 20))
+    cell = root / "demo/rome-demo-seed0/n00010"
+    file = next(cell.glob("samples_b_*"))
+    record = json.loads((cell / "cell.json").read_text())
+    del record["files"][file.name]
+    (cell / "cell.json").write_text(json.dumps(record))
+    file.unlink()
+    source = render(load_sweep(root), [])
+    assert "the samples of b are missing" in source and str(tmp_path) not in source
+    assert "not finite on 1 documents" in source and Page(source).problems == []
+
+
+def test_long_texts_beyond_what_a_page_can_bear_keep_their_ends(tmp_path, monkeypatch):
+    def lines(wrong: int) -> list[dict]:
+        return [sample(i, {"acc": int(i >= wrong)}, prompt="<" * 2_000 + f" {i}?") for i in range(6)]
+
+    root = write_cells(tmp_path / "x", {0: {"t": lines(0)}, 5: {"t": lines(4)}})
+    whole = render(load_sweep(root), [])
+    assert whole.count("All 2,003 characters") == 4 and "no room" not in whole
+    size = len("&lt;") * 2_000 + 3
+    monkeypatch.setattr("lm_eval_edit.report.items.LARGEST", 2 * size)
+    source = render(load_sweep(root), [])
+    assert source.count("All 2,003 characters") == 2 and len(whole) - len(source) > 1.9 * size
+    assert "There was no room for all of every long text" in source and source.count(" 3?</span>") == 1
+    assert Page(source).problems == []
+
+
+def test_names_that_are_anothers_stay_whole(tmp_path):
+    cells = {n: {name: right(4, 1) for name in ("edithurt_rte", "rte", "edithurt_nq")} for n in (0, 5)}
+    table = Page(render(load_sweep(write_cells(tmp_path / "x", cells)), [])).tables[0]
+    assert table[0][2:] == ["edithurt_rte", "rte", "nq"]
 
 
 def test_a_sweep_without_samples_says_what_to_do(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shlex
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 import yaml
 
 from lm_eval_edit import cli
-from lm_eval_edit._files import hash_json
+from lm_eval_edit._files import hash_json, sha256
 from lm_eval_edit.compare import UNHARMED, Settings, compare_runs
 from lm_eval_edit.comparison_tables import interval, number
 from lm_eval_edit.report import Options, render
@@ -194,6 +195,40 @@ def test_what_broke(tmp_path):
     assert source.count("wrong since 10 edits") == 2 and source.count("wrong since 5 edits") == 1
 
 
+def test_a_document_that_recovered_in_between_is_wrong_since_later(tmp_path):
+    """Document 0 broke at 5, recovered at 10, broke again at 20; 1 broke at 10; 2 at 20."""
+    wrong = {0: set(), 5: {0}, 10: {1}, 20: {0, 1, 2}}
+    cells = {
+        n: {"t": [sample(i, {"acc": int(i not in each)}, answer=f"answer {i}") for i in range(6)]}
+        for n, each in wrong.items()
+    }
+    source = render(load_sweep(write_cells(tmp_path / "x", cells)), [])
+    since = dict(re.findall(r"<h4>Document (\d) <span class=\"note\">([^<]*)</span>", source))
+    assert since == {"0": "wrong since 20 edits", "1": "wrong since 10 edits", "2": "wrong since 20 edits"}
+    root = write_cells(tmp_path / "at_once", cells, editors=[{"editor": "memit", "edit_batch_size": "all"}])
+    source = render(load_sweep(root), [])
+    assert "Document 0" in source and "since" not in source.partition('id="broken"')[2].partition("</section>")[0]
+
+
+def test_seeds_that_agree_have_shown_no_spread(tmp_path):
+    root = write_sweep(tmp_path / "x", {"edit_seeds": [0, 1], "n_edits": [5]}, documents=5)
+    sweep = load_sweep(root)
+    first, second = (row.cells[0].folder for row in sweep.rows)
+    for file in second.glob("samples_*"):
+        name = file.name.rpartition("_")[0]
+        file.write_bytes(next(first.glob(f"{name}_*")).read_bytes())
+    results = json.loads(next(first.glob("results_*")).read_text())
+    results["config"]["edit"]["edit_seed"] = 1
+    next(second.glob("results_*")).write_text(json.dumps(results))
+    record = json.loads((second / "cell.json").read_text())
+    record["files"] = {name: sha256((second / name).read_bytes()) for name in record["files"]}
+    (second / "cell.json").write_text(json.dumps(record))
+    source = render(load_sweep(root), [])
+    line = next(row for table in Page(source).tables if "Between seeds" in table[0] for row in table[1:])
+    assert line[2] == "2" and line[4] == "no spread seen"
+    assert "which does not say that there is none" in source
+
+
 def test_of_grades_the_largest_losses_are_shown(tmp_path):
     def lines(values: list[float]) -> list[dict]:
         return [sample(i, {"rouge": value}, answer=f"text {i} {value}") for i, value in enumerate(values)]
@@ -235,15 +270,20 @@ def test_design_can_be_run_again(tmp_path):
 
 def test_commands_say_what_was_run(tmp_path):
     root = write_sweep(tmp_path / "sweep")
-    cell = load_sweep(root).rows[0].cells[0]
+    sweep = load_sweep(root)
+    cell = sweep.rows[0].cells[0]
     cell.results["config"] |= {
         "model_args": {"pretrained": "demo", "editor": "rome", "n_edits": 5, "edit_ledger": "gone"}, "batch_size": 8,
         "limit": 4.0,
     }  # fmt: skip
-    assert command(cell) == (
+    assert command(sweep, cell) == (
         "lm_eval --model edited_hf --model_args pretrained=demo,editor=rome,n_edits=5 --tasks edithurt_suite "
         "--batch_size 8 --limit 4 --output_path results --log_samples"
     )
     cell.results["config"]["model_args"] = {"pretrained": "a/b", "layers": [3, 4], "data_dir": "with space, and comma"}
-    args = shlex.split(command(cell))[4]
+    args = shlex.split(command(sweep, cell))[4]
     assert json.loads(args) == cell.results["config"]["model_args"]
+    sweep.header["design"]["include_path"] = "my tasks"
+    words = shlex.split(command(sweep, cell))
+    assert words[words.index("--tasks") + 2 :][:2] == ["--include_path", "my tasks"]
+    assert render(sweep, []).count("--include_path &#39;my tasks&#39;") == 5, "four checkpoints and the unedited model"

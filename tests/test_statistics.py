@@ -253,6 +253,55 @@ def test_coverage_of_clustered_answers():
     assert 0.93 <= inside / TRIALS <= 0.97
 
 
+def rare_losses(rng, expected: float, sizes: str, m: int = 100):
+    """Each of m documents gets worse with a probability of expected / m; by how much is as `sizes` says."""
+    lost = rng.random(m) < expected / m
+    if sizes == "whole":
+        return -1.0 * lost, expected / m
+    if sizes == "any":
+        return -rng.random(m) * lost, 0.5 * expected / m
+    return -np.where(rng.random(m) < 0.1, 1.0, 0.1) * lost, 0.19 * expected / m  # mostly little, now and then all
+
+
+@pytest.mark.parametrize("sizes", ["whole", "any", "rarely all"])
+@pytest.mark.parametrize("expected", [0.5, 1, 2, 3, 4, 5, 6])
+def test_coverage_where_few_documents_changed(expected, sizes):
+    rng = np.random.default_rng(20)
+    inside = plain = 0
+    for _ in range(TRIALS // 2):
+        d, loss = rare_losses(rng, expected, sizes)
+        alone = s.mean_difference(d, singletons(100))
+        found = s.few_changed(alone, int((d != 0).sum()), 100, 1.0)
+        plain += alone.low <= -loss <= alone.high
+        inside += found.low <= -loss <= found.high
+    assert inside / (TRIALS // 2) >= 0.93
+    assert sizes != "rarely all" or expected < 2 or plain / (TRIALS // 2) < 0.8, "a t interval alone is far too short"
+
+
+def test_an_unchanged_model_is_never_less_certain_than_one_that_changed_a_little():
+    same = s.few_changed(s.mean_difference(np.zeros(100), singletons(100)), 0, 100, 1.0)
+    assert same == s.unchanged(100, 1.0)
+    for count in range(1, s.FEW):
+        d = np.zeros(100)
+        d[:count] = -0.01
+        found = s.few_changed(s.mean_difference(d, singletons(100)), count, 100, 1.0)
+        assert found.low <= found.value + same.low < same.low and found.stderr >= same.stderr, count
+        assert found.value == d.mean() and found.method == "t, few changed"
+    many = s.mean_difference(np.linspace(-0.3, 0.3, 100), singletons(100))
+    assert s.few_changed(many, 100, 100, 1.0) == s.few_changed(many, s.FEW, 100, 1.0) == many
+    assert s.few_changed(many, 4, 8, 1.0) == many, "half of the clusters are not few of them"
+
+
+def test_intervals_are_cut_to_what_is_possible():
+    d = np.array([-1.0, -1.0, -1.0, 0.0])
+    found = s.mean_difference(d, singletons(4)).within(1.0)
+    assert found.low == -1.0 and found.high == s.mean_difference(d, singletons(4)).high and found.most == 1.0
+    mean, _ = s.weighted_mean([found, found], [0.5, 0.5])
+    assert mean.low == -1.0 and mean.most == 1.0
+    unknown, _ = s.weighted_mean([found, s.mean_difference(d, singletons(4))], [0.5, 0.5])
+    assert unknown.low < -1.0 and unknown.most == math.inf
+
+
 def entity_pairs(rng, m, keep=(0.9, 0.8)):
     """(m, 3) true positives, predicted, gold before and after, of sentences whose difficulty both share."""
     gold = rng.integers(1, 6, m)

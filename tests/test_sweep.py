@@ -240,7 +240,7 @@ def test_one_batch_rows_start_from_the_unedited_model(tmp_path):
 def test_edit_quality_is_asked_before_and_after(tmp_path):
     sweep(tmp_path, tasks=["edithurt_sst2", "edithurt_editing"], n_edits=[0, 2], model_args={}, limit=None)
     (row,) = load_sweep(tmp_path).rows
-    before, after = (value.value for _, value in row.curve("edithurt_efficacy", "em"))
+    before, after = (cell.value("edithurt_efficacy", "em").value for cell in (row.before, *row.cells))
     assert (before, after) == (0.0, 1.0)
     assert row.before.tasks() == ["edithurt_efficacy", "edithurt_generalization", "edithurt_locality"]
     assert row.baseline.tasks() == ["edithurt_sst2"]

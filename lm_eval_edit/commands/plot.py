@@ -21,7 +21,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
     parser.add_argument("folder", metavar="DIR", type=Path, help="what `lm-eval-edit sweep -o` wrote")
     parser.add_argument("-o", "--output", metavar="DIR", type=Path, help="where pictures go (default: DIR/plots)")
     parser.add_argument("--tasks", metavar="NAMES", help="tasks and groups to draw, separated by commas (default: all)")
-    parser.add_argument("--metric", help="which metric of the tasks (default: score)")
+    parser.add_argument("--metric", help="which metric of the tasks (default: each task's first)")
     parser.add_argument("--format", default="png,svg", help="png, svg or both (default: %(default)s)")
     parser.add_argument("--kinds", metavar="NAMES", help="methods, tasks, batch, operations, tradeoff, norms")
     return parser
@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
     from lm_eval_edit.plots import FORMATS, KINDS, choose, figures, gaps
     from lm_eval_edit.sweep.reading import load_sweep
 
-    kinds, formats = names(args.kinds), names(args.format) or []
+    kinds, tasks, formats = names(args.kinds), names(args.tasks), names(args.format) or []
     accepted = [("--kinds", kinds or [], list(KINDS)), ("--format", formats, list(FORMATS))]
     problems = [
         f"{option} {word}: not known.{nearest(word, known)} Known are {', '.join(known)}"
@@ -42,11 +42,13 @@ def run(args: argparse.Namespace) -> int:
         if word not in known
     ]
     problems += [] if formats else ["--format is empty; give png, svg or both"]
+    problems += [] if kinds != [] else [f"--kinds is empty; give some of {', '.join(KINDS)}, or leave it out for all"]
+    problems += [] if tasks != [] else ["--tasks is empty; give names of tasks and groups, or leave it out for all"]
     if problems:
         raise ConfigurationError(problems)
     sweep = load_sweep(args.folder)
-    choice = choose(sweep, names(args.tasks), args.metric)
-    pictures = figures(sweep, kinds=kinds, choice=choice)
+    choices = choose(sweep, tasks, args.metric)
+    pictures = figures(sweep, kinds=kinds, choices=choices)
     folder = args.output or args.folder / "plots"
     for picture in pictures:
         for suffix in formats:
@@ -57,6 +59,6 @@ def run(args: argparse.Namespace) -> int:
     for kind in kinds or ():
         if kind not in drawn:
             print(f"{kind}: nothing to draw; it needs {KINDS[kind]}", file=sys.stderr)
-    for line in [*choice.notices, *gaps(sweep)]:
+    for line in dict.fromkeys([*(line for choice in choices for line in choice.notices), *gaps(sweep)]):
         print(line, file=sys.stderr)
     return 0

@@ -60,22 +60,21 @@ def run(args: argparse.Namespace) -> int:
     file = args.output or args.folder / "report.html"
     sweep = load_sweep(args.folder)
     check_output(file)
-    pictures = [] if args.no_plots else _pictures(sweep)
-    size = write_report(sweep, file, pictures, options, progress=sys.stderr.isatty())
+    pictures, notices = ([], []) if args.no_plots else _pictures(sweep)
+    size = write_report(sweep, file, pictures, options, notices=notices, progress=sys.stderr.isatty())
     print(f"{file}: {size:,} bytes")
     return 0
 
 
-def _pictures(sweep: Sweep) -> list[Picture]:
-    """The pictures of a sweep: of `score`, or of the first metric there is where tasks have none of that name."""
-    from lm_eval_edit.plots import figures
+def _pictures(sweep: Sweep) -> tuple[list[Picture], list[str]]:
+    """The pictures of a sweep, of each task's headline metric, and what they leave out."""
+    from lm_eval_edit.plots import choose, figures
     from lm_eval_edit.sweep.reading import DONE
 
-    cells = [cell for _, cell in sweep.cells() if cell.status == DONE]
-    if not any(cell.n_edits for cell in cells):
-        return []  # nothing to draw yet
-    metrics = [metric for cell in cells for task in cell.tasks() for metric in cell.metrics(task)]
-    return figures(sweep, metric="score" if "score" in metrics else metrics[0])
+    if not any(cell.n_edits and cell.status == DONE for _, cell in sweep.cells()):
+        return [], []  # nothing to draw yet
+    choices = choose(sweep)
+    return figures(sweep, choices=choices), list(dict.fromkeys(line for each in choices for line in each.notices))
 
 
 def _options(args: argparse.Namespace) -> Options:

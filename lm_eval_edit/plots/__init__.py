@@ -18,13 +18,14 @@ picture   a figure with its name and its content in words, as PNG, SVG or part o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 from lm_eval_edit.errors import UserError, nearest
 from lm_eval_edit.plots import bars, curves, grids, tradeoff
 from lm_eval_edit.plots.choice import Choice, choose
 from lm_eval_edit.plots.picture import FORMATS, Picture, drawing
-from lm_eval_edit.plots.series import gaps
+from lm_eval_edit.plots.series import gaps, joined
 from lm_eval_edit.sweep.reading import Sweep
 
 __all__ = ["FORMATS", "KINDS", "Picture", "choose", "figures", "gaps"]
@@ -47,14 +48,14 @@ def figures(
     kinds: Sequence[str] | None = None,
     tasks: Sequence[str] | None = None,
     metric: str | None = None,
-    choice: Choice | None = None,
+    choices: Sequence[Choice] | None = None,
 ) -> list[Picture]:
     """The pictures that apply to a sweep.
 
     Args:
         kinds: Of `KINDS`; all by default.
         tasks, metric: As `choose` takes them.
-        choice: What `choose` returned, instead of the two.
+        choices: What `choose` returned, instead of the two.
 
     Raises:
         UserError: matplotlib is missing, an unknown kind, nothing to draw, or as `choose`.
@@ -62,10 +63,18 @@ def figures(
     for kind in kinds or ():
         if kind not in KINDS:
             raise UserError(f"{kind}: no such kind of figure.{nearest(kind, KINDS)} Known are {', '.join(KINDS)}")
-    choice = choice or choose(sweep, tasks, metric)
+    choices = choices or choose(sweep, tasks, metric)
     with drawing():
-        pictures = [picture for kind in kinds or KINDS for picture in _KINDS[kind][1](choice)]
+        pictures = [picture for kind in kinds or KINDS for picture in _drawn(kind, choices)]
     if not pictures:
         needed = "; ".join(f"{kind} needs {KINDS[kind]}" for kind in kinds or KINDS)
         raise UserError(f"{sweep.root}: nothing to draw; {needed}")
     return pictures
+
+
+def _drawn(kind: str, choices: Sequence[Choice]) -> Iterator[Picture]:
+    """The pictures of one kind; where there are several metrics, the name of a picture ends with its own."""
+    for choice in choices[:1] if kind == "norms" else choices:  # weights have no metric
+        for picture in _KINDS[kind][1](choice):
+            named = len(choices) > 1 and kind != "norms"
+            yield replace(picture, name=f"{picture.name}-{joined([choice.metric])}") if named else picture

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from lm_eval_edit.plots import words
 from lm_eval_edit.plots.choice import Choice
 from lm_eval_edit.plots.picture import Picture
-from lm_eval_edit.plots.series import Line, Series, short
+from lm_eval_edit.plots.series import Line, Series
 from lm_eval_edit.plots.style import EDGE, diamonds, footer, mark_collapsed, panel, ramp, share_axis
 
 if TYPE_CHECKING:
@@ -35,8 +35,8 @@ def _bars(choice: Choice, series: Series) -> Picture | None:
     if published := choice.published_of(series):
         names = [line.name for line in lines]
         for task, points in published.items():
-            places = [(names.index(short(task)) + offset[n], value) for n, value in points if n in offset]
-            diamonds(axes, places, short(task))
+            places = [(names.index(choice.short(task)) + offset[n], value) for n, value in points if n in offset]
+            diamonds(axes, places, choice.short(task))
         notes.append(choice.source("hollow diamonds"))
     axes.set_xticks(
         range(len(lines)), [line.name for line in lines], rotation=25, ha="right", rotation_mode="anchor"
@@ -61,8 +61,8 @@ def _batches(axes: Axes, series: Series, lines: list[Line], offset: dict[int, fl
     for j, (n, beside) in enumerate(offset.items()):
         known = [(i + beside, line.points[j]) for i, line in enumerate(lines) if line.points[j] is not None]
         if n in series.collapsed:
-            mark_collapsed(axes, [i + beside for i in range(len(lines))], word=False)
-            handles.append((axes.lines[-1], f"{n:,} collapsed"))
+            mark_collapsed(axes, [i + beside for i in range(len(lines))])
+            handles.append((axes.lines[-1], f"{n:,} {series.collapse(n)}"))
         elif known:
             x, points = zip(*known, strict=True)
             style = {"color": "white", "hatch": "////"} if n == 0 else {"color": looks[j - 1].colour}

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from lm_eval_edit.errors import ConfigurationError, UserError, nearest
-from lm_eval_edit.plots.series import EDITING, MEAN, Measure, Series, all_series, mean_score, score, short, unique
-from lm_eval_edit.sweep.reading import DONE, Sweep
+from lm_eval_edit.plots.series import EDITING, MEAN, Measure, Series, all_series, mean_score, score, unique
+from lm_eval_edit.sweep.reading import DONE, PREFIX, CellData, Sweep
 
-METRIC = "score"
 MOST_TASKS = 13  # with more lines in one panel, no one could follow them
 
 
@@ -34,6 +33,10 @@ class Choice:
     published_method: str | None
     notices: tuple[str, ...] = ()
 
+    def short(self, task: str) -> str:
+        """A task's name in a picture."""
+        return self.sweep.short(task)
+
     @property
     def shown(self) -> tuple[str, ...]:
         """The tasks that have a line."""
@@ -41,7 +44,7 @@ class Choice:
 
     def measures(self) -> dict[str, Measure]:
         """What a panel with all tasks shows, by name: the tasks and, of several, their mean."""
-        found = {short(task): score(task, self.metric) for task in self.shown}
+        found = {self.short(task): score(task, self.metric) for task in self.shown}
         return found | ({MEAN: mean_score(self.tasks, self.metric)} if len(self.tasks) > 1 else {})
 
     def published_of(self, series: Series) -> dict[str, list[tuple[int, float]]]:
@@ -69,13 +72,13 @@ class Choice:
         return groups
 
 
-def choose(sweep: Sweep, tasks: Sequence[str] | None = None, metric: str | None = None) -> Choice:
-    """What of a sweep to draw.
+def choose(sweep: Sweep, tasks: Sequence[str] | None = None, metric: str | None = None) -> tuple[Choice, ...]:
+    """What of a sweep to draw: one choice for each metric, since values of different metrics share no axis.
 
     Args:
-        tasks: Names of tasks and groups; by default all tasks that have the metric, but not those about the edits
-            themselves.
-        metric: As in the results; `score` by default.
+        tasks: Names of tasks and groups; by default all tasks but those about the edits themselves, which are drawn
+            only in a sweep that has no others.
+        metric: As in the results; by default each task's headline metric.
 
     Raises:
         UserError: no cell is finished yet.
@@ -87,24 +90,11 @@ def choose(sweep: Sweep, tasks: Sequence[str] | None = None, metric: str | None 
         raise UserError(
             f"{sweep.root} holds no finished cell of an edited model; run `lm-eval-edit sweep` with this folder again"
         )
-    metric = metric or METRIC
-    known_tasks, groups = sweep.tasks(), sweep.groups()
-    have = {task: unique(m for cell in cells for m in cell.metrics(task)) for task in [*known_tasks, *groups]}
-    metrics = unique(m for task in known_tasks for m in have[task])
-    problems = []
-    if metric not in metrics:
-        problems.append(
-            f"--metric {metric}: no cell has it.{nearest(metric, metrics)} Known are {', '.join(metrics) or 'none'}"
-        )
-    named = []
-    for name in tasks or ():
-        if name not in have and f"edithurt_{name}" in have:
-            name = f"edithurt_{name}"
-        if name not in have:
-            problems.append(f"--tasks {name}: not in this sweep.{nearest(name, have)} Known are {', '.join(have)}")
-        elif metric in metrics and metric not in have[name]:
-            problems.append(f"--tasks {name}: it has no {metric}; it has {', '.join(have[name])}")
-        named.append(name)
+    known = sweep.tasks()
+    have = {task: unique(m for cell in cells for m in cell.metrics(task)) for task in [*known, *sweep.groups()]}
+    mine = [task for task in known if task not in EDITING] or known
+    named, problems = _named(tasks or (), have, metric)
+    problems += _metric_problems(metric, {task: have[task] for task in known}, () if named else mine)
     header = sweep.header.get("published") or {}
     counts = header.get("n_edits") or []
     for task, values in (header.get("tasks") or {}).items():
@@ -112,17 +102,61 @@ def choose(sweep: Sweep, tasks: Sequence[str] | None = None, metric: str | None 
             problems.append(f"published: {task} has {len(values)} values for {len(counts)} n_edits; mend the design")
     if problems:
         raise ConfigurationError(problems)
-    chosen = _members(sweep, named) if named else [t for t in known_tasks if metric in have[t] and t not in EDITING]
-    if not named and not chosen:  # nothing but tasks about the edits
-        chosen = [task for task in known_tasks if metric in have[task]]
-    notices = []
-    if without := [t for t in known_tasks if metric not in have[t] and not named]:
-        notices.append(f"{', '.join(without)}: no metric {metric}; --metric draws another")
-    if len(chosen) > MOST_TASKS:
-        notices.append(f"{len(chosen)} tasks: the first {MOST_TASKS} have a line, the mean is over all; see --tasks")
+    together: dict[str, list[str]] = {}
+    for task in _members(sweep, named) if named else mine:
+        if (its := metric or _headline(cells, task)) in have[task]:
+            together.setdefault(its, []).append(task)
     figure = str((sweep.header.get("figure") or {}).get("panel") or "")
     method = figure.split(",")[0].strip().lower() or None
-    return Choice(sweep, series, tuple(chosen), metric, header, method, tuple(notices))
+    without = [task for task in known if not named and metric and metric not in have[task]]
+    notices = [f"{', '.join(without)}: no metric {metric}; --metric draws another"] if without else []
+    return tuple(
+        Choice(sweep, series, tuple(chosen), its, header, method, (*notices, *_too_many(chosen)))
+        for its, chosen in (together or {"": []}).items()
+    )
+
+
+def _named(
+    tasks: Iterable[str], have: Mapping[str, Sequence[str]], metric: str | None
+) -> tuple[list[str], list[str]]:  # fmt: skip
+    """Tasks and groups as the results call them, and what is wrong with them."""
+    named, problems = [], []
+    metrics = {name for names in have.values() for name in names}
+    for name in tasks:
+        if name not in have and PREFIX + name in have:
+            name = PREFIX + name
+        if name not in have:
+            problems.append(f"--tasks {name}: not in this sweep.{nearest(name, have)} Known are {', '.join(have)}")
+        elif metric in metrics and metric not in have[name]:
+            problems.append(f"--tasks {name}: it has no {metric}; it has {', '.join(have[name])}")
+        named.append(name)
+    return named, problems
+
+
+def _metric_problems(metric: str | None, have: Mapping[str, Sequence[str]], mine: Sequence[str]) -> list[str]:
+    """What is wrong with a metric: that no task has it, or, of those that would be drawn by default, none."""
+    if metric is None:
+        return []
+    metrics = unique(name for names in have.values() for name in names)
+    if metric not in metrics:
+        known = ", ".join(metrics) or "none"
+        return [f"--metric {metric}: no cell has it.{nearest(metric, metrics)} Known are {known}"]
+    if mine and not any(metric in have[task] for task in mine):
+        owners = ",".join(task for task in have if metric in have[task])
+        others = ", ".join(unique(name for task in mine for name in have[task]))
+        drawn = f"--tasks {owners} draws them. The others have {others}"
+        return [f"--metric {metric}: only tasks about the edits have it; {drawn}"]
+    return []
+
+
+def _headline(cells: Iterable[CellData], task: str) -> str | None:
+    return next((metric for cell in cells if (metric := cell.headline(task)) is not None), None)
+
+
+def _too_many(tasks: Sequence[str]) -> list[str]:
+    if len(tasks) <= MOST_TASKS:
+        return []
+    return [f"{len(tasks)} tasks: the first {MOST_TASKS} have a line, the mean is over all; see --tasks"]
 
 
 def _members(sweep: Sweep, names: Sequence[str]) -> list[str]:

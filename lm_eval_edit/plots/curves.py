@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from lm_eval_edit.plots import words
 from lm_eval_edit.plots.choice import Choice
 from lm_eval_edit.plots.picture import Picture
-from lm_eval_edit.plots.series import MEAN, Line, Series, mean_score, relative_norm, short, unique
+from lm_eval_edit.plots.series import MEAN, Line, Series, mean_score, relative_norm, unique
 from lm_eval_edit.plots.style import (
     HEIGHT,
     MEAN_LOOK,
@@ -68,7 +68,7 @@ def _published(axes: Axes, choice: Choice, series: Series) -> list[str]:
             style = look(i)
             axes.plot(
                 *zip(*found[task], strict=True), color=style.colour, marker=style.marker, ls=(0, (2, 2)), lw=0.9, ms=5,
-                mfc="none", alpha=0.5, zorder=1.8, label=f"published {short(task)}",
+                mfc="none", alpha=0.5, zorder=1.8, label=f"published {choice.short(task)}",
             )  # fmt: skip
     return [choice.source("faint, hollow marks")] if found else []
 
@@ -93,11 +93,11 @@ def _methods(choice: Choice, where: str, group: list[Series]) -> Picture | None:
     for (series, line), shift in zip(found, shifts(len(found)), strict=True):
         style = lines[line.name][1]
         draw_line(axes, line, style, bars=bars, shift=shift)
-        mark_collapsed(axes, series.collapsed, style.colour, word=False)
-        name = f"{line.name}, × from {series.collapsed[0]:,}" if series.collapsed else line.name
+        mark_collapsed(axes, [*series.collapsed], style.colour)
+        name = f"{line.name}, {words.from_where(series)}" if series.collapsed else line.name
         ends[name] = (line, style)
     label_ends(axes, _ends(ends), HEIGHT)
-    names = ", ".join(short(task) for task in choice.tasks[:8])
+    names = ", ".join(choice.short(task) for task in choice.tasks[:8])
     more = f" and {len(choice.tasks) - 8} more" if len(choice.tasks) > 8 else ""
     notes = [f"mean of {len(choice.tasks)} tasks: {names}{more}"] if len(choice.tasks) > 1 else [names]
     notes += words.intervals([line for _, line in found], bands=not bars)
@@ -140,7 +140,7 @@ def _draw(axes: Axes, series: Series, lines: Drawn, *, bars: bool) -> None:
     counts_axis(axes, series.checkpoints, "edits", WIDTH)
     for (line, style), shift in zip(lines.values(), shifts(len(lines)), strict=True):
         draw_line(axes, line, style, bars=bars, shift=shift)
-    mark_collapsed(axes, series.collapsed)
+    mark_collapsed(axes, [*series.collapsed], words=[series.collapse(n) for n in series.collapsed])
     label_ends(axes, _ends(lines), HEIGHT)
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from lm_eval_edit.plots import words
 from lm_eval_edit.plots.choice import Choice
 from lm_eval_edit.plots.picture import Picture
-from lm_eval_edit.plots.series import MEAN, Line, Series, short, unique
+from lm_eval_edit.plots.series import MEAN, Line, Series, unique
 from lm_eval_edit.plots.style import (
     SMALL_PRINT,
     counts_axis,
@@ -64,8 +65,12 @@ def _grid(choice: Choice, group: Sequence[Series]) -> Picture | None:
         handles, [f"{_size(series):,}" for series in group], title="facts in a batch", loc="upper left",
         bbox_to_anchor=((_LEFT + columns * _ACROSS - 0.2) / width, 1 - 0.7 / height), frameon=False, alignment="left",
     )  # fmt: skip
-    notes = words.intervals([line for each in lines.values() for line in each])
-    notes += ["× the model had collapsed"] if any(series.collapsed for series in group) else []
+    sizes = [f"{_size(series):,} a batch" for series in group]
+    notes = words.intervals(
+        replace(line, name=size) for each in lines.values() for size, line in zip(sizes, each, strict=True)
+    )
+    gone = [words.collapsed(series) for series in group if series.collapsed]
+    notes += [f"× the model had collapsed: {'; '.join(gone)}"] if gone else []
     notes += _unedited(figure.axes, lines, choice, group[0])
     title = f"{group[0].first.method} on {group[0].where}: {choice.metric}, batches one after another"
     figure.text(_LEFT / width, 1 - 0.4 / height, title, fontsize=10)
@@ -81,7 +86,8 @@ def _panels(
 ) -> None:
     """All panels have the same axes; their labels stand at the left and at the bottom."""
     points = [point for each in lines.values() for line in each for point in line.known]
-    counts = unique(point.n_operations for point in points)
+    crosses = [[-(-n // _size(series)) for n in series.collapsed] for series in group]
+    counts = unique([*(point.n_operations for point in points), *(n for each in crosses for n in each)])
     looks = ramp(len(group))
     for i, (axes, (name, each)) in enumerate(zip(panels, lines.items(), strict=True)):
         counts_axis(axes, counts, "operations", _WIDTH)
@@ -89,19 +95,18 @@ def _panels(
         axes.tick_params(labelbottom=i + columns >= len(lines), labelleft=i % columns == 0)
         axes.xaxis.label.set_visible(i + columns >= len(lines))
         axes.yaxis.label.set_visible(i % columns == 0)
-        for line, style, series, shift in zip(each, looks, group, shifts(len(group)), strict=True):
+        for line, style, operations, shift in zip(each, looks, crosses, shifts(len(group)), strict=True):
             draw_line(axes, line, style, operations=True, bars=True, shift=shift)
-            operations = [-(-n // _size(series)) for n in series.collapsed]
-            mark_collapsed(axes, operations, style.colour, word=False)
+            mark_collapsed(axes, operations, style.colour)
         axes.set_title(name, loc="left", fontsize=9, fontweight="bold" if name == MEAN else "normal")
 
 
 def _unedited(panels: Sequence[Axes], lines: Mapping[str, list[Line]], choice: Choice, series: Series) -> list[str]:
     """The paper's values of the unedited model; its edited ones would not say of which batch size they are."""
-    found = {task: points for task, points in choice.published_of(series).items() if short(task) in lines}
+    found = {task: points for task, points in choice.published_of(series).items() if choice.short(task) in lines}
     for task, points in found.items():
-        axes = panels[list(lines).index(short(task))]
-        diamonds(axes, [point for point in points if point[0] == 0], short(task))
+        axes = panels[list(lines).index(choice.short(task))]
+        diamonds(axes, [point for point in points if point[0] == 0], choice.short(task))
     return [choice.source("hollow diamonds, unedited")] if found else []
 
 
@@ -113,5 +118,6 @@ def _told(lines: Mapping[str, list[Line]], group: Sequence[Series]) -> str:
             f"{name} from {known[0].value:.2f} to {known[-1].value:.2f} after {known[-1].n_operations} operations"
             for name, known in ends
         ]
-        told.append(f"{_size(series)} a batch: {'; '.join(words_of)}.")
+        gone = f" {words.collapsed(series)}." if series.collapsed else ""
+        told.append(f"{_size(series)} a batch: {'; '.join(words_of)}.{gone}")
     return " ".join(told)

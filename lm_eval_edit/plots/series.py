@@ -6,7 +6,9 @@ Intervals. Rows that differ by nothing but their edit seed are one series. With 
 
 With k seeds and values v_1..v_k it is Student's interval of their mean, other facts might have been drawn:
 
-    v̄ ± t_{k−1, 1−α/2} · s / √k,    s² = Σ (v_i − v̄)² / (k − 1),    α = 0.05.
+    v̄ ± t_{k−1, 1−α/2} · s / √k,    s² = Σ (v_i − v̄)² / (k − 1),    α = 0.05;
+
+seeds that agree in every digit have shown no spread, and there is no interval.
 
 The mean of tasks is unweighted, as the suite's is; its standard error is √(Σ s_i²) / (number of tasks).
 """
@@ -15,13 +17,15 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 from lm_eval_edit.statistics import between_runs
-from lm_eval_edit.sweep.reading import COLLAPSED, DONE, CellData, RowData, Sweep, Value
+from lm_eval_edit.sweep.reading import COLLAPSED, DONE, FAILED, CellData, RowData, Sweep, Value, by_series
 
 ALPHA = 0.05
 MEAN = "mean"
@@ -29,6 +33,7 @@ MEAN = "mean"
 EDITING = ("edithurt_efficacy", "edithurt_generalization", "edithurt_locality", "edithurt_counterfact")
 EFFICACY = "edithurt_efficacy"
 
+Item = TypeVar("Item")
 Measure = Callable[[RowData, CellData], Value | None]  # cells at 0 edits included
 
 
@@ -91,14 +96,14 @@ class Series:
     @property
     def where_name(self) -> str:
         """Model and data set, for a picture's name."""
-        return _joined([self.first.model, self.dataset])
+        return joined([self.first.model, self.dataset])
 
     @property
     def file_name(self) -> str:
         """For a picture's name: what the series is, without blanks."""
         row = self.first
         size = "at_once" if row.at_once else "" if row.edit_batch_size == 1 else f"batch{row.edit_batch_size}"
-        return _joined([row.model, row.method, self.dataset, size])
+        return joined([row.model, row.method, self.dataset, size])
 
     @property
     def seeds(self) -> int:
@@ -111,9 +116,15 @@ class Series:
         return sorted({0} | {cell.n_edits for row in self.rows for cell in row.cells})
 
     @cached_property
-    def collapsed(self) -> list[int]:
-        """Checkpoints that any of the rows could not reach with a working model."""
-        return sorted({cell.n_edits for row in self.rows for cell in row.cells if cell.status == COLLAPSED})
+    def collapsed(self) -> Mapping[int, int]:
+        """Checkpoint -> how many of the rows could not reach it with a working model, ascending; without the others."""
+        found = Counter(cell.n_edits for row in self.rows for cell in row.cells if cell.status == COLLAPSED)
+        return dict(sorted(found.items()))
+
+    def collapse(self, n: int) -> str:
+        """The word for a collapsed checkpoint, with the number of seeds where it is not all of them."""
+        count = self.collapsed[n]
+        return "collapsed" if count == self.seeds else f"collapsed ({count} of {self.seeds} seeds)"
 
     def line(self, name: str, measure: Measure) -> Line:
         """A measure at every checkpoint. One that a seed lacks is a gap: a mean over the others would flatter."""
@@ -127,7 +138,8 @@ class Series:
         return Point(n, operations, *interval(values), len(values))
 
 
-def _joined(words: Iterable[str | None]) -> str:
+def joined(words: Iterable[str | None]) -> str:
+    """Words as a file's name."""
     return "-".join(re.sub(r"[^\w.+]+", "_", word) for word in words if word)
 
 
@@ -144,7 +156,12 @@ def _finite(value: Value | None) -> Value | None:
 
 
 def interval(values: Sequence[Value]) -> tuple[float, float, float]:
-    """(value, low, high): one value with its standard error, or the mean over seeds with Student's interval."""
+    """(value, low, high): one value with its standard error, or the mean over seeds with Student's interval.
+
+    Both ends are the value where nothing is known of its spread: no standard error, or seeds that agree.
+    """
+    if len(values) > 1 and len({value.value for value in values}) == 1:
+        return values[0].value, values[0].value, values[0].value
     if len(values) > 1:
         found = between_runs([value.value for value in values], alpha=ALPHA)
         return found.value, found.low, found.high
@@ -238,33 +255,33 @@ def recalled(row: RowData, cell: CellData) -> Value | None:
 
 
 def all_series(sweep: Sweep) -> list[Series]:
-    """The series of a sweep in its own order; rows with neither a finished nor a collapsed cell are left out."""
-    groups: dict[tuple, list[RowData]] = {}
-    for row in sweep.rows:
-        if any(cell.status in (DONE, COLLAPSED) for cell in row.cells):
-            groups.setdefault(row.key, []).append(row)
-    return [Series(tuple(rows)) for rows in groups.values()]
+    """The series of a sweep in its own order, without the rows that have not begun.
+
+    A row that has begun counts even if all it has is a failure: its series then has gaps. Series with neither a
+    finished nor a collapsed cell are left out.
+    """
+    groups = [tuple(filter(_begun, rows)) for rows in by_series(sweep.rows)]
+    return [
+        Series(rows) for rows in groups if any(cell.status in (DONE, COLLAPSED) for row in rows for cell in row.cells)
+    ]
+
+
+def _begun(row: RowData) -> bool:
+    return any(cell.status in (DONE, COLLAPSED, FAILED) or cell.reason for cell in row.cells)
 
 
 def gaps(sweep: Sweep) -> list[str]:
-    """A sentence for every row or cell that has nothing to draw."""
+    """A sentence for every cell that has nothing to draw, those included that could not be reached."""
     lines = []
-    for row, cell in sweep.cells():
-        left_out = row.left_out.get(cell.n_edits) if row and cell.n_edits else None
+    for _, cell in sweep.cells(left_out=True):
         if cell.status == DONE:
             continue
-        state = "left out" if left_out else cell.status or ("damaged" if cell.reason else "not there yet")
-        why = left_out or cell.reason
+        state = cell.status or ("damaged" if cell.reason else "not there yet")
         name = cell.folder.relative_to(sweep.root).as_posix()
-        lines.append(f"{name}: {state}" + (f" ({why})" if why else ""))
+        lines.append(f"{name}: {state}" + (f" ({cell.reason})" if cell.reason else ""))
     return lines
 
 
-def short(task: str) -> str:
-    """A task's name in a picture."""
-    return task.removeprefix("edithurt_")
-
-
-def unique(items: Iterable[str]) -> list[str]:
+def unique(items: Iterable[Item]) -> list[Item]:
     """Without repeats, in order."""
     return list(dict.fromkeys(items))

@@ -49,9 +49,8 @@ MEAN_LOOK = Look("#000000", "o", (), 2.6)
 
 
 def look(index: int) -> Look:
-    """The look of the line with this index: colour and marker repeat together after 88 lines only."""
-    turn, colour = divmod(index, len(COLOURS))
-    return Look(COLOURS[colour], MARKERS[index % len(MARKERS)], DASHES[(index + turn) % len(DASHES)])
+    """The look of the line with this index: marker and dashes together, which need no colour, repeat after 44 lines."""
+    return Look(COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)], DASHES[index % len(DASHES)])
 
 
 def ramp(count: int, *, fill: bool = False) -> list[Look]:
@@ -126,18 +125,20 @@ def _with_room(counts: Sequence[int], inches: np.ndarray) -> list[str]:
 
 
 def share_axis(axes: Axes, values: Sequence[float], label: str) -> None:
-    """A y axis from 0 to 1, or as far as the values go where the metric is no share."""
+    """A y axis from 0 to 1, or as far as the values go, 0 included, where the metric is no share."""
     values = [value for value in values if np.isfinite(value)]
-    top = max(values, default=1.0)
-    if top <= 1:
+    low, top = min(values, default=0.0), max(values, default=1.0)
+    if low >= 0 and top <= 1:
         axes.set_ylim(-0.01, 1.02)
         axes.set_yticks([0, 0.2, 0.4, 0.6, 0.8, 1])
-    elif 0 < 100 * min(values) < top:  # a perplexity that explodes
+    elif 0 < 100 * low < top:  # a perplexity that explodes
         axes.set_yscale("log")
-        axes.set_ylim(0.8 * min(values), 1.25 * top)
+        axes.set_ylim(0.8 * low, 1.25 * top)
         label += " (log scale)"
     else:
-        axes.set_ylim(0, 1.05 * top)
+        low, top = min(low, 0.0), max(top, 0.0)
+        room = 0.05 * (top - low)
+        axes.set_ylim(low - room if low else 0, top + room if top else 0)
     axes.set_ylabel(label)
     grid(axes, "y")
 
@@ -182,17 +183,23 @@ def shifts(count: int) -> list[float]:
     return [(i - (count - 1) / 2) * gap for i in range(count)]
 
 
-def mark_collapsed(axes: Axes, places: Sequence[float], colour: str = INK, word: bool = True) -> None:
-    """A cross on the axis for each checkpoint whose model had collapsed, the first with the word."""
+def mark_collapsed(axes: Axes, places: Sequence[float], colour: str = INK, words: Sequence[str] = ()) -> None:
+    """A cross on the axis for each checkpoint whose model had collapsed.
+
+    Args:
+        words: What stands at each of them, once where neighbours have the same; none without.
+    """
     if not places:
         return
     axes.plot(
         places, [0.0] * len(places), ls="none", marker="x", ms=7, mew=1.8, color=colour, clip_on=False, zorder=5,
         transform=axes.get_xaxis_transform(), label="collapsed",
     )  # fmt: skip
-    if word:
+    for i, (place, word) in enumerate(zip(places, words, strict=False)):
+        if i and word == words[i - 1]:
+            continue
         axes.annotate(
-            "collapsed", (places[0], 0), xytext=(0, 8), xycoords=axes.get_xaxis_transform(),
+            word, (place, 0), xytext=(0, 8), xycoords=axes.get_xaxis_transform(),
             textcoords="offset points", rotation=90, ha="center", va="bottom", fontsize=8, color=colour,
             bbox={"facecolor": "white", "edgecolor": "none", "pad": 1}, zorder=6,
         )  # fmt: skip

@@ -33,13 +33,14 @@ def _tradeoff(choice: Choice, where: str, group: Sequence[Series]) -> Picture | 
     if not paths:
         return None
     without = [
-        f"{label}: no point, collapsed at {series.collapsed[0]:,} edits already"
+        f"{label}: no point, {series.collapse(first)} at {first:,} edits already"
         for label, (series, path) in found.items()
-        if not path and series.collapsed
+        if not path and (first := next(iter(series.collapsed), None))
     ]
     _, axes = panel(_WIDTH)
     axes.set_xlim(-0.03, 1.03)
-    axes.set_ylim(-0.02, 1.03 * max(1.0, *(y.value for _, path in paths.values() for _, y in path)))
+    left = [y.value for _, path in paths.values() for _, y in path]
+    axes.set_ylim(min(-0.02, 1.03 * min(left)), 1.03 * max(1.0, *left))
     axes.set_xlabel("edit quality" + (" (score of efficacy)" if measured else " (em after the last edit)"))
     axes.set_ylabel(f"share of mean {choice.metric} left")
     axes.axhline(1, color="#888888", lw=0.8, ls=(0, (4, 3)), zorder=1)
@@ -48,13 +49,14 @@ def _tradeoff(choice: Choice, where: str, group: Sequence[Series]) -> Picture | 
     for i, (label, (series, path)) in enumerate(paths.items()):
         _draw(axes, label, path, look(i))
         x, y = path[-1]
-        then = ", then collapsed" if any(n > x.n_edits for n in series.collapsed) else ""
+        gone = next((n for n in series.collapsed if n > x.n_edits), None)
+        then = f", then {series.collapse(gone)}" if gone else ""
         ends[f"{label}, {x.n_edits:,} edits{then}"] = (x.value, y.value, look(i))
         told.append(f"{label} after {x.n_edits} edits{then}: edit quality {x.value:.2f}, {y.value:.2f} of ability left")
     label_ends(axes, ends, HEIGHT, leaders=False)
     last = [Line(label, path[-1]) for label, (_, path) in paths.items()]
     notes = ["small marks: earlier checkpoints, large: the last; upper right is best", *without]
-    title = f"Edit quality against ability left, {group[0].where}"
+    title = f"Edit quality against ability left ({choice.metric}), {group[0].where}"
     axes.set_title(title, loc="left")
     footer(axes, notes + words.intervals(last), HEIGHT)
     alt = f"Scatter plot, {title}. {'; '.join([*told, *without])}."

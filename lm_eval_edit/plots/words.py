@@ -9,13 +9,23 @@ from lm_eval_edit.plots.series import Line, Series
 
 
 def intervals(lines: Iterable[Line], *, bands: bool = False) -> list[str]:
-    """What thin lines through points, or bands, are; nothing if there are none."""
+    """What thin lines through points, or bands, are; nothing if there are none.
+
+    Where lines have intervals of different kinds, each sentence names its lines.
+    """
     mark = "bands" if bands else "thin lines"
-    seeds = {point.seeds for line in lines for point in line.known if point.high > point.low}
-    several = sorted(seeds - {1})
-    sentences = [f"{mark}: ± 1 standard error over documents"] if 1 in seeds else []
-    if several:
-        sentences.append(f"{mark}: 95 % t interval of the mean over {' or '.join(map(str, several))} edit seeds")
+    named: dict[int, dict[str, None]] = {}  # number of seeds -> lines
+    for line in lines:
+        for point in line.known:
+            if point.high > point.low:
+                named.setdefault(point.seeds, {})[line.name] = None
+    sentences = []
+    for seeds in sorted(named):
+        of = f" of {', '.join(named[seeds])}" if len(named) > 1 else ""
+        what = "± 1 standard error over documents" if seeds == 1 else (
+            f"95 % t interval of the mean over {seeds} edit seeds, none where they agree"
+        )  # fmt: skip
+        sentences.append(f"{mark}{of}: {what}")
     return sentences
 
 
@@ -26,10 +36,22 @@ def lines(title: str, series: Sequence[Series], drawn: Sequence[Line], chart: st
         first, last = line.known[0], line.known[-1]
         to = f" to {last.value:.2f} at {last.n_edits}" if last is not first else ""
         told.append(f"{line.name} {'from ' if to else ''}{first.value:.2f} at {first.n_edits}{to}")
-    collapsed = [
-        f" {one.label} collapsed at {', '.join(map(str, one.collapsed))} edits." for one in series if one.collapsed
-    ]
-    return f"{chart}, {title}, against the number of edits. {'; '.join(told)}.{''.join(collapsed)}"
+    gone = [f" {collapsed(one)}." for one in series if one.collapsed]
+    return f"{chart}, {title}, against the number of edits. {'; '.join(told)}.{''.join(gone)}"
+
+
+def collapsed(series: Series) -> str:
+    """Where a series collapsed: rome collapsed (1 of 2 seeds) at 20 edits, collapsed at 50, 100 edits."""
+    found: dict[str, list[str]] = {}
+    for n in series.collapsed:
+        found.setdefault(series.collapse(n), []).append(str(n))
+    return f"{series.label} " + ", ".join(f"{word} at {', '.join(counts)} edits" for word, counts in found.items())
+
+
+def from_where(series: Series) -> str:
+    """The same for a label: × from 20 (1 of 2 seeds)."""
+    n = next(iter(series.collapsed))
+    return f"× from {n:,}{series.collapse(n).removeprefix('collapsed')}"
 
 
 def parameter(name: str) -> str:

@@ -44,15 +44,16 @@ def check_output(file: Path) -> None:
 
 
 def write_report(
-    sweep: Sweep, file: Path, pictures: Sequence[Picture], options: Options | None = None, *, progress: bool = False
-) -> int:
+    sweep: Sweep, file: Path, pictures: Sequence[Picture], options: Options | None = None, *,
+    notices: Sequence[str] = (), progress: bool = False,
+) -> int:  # fmt: skip
     """Write a sweep's report and return its size in bytes.
 
     Raises:
         UserError: as `check_output` and `render`, or the file cannot be written.
     """
     check_output(file)
-    content = render(sweep, pictures, options, progress=progress).encode("utf-8", "backslashreplace")
+    content = render(sweep, pictures, options, notices=notices, progress=progress).encode("utf-8", "backslashreplace")
     try:
         write_bytes(file, content)
     except OSError as error:

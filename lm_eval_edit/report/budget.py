@@ -1,8 +1,9 @@
 """The damage budget: how many edits a model takes before it has lost more than can be tolerated.
 
 A budget is the largest checkpoint up to which, itself included, no checkpoint of the row drops by more than δ. That a
-score recovers at a later checkpoint does not give the edits between back. A collapsed cell has dropped beyond any δ; a
-cell that was not measured ends the count, for nothing is known from there on.
+score recovers at a later checkpoint does not give the edits between back. A collapsed cell has dropped beyond any δ,
+and so has a task whose figure is no finite number any more; a cell that was not measured ends the count, for nothing
+is known from there on.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ def drops(cells: Sequence[Compared], scope: str, *, certain: bool) -> list[tuple
     size: Callable[[Row], float] = (lambda row: -row.gain.low) if certain else (lambda row: -row.gain.value)
     found = []
     for each in cells:
-        if each.cell.status == COLLAPSED:
+        if each.cell.status == COLLAPSED or (scope == WORST and each.broken):
             drop = math.inf
         elif not each.whole or (scope == MEAN and each.mean is None):
             drop = None

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tqdm.auto import tqdm
@@ -11,8 +12,9 @@ from tqdm.auto import tqdm
 from lm_eval_edit.compare import Comparison, Row, Settings, compare_runs
 from lm_eval_edit.errors import UserError
 from lm_eval_edit.group_means import SeedRow, seed_rows
+from lm_eval_edit.pairing import PairingError, pair_runs
 from lm_eval_edit.results import Run, load_run
-from lm_eval_edit.sweep.reading import DONE, CellData, RowData, Sweep
+from lm_eval_edit.sweep.reading import DONE, CellData, RowData, Sweep, by_series
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,7 @@ class Compared:
         comparison: On the tasks that the unedited model was evaluated on too; None where there is none.
         why: Why there is none, or why it covers less than all tasks.
         tasks: All tasks of the unedited model.
+        broken: Those of them that cannot be compared because the edited model's figure is no finite number.
     """
 
     row: RowData
@@ -30,6 +33,7 @@ class Compared:
     comparison: Comparison | None
     why: str | None
     tasks: tuple[str, ...]
+    broken: tuple[str, ...] = ()
 
     @property
     def headlines(self) -> dict[str, Row]:
@@ -57,7 +61,7 @@ class Compared:
 
 
 def compare_sweep(sweep: Sweep, settings: Settings, *, progress: bool = False) -> list[Compared]:
-    """Compare every cell with its model's unedited cell, rows and checkpoints in order.
+    """Compare every cell with its model's unedited cell, rows and checkpoints in order, those left out included.
 
     Args:
         settings: Level and seed; its tasks are not used.
@@ -71,9 +75,9 @@ def compare_sweep(sweep: Sweep, settings: Settings, *, progress: bool = False) -
     }
     if not any(cell.results for _, cell in sweep.cells()):
         raise UserError(f"{sweep.root} has no evaluated cell yet; run the sweep first")
-    cells = [(row, cell) for row in sweep.rows for cell in row.cells]
+    cells = [(row, cell) for row in sweep.rows for cell in row.wanted]
     bar = tqdm(cells, desc="comparing", unit="cell", disable=not progress)
-    return [_compared(row, cell, bases[row.baseline.folder], settings) for row, cell in bar]
+    return [_compared(sweep, row, cell, bases[row.baseline.folder], settings) for row, cell in bar]
 
 
 def _base(sweep: Sweep, cell: CellData) -> Run | None:
@@ -87,14 +91,12 @@ def _base(sweep: Sweep, cell: CellData) -> Run | None:
         ) from None
 
 
-def _compared(row: RowData, cell: CellData, base: Run | None, settings: Settings) -> Compared:
+def _compared(sweep: Sweep, row: RowData, cell: CellData, base: Run | None, settings: Settings) -> Compared:
     tasks = tuple(base.tasks) if base else ()
 
     def without(why: str) -> Compared:
         return Compared(row, cell, None, why, tasks)
 
-    if cell.n_edits in row.left_out:
-        return without(row.left_out[cell.n_edits])
     if cell.status is None:
         return without(cell.reason or "not there yet")
     if cell.results_file is None:
@@ -106,35 +108,63 @@ def _compared(row: RowData, cell: CellData, base: Run | None, settings: Settings
         common = [task for task in base.tasks if task in edited.tasks]
         if not common:
             return without(cell.reason or "none of the unedited model's tasks was evaluated")
-        comparison = compare_runs(base, edited, Settings(settings.alpha, settings.delta, settings.seed, common))
+        comparison, apart = _as_far_as_paired(base, edited, settings, common)
     except UserError as error:
-        return without(str(error))
+        return without(_within(sweep, str(error)))
     missing = [task for task in tasks if task not in common]
-    why = cell.reason or (f"not evaluated: {', '.join(missing)}" if missing else None)
-    return Compared(row, cell, comparison, why if missing or cell.status != DONE else None, tasks)
+    said = []
+    if missing or cell.status != DONE:
+        said.append(cell.reason or f"not evaluated: {', '.join(missing)}")
+    said += [_within(sweep, problem) for problems in apart.values() for problem in problems]
+    broken = tuple(task for task in apart if _not_finite(base, edited, task))
+    return Compared(row, cell, comparison, "; ".join(said) or None, tasks, broken)
 
 
-def between_seeds(compared: Iterable[Compared], alpha: float) -> list[tuple[RowData, int, SeedRow]]:
+def _as_far_as_paired(
+    base: Run, edited: Run, settings: Settings, tasks: Sequence[str]
+) -> tuple[Comparison | None, dict[str, list[str]]]:
+    """The comparison of those tasks whose documents can be paired, and for each of the others why not."""
+    try:
+        return compare_runs(base, edited, replace(settings, tasks=tasks)), {}
+    except PairingError:
+        apart = {}
+    for task in tasks:
+        try:
+            pair_runs(base, edited, [task])
+        except PairingError as error:
+            apart[task] = error.problems
+    kept = [task for task in tasks if task not in apart]
+    return compare_runs(base, edited, replace(settings, tasks=kept)) if kept else None, apart
+
+
+def _not_finite(base: Run, edited: Run, task: str) -> bool:
+    """Whether the task's headline metric was a finite number and is none after the edits."""
+    for key, samples in base.samples.items():
+        if key[0] == task and samples.metrics:
+            name, before = next(iter(samples.metrics.items()))
+            after = edited.samples[key].metrics.get(name) if key in edited.samples else None
+            return after is not None and math.isfinite(before.value) and not math.isfinite(after.value)
+    return False
+
+
+def _within(sweep: Sweep, text: str) -> str:
+    """A message with files as they are called within the sweep's folder: where that lay helps nobody else."""
+    return text.replace(f"{sweep.root}/", "")
+
+
+def between_seeds(sweep: Sweep, compared: Iterable[Compared], alpha: float) -> list[tuple[RowData, int, SeedRow]]:
     """(a row, edits, the mean difference over edit seeds with both intervals) wherever several seeds were compared."""
-    together: dict[tuple, list[Compared]] = {}
-    for each in compared:
-        if each.mean is not None:
-            together.setdefault((each.row.key, each.cell.n_edits), []).append(each)
+    whole = [each for each in compared if each.mean is not None]
     found = []
-    for (_, n_edits), group in together.items():
-        mean = group[0].mean
-        for row in seed_rows([each.comparison for each in group], alpha):
-            if (row.task, row.filter, row.metric) == (mean.task, mean.filter, mean.metric):
-                found.append((group[0].row, n_edits, row))
+    for rows in by_series(sweep.rows):
+        cells = [each for each in whole if each.row.key == rows[0].key]
+        for n_edits in sorted({each.cell.n_edits for each in cells}):
+            group = [each for each in cells if each.cell.n_edits == n_edits]
+            mean = group[0].mean
+            for row in seed_rows([each.comparison for each in group], alpha):
+                if (row.task, row.filter, row.metric) == (mean.task, mean.filter, mean.metric):
+                    found.append((group[0].row, n_edits, row))
     return found
-
-
-def series(rows: Sequence[RowData]) -> list[list[RowData]]:
-    """The rows, those together that differ only by their edit seed."""
-    together: dict[tuple, list[RowData]] = {}
-    for row in rows:
-        together.setdefault(row.key, []).append(row)
-    return list(together.values())
 
 
 def below(sweep: Sweep, folder: Path) -> str:

@@ -5,19 +5,22 @@ from __future__ import annotations
 import json
 import unicodedata
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from markupsafe import escape
 
 from lm_eval_edit.compare import Flips, is_binary
 from lm_eval_edit.flips import records, worsened
 from lm_eval_edit.report.comparing import Compared
 
-AT_MOST = 1_000  # items of a whole report, some 2 KB each
+AT_MOST = 1_000  # items of a whole report
+LARGEST = 5_000_000  # bytes of all their texts that are folded away
 SHOWN = 280  # characters of a prompt in view; its end is what the question is in
-_DIRECTIONS = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
+_JOINERS = "\u200c\u200d"  # they shape the letters and pictures beside them
 WHOLE = 6_000  # characters of a prompt or an output that are kept at all
+_TEXTS = ("prompt", "target", "before", "after")  # of an item
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,7 @@ class Text:
 
     Attributes:
         short: What is in view: all of it, or its end.
-        whole: All of it, as far as kept; None where `short` is that.
+        whole: All of it, as far as kept; None where `short` is that, or where the page had no room for more.
         length: Characters of the original.
     """
 
@@ -39,13 +42,24 @@ class Text:
         """Whether even `whole` lacks something."""
         return self.length > WHOLE
 
+    @property
+    def shortened(self) -> bool:
+        """Whether the page has its end only."""
+        return self.whole is None and self.length > SHOWN
+
+    @property
+    def size(self) -> int:
+        """Bytes of `whole` in the page."""
+        return len(str(escape(self.whole or "")).encode("utf-8", "backslashreplace"))
+
 
 @dataclass(frozen=True)
 class Item:
     """One document before and after.
 
     Attributes:
-        since: The first checkpoint of the row at which it was worse than before; None at an unedited model.
+        since: Where the present run of checkpoints begins at which it was worse than before: it has been worse at every
+            compared one since; None in rows whose checkpoints do not build on each other.
         before_value, after_value: The metric of this document; None where it is no number.
         valid: Whether the output after the edits still has the asked form; None where the task does not say.
     """
@@ -58,7 +72,7 @@ class Item:
     before_value: float | None
     after_value: float | None
     valid: bool | None
-    since: int
+    since: int | None
 
 
 @dataclass(frozen=True)
@@ -79,8 +93,23 @@ class Broken:
     items: tuple[Item, ...]
 
 
-def broken(rows: Sequence[Sequence[Compared]], most: int) -> tuple[dict[str, list[Broken]], int]:
-    """Task -> what each row broke in it, and how many items were shown of each at most.
+@dataclass(frozen=True)
+class AllBroken:
+    """What all rows broke.
+
+    Attributes:
+        tasks: Task -> what each row broke in it.
+        most: How many items are shown of each row and task at most.
+        shortened: Whether `LARGEST` was reached, from where on only the ends of long texts are kept.
+    """
+
+    tasks: dict[str, list[Broken]]
+    most: int
+    shortened: bool
+
+
+def broken(rows: Sequence[Sequence[Compared]], most: int) -> AllBroken:
+    """What was broken in each task.
 
     Args:
         rows: The cells of each row, ascending.
@@ -90,10 +119,20 @@ def broken(rows: Sequence[Sequence[Compared]], most: int) -> tuple[dict[str, lis
     entries = sum(len(_last(cells).headlines) for cells in last.values())
     most = min(most, max(1, AT_MOST // max(entries, 1)))
     found: dict[str, list[Broken]] = {}
+    room = LARGEST
     for cells in last.values():
         for task in _last(cells).headlines:
-            found.setdefault(task, []).append(_broken(cells, task, most))
-    return found, most
+            group = _broken(cells, task, most)
+            items = []
+            for item in group.items:
+                room -= sum(getattr(item, name).size for name in _TEXTS)
+                items.append(item if room >= 0 else _shortened(item))
+            found.setdefault(task, []).append(replace(group, items=tuple(items)))
+    return AllBroken(found, most, room < 0)
+
+
+def _shortened(item: Item) -> Item:
+    return replace(item, **{name: replace(getattr(item, name), whole=None) for name in _TEXTS})
 
 
 def _last(cells: Sequence[Compared]) -> Compared:
@@ -111,17 +150,19 @@ def _broken(cells: Sequence[Compared], task: str, most: int) -> Broken:
     return Broken(at, head.metric, head.flips, head.n, binary, items)
 
 
-def _since(cells: Sequence[Compared], task: str, places: np.ndarray) -> list[int]:
-    """For each place the first checkpoint at which it was worse."""
-    first = np.full(len(places), -1)
-    for each in cells:
+def _since(cells: Sequence[Compared], task: str, places: np.ndarray) -> list[int | None]:
+    """For each place where the last run of checkpoints begins at which it was worse; None where rows have no runs."""
+    if cells[0].row.at_once:
+        return [None] * len(places)
+    first, still = np.full(len(places), -1), np.full(len(places), True)
+    for each in reversed(cells):
         if (head := each.headlines.get(task)) is not None:
-            worse = np.isin(places, worsened(each.comparison.pairs[task, head.filter], head.metric))
-            first[(first < 0) & worse] = each.cell.n_edits
+            still &= np.isin(places, worsened(each.comparison.pairs[task, head.filter], head.metric))
+            first[still] = each.cell.n_edits
     return first.tolist()
 
 
-def _items(found: Iterator[dict[str, Any]], since: Sequence[int]) -> Iterator[Item]:
+def _items(found: Iterator[dict[str, Any]], since: Sequence[int | None]) -> Iterator[Item]:
     for record, n_edits in zip(found, since, strict=True):
         before, after = record["base"], record["edited"]
         valid = after.get("valid")
@@ -156,8 +197,6 @@ def text(value: Any) -> Text:
 
 
 def _visible(character: str) -> str:
-    """The character, or its escape where it would not be seen or would turn the text around it about."""
-    unseen = unicodedata.category(character) in ("Cc", "Cs", "Cn") and character not in "\n\t"
-    if unseen or unicodedata.bidirectional(character) in _DIRECTIONS:
-        return character.encode("unicode_escape").decode()
-    return character
+    """The character, or its escape where it would not be seen (and might turn the text around it about)."""
+    unseen = unicodedata.category(character) in ("Cc", "Cf", "Cs", "Cn") and character not in "\n\t" + _JOINERS
+    return character.encode("unicode_escape").decode() if unseen else character

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from lm_eval_edit.report.comparing import Compared, below
-from lm_eval_edit.sweep.reading import COLLAPSED, DONE, FAILED, CellData, RowData, Sweep
+from lm_eval_edit.sweep.reading import COLLAPSED, DONE, FAILED, LEFT_OUT, Sweep
 
-MISSING, LEFT_OUT = "missing", "left out"
+MISSING = "missing"
 STATES = (DONE, COLLAPSED, FAILED, MISSING, LEFT_OUT)
 
 
@@ -29,15 +29,11 @@ class State:
 
 
 def states(sweep: Sweep) -> list[State]:
-    """The state of every cell, the unedited models' included."""
-    return [_state(sweep, row, cell) for row, cell in sweep.cells()]
-
-
-def _state(sweep: Sweep, row: RowData | None, cell: CellData) -> State:
-    path = below(sweep, cell.folder)
-    if row is not None and cell.n_edits in row.left_out:
-        return State(path, LEFT_OUT, row.left_out[cell.n_edits])
-    return State(path, cell.status or MISSING, cell.reason)
+    """The state of every cell, those of the unedited models and of checkpoints that were left out included."""
+    return [
+        State(below(sweep, cell.folder), cell.status or MISSING, cell.reason)
+        for _, cell in sweep.cells(left_out=True)
+    ]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -74,7 +70,22 @@ def warnings(sweep: Sweep, compared: Sequence[Compared]) -> list[str]:
     if missing := [state for state in states(sweep) if state.status in (FAILED, MISSING)]:
         cells = "1 cell is" if len(missing) == 1 else f"{len(missing)} cells are"
         found.append(f"{cells} not done; what is said below is of the others")
+    if sweep.header["about_model"]:
+        found += _baselines(compared)
     return [*found, *_guards(compared)]
+
+
+def _baselines(compared: Sequence[Compared]) -> Iterable[str]:
+    """The unedited models that are not there to compare with, or only in part."""
+    first = {each.row.baseline.folder: each for each in compared}
+    for each in first.values():
+        cell = each.row.baseline
+        if cell.status == DONE:
+            continue
+        state = cell.status or ("damaged" if cell.reason else "not there yet")
+        why = f" ({cell.reason})" if cell.reason else ""
+        lost = "what it was not evaluated on cannot be compared" if each.tasks else "nothing can be compared"
+        yield f"the unedited model of {each.row.model} is {state}{why}: {lost}; run the sweep again"
 
 
 def _guards(compared: Sequence[Compared]) -> Iterable[str]:

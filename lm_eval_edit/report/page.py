@@ -47,12 +47,16 @@ class Options:
     items: int = 5
 
 
-def render(sweep: Sweep, pictures: Sequence[Picture], options: Options | None = None, *, progress: bool = False) -> str:
+def render(
+    sweep: Sweep, pictures: Sequence[Picture], options: Options | None = None, *, notices: Sequence[str] = (),
+    progress: bool = False,
+) -> str:  # fmt: skip
     """A sweep's report as HTML.
 
     Args:
         pictures: The plots; shown in this order, as many as `LARGEST` has room for.
         options: What to show.
+        notices: What the plots leave out, one sentence each.
         progress: Show a progress bar while cells are compared.
 
     Raises:
@@ -60,7 +64,7 @@ def render(sweep: Sweep, pictures: Sequence[Picture], options: Options | None = 
     """
     options = options or Options()
     compared = compare_sweep(sweep, Settings(alpha=options.alpha, seed=options.seed), progress=progress)
-    found, shown = broken(tables.by_row(compared), options.items)
+    found = broken(tables.by_row(compared), options.items)
     shown_pictures = _embedded(pictures)
     script = (_TEMPLATES / "folds.js").read_text(encoding="utf-8")
     return _environment(sweep).get_template("report.html.j2").render(
@@ -77,15 +81,16 @@ def render(sweep: Sweep, pictures: Sequence[Picture], options: Options | None = 
         sources=overview.sources(sweep),
         warnings=overview.warnings(sweep, compared),
         pictures=shown_pictures,
+        notices=notices,
         not_shown=pictures[len(shown_pictures) :],
         tables=tables.model_tables(compared),
         comparable=any(each.tasks for each in compared),
         budgets=tables.budgets(sweep, compared, options.deltas),
-        scopes=(budget.MEAN, budget.WORST),
-        seeds=between_seeds(compared, options.alpha),
+        seeds=between_seeds(sweep, compared, options.alpha),
         quality=quality(sweep),
-        broken=found,
-        shown=shown,
+        broken=found.tasks,
+        shown=found.most,
+        shortened=found.shortened,
         rows=[settings.row_settings(sweep, row) for row in sweep.rows],
         unedited=_unedited(sweep),
         versions=settings.versions(sweep),
@@ -119,7 +124,8 @@ def _environment(sweep: Sweep) -> jinja2.Environment:
         "number": number,
         "signed": lambda value: number(value, sign=True),
         "interval": lambda pair: interval(*pair),
-        "task": lambda name: name.removeprefix("edithurt_"),
+        "task": sweep.short,
+        "spread": _spread,
         "method": method,
         "named": named,
         "span": span,
@@ -130,6 +136,12 @@ def _environment(sweep: Sweep) -> jinja2.Environment:
         "held": budget.words,
     }
     return environment
+
+
+def _spread(pair: tuple[float, float]) -> str:
+    """An interval between seeds; seeds that agree in every digit have none."""
+    low, high = pair
+    return interval(low, high) if high - low > 1e-9 else "no spread seen"
 
 
 def _embedded(pictures: Sequence[Picture]) -> list[tuple[Picture, str]]:
@@ -152,4 +164,4 @@ def _data_uri(svg: str) -> str:
 def _unedited(sweep: Sweep) -> list[tuple[str, str]]:
     """(path, command) of the unedited models."""
     cells = {row.baseline.folder: row.baseline for row in sweep.rows}.values()
-    return [(below(sweep, cell.folder), settings.command(cell)) for cell in cells if cell.results]
+    return [(below(sweep, cell.folder), settings.command(sweep, cell)) for cell in cells if cell.results]

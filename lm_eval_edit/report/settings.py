@@ -59,7 +59,7 @@ def row_settings(sweep: Sweep, row: RowData) -> RowSettings:
         tuple((name, plain(value)) for name, value in options.items()),
         tuple(map(str, edit.get("fact_ids") or ())),
         tuple(
-            (below(sweep, cell.folder), cell.n_edits, cell.edit.get("weights_fingerprint") or "", command(cell))
+            (below(sweep, cell.folder), cell.n_edits, cell.edit.get("weights_fingerprint") or "", command(sweep, cell))
             for cell in row.cells
             if cell.results
         ),
@@ -76,11 +76,13 @@ def plain(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def command(cell: CellData) -> str:
+def command(sweep: Sweep, cell: CellData) -> str:
     """The `lm_eval` command that makes the results of one cell on its own."""
     config = cell.results.get("config") or {}
     args = {name: value for name, value in (config.get("model_args") or {}).items() if name != "edit_ledger"}
     words = ["lm_eval", "--model", "edited_hf", "--model_args", _model_args(args), "--tasks", ",".join(_asked(cell))]
+    if (folder := sweep.header["design"].get("include_path")) is not None:
+        words += ["--include_path", str(folder)]
     if config.get("batch_size") is not None:
         words += ["--batch_size", str(config["batch_size"])]
     if config.get("limit") is not None:

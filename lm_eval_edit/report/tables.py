@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from lm_eval_edit.compare import Row
 from lm_eval_edit.report.budget import MEAN, WORST, Held, held
-from lm_eval_edit.report.comparing import Compared, series
-from lm_eval_edit.sweep.reading import COLLAPSED, RowData, Sweep
+from lm_eval_edit.report.comparing import Compared
+from lm_eval_edit.sweep.reading import COLLAPSED, RowData, Sweep, by_series
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def model_tables(compared: Sequence[Compared]) -> list[ModelTable]:
         whole = next((each for each in cells if each.whole), None)
         rows = tuple((each[0].row, each) for each in by_row(cells))
         mean, heads = (whole.mean, whole.headlines) if whole else (None, {})
-        short = tuple(_short(each, cells) for each in series([row for row, _ in rows]))
+        short = tuple(_short(each, cells) for each in by_series(row for row, _ in rows))
         tables.append(ModelTable(model, cells[0].tasks, mean, heads, short, rows))
     return tables
 
@@ -78,7 +78,7 @@ def budgets(
 ) -> list[tuple[RowData, int, dict[str, list[Held]]]]:
     """(a row, how many seeds, scope -> the budget for each δ) of the rows that differ only by their edit seed."""
     found = []
-    for rows in series(sweep.rows):
+    for rows in by_series(sweep.rows):
         cells = [[each for each in compared if each.row is row] for row in rows]
         scopes = {scope: [held(cells, scope, delta) for delta in deltas] for scope in (MEAN, WORST)}
         found.append((rows[0], len(rows), scopes))

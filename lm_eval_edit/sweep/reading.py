@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +12,15 @@ from lm_eval_edit._files import read_json
 from lm_eval_edit.errors import UserError
 from lm_eval_edit.sweep.folder import COLLAPSED, DONE, FAILED, FORMAT, cell_state
 
-__all__ = ["COLLAPSED", "DONE", "FAILED", "CellData", "RowData", "Sweep", "Value", "load_sweep"]
+__all__ = [
+    "COLLAPSED", "DONE", "FAILED", "LEFT_OUT", "CellData", "RowData", "Sweep", "Value", "by_series", "load_sweep",
+]  # fmt: skip
+
+LEFT_OUT = "left out"  # of a checkpoint that the design asks for and no fact is there for
+PREFIX = "edithurt_"  # of our own tasks
+_IN_HEADER = ("design", "about_schedule", "about_model", "rows")
+_OF_A_ROW = ("name", "model", "editor", "method", "dataset", "edit_seed", "edit_batch_size")
+_IN_ROW = (*_OF_A_ROW, "checkpoints", "left_out")
 
 
 @dataclass(frozen=True)
@@ -21,13 +29,11 @@ class Value:
 
     Attributes:
         stderr: Its standard error; None where the harness has none.
-        n: Documents it is over; None where unknown.
         higher_is_better: None where the task does not say.
     """
 
     value: float
     stderr: float | None
-    n: int | None = None
     higher_is_better: bool | None = None
 
 
@@ -37,7 +43,7 @@ class CellData:
 
     Attributes:
         folder: Where it lies.
-        status: done, collapsed, failed, or None: not there yet, or damaged.
+        status: done, collapsed, failed, left out, or None: not there yet, or damaged.
         reason: Why it has no figures, where it has none.
         record: Its cell.json; empty where there is none.
     """
@@ -81,6 +87,14 @@ class CellData:
                 found.append(metric if filter_name == "none" else f"{metric},{filter_name}")
         return found
 
+    def headline(self, task: str) -> str | None:
+        """A task's or group's first metric, as `compare` takes it: the first in its YAML that is in the results."""
+        config = (self.results.get("configs") or {}).get(task) or {}
+        listed = [entry.get("metric") for entry in config.get("metric_list") or ()]
+        found = [metric for metric in self.metrics(task) if self.value(task, metric) is not None]
+        names = sorted(found, key=lambda metric: (*listed, metric.partition(",")[0]).index(metric.partition(",")[0]))
+        return next(iter(names), None)
+
     def value(self, name: str, metric: str = "score") -> Value | None:
         """A metric of a task or group; None where the cell has it not."""
         metric, _, filter_name = metric.partition(",")
@@ -90,10 +104,9 @@ class CellData:
         if not isinstance(value, (int, float)):
             return None
         stderr = figures.get(f"{metric}_stderr,{filter_name}")
-        count = (self.results.get("n-samples") or {}).get(name) or {}
         better = ((self.results.get("higher_is_better") or {}).get(name) or {}).get(metric)
         stderr = float(stderr) if isinstance(stderr, (int, float)) else None
-        return Value(float(value), stderr, count.get("effective"), better)
+        return Value(float(value), stderr, better)
 
 
 @dataclass(frozen=True)
@@ -102,10 +115,10 @@ class RowData:
 
     Attributes:
         edit_batch_size: Facts per operation, or "all".
-        left_out: Checkpoint -> why it could not be reached.
         baseline: The unedited model, shared by the model's rows.
         before: The unedited model on tasks about this row's own facts; None without such tasks.
         cells: The edited checkpoints, ascending, whatever their status.
+        left_out: The checkpoints of the design that could not be reached, ascending, with the reason.
     """
 
     name: str
@@ -115,10 +128,10 @@ class RowData:
     dataset: str | None
     edit_seed: int | None
     edit_batch_size: int | str
-    left_out: Mapping[int, str]
     baseline: CellData
     before: CellData | None
     cells: tuple[CellData, ...]
+    left_out: tuple[CellData, ...] = ()
 
     @property
     def at_once(self) -> bool:
@@ -127,7 +140,7 @@ class RowData:
 
     @property
     def series(self) -> str:
-        """What rows that differ only by their seed have in common, for people: rome · demo · batch 10."""
+        """What rows that differ only by their seed have in common, for people: memit · batches of 10."""
         size = (
             "" if self.edit_batch_size == 1 else "one batch" if self.at_once else f"batches of {self.edit_batch_size}"
         )
@@ -138,12 +151,18 @@ class RowData:
         """What rows that differ only by their seed have in common."""
         return (self.model, self.method, self.dataset, self.edit_batch_size)
 
-    def curve(self, name: str, metric: str = "score") -> list[tuple[int, Value]]:
-        """(n_edits, value) of a task or group, the unedited model first; checkpoints without a figure left out."""
-        unedited = next((cell for cell in (self.before, self.baseline) if cell and cell.value(name, metric)), None)
-        cells = ([unedited] if unedited else []) + list(self.cells)
-        points = [(0 if cell is unedited else cell.n_edits, cell.value(name, metric)) for cell in cells]
-        return [(n, value) for n, value in points if value is not None]
+    @property
+    def wanted(self) -> list[CellData]:
+        """The cell of every checkpoint that the design asks for, those left out included, ascending."""
+        return sorted((*self.cells, *self.left_out), key=lambda cell: cell.n_edits)
+
+
+def by_series(rows: Iterable[RowData]) -> list[tuple[RowData, ...]]:
+    """The rows, those together that differ only by their edit seed."""
+    together: dict[tuple, list[RowData]] = {}
+    for row in rows:
+        together.setdefault(row.key, []).append(row)
+    return [tuple(rows) for rows in together.values()]
 
 
 @dataclass(frozen=True)
@@ -164,14 +183,18 @@ class Sweep:
         """The design's name."""
         return str(self.header.get("name") or self.root.name)
 
-    def cells(self) -> Iterator[tuple[RowData | None, CellData]]:
-        """Every cell once: (its row, or None for a shared baseline; the cell)."""
+    def cells(self, *, left_out: bool = False) -> Iterator[tuple[RowData | None, CellData]]:
+        """Every cell once: (its row, or None for a shared baseline; the cell).
+
+        Args:
+            left_out: Those that could not be reached as well.
+        """
         seen = set()
         for row in self.rows:
             if self.header["about_model"] and row.baseline.folder not in seen:
                 seen.add(row.baseline.folder)
                 yield None, row.baseline
-            for cell in ([row.before] if row.before else []) + list(row.cells):
+            for cell in ([row.before] if row.before else []) + (row.wanted if left_out else list(row.cells)):
                 yield row, cell
 
     def tasks(self) -> list[str]:
@@ -182,12 +205,21 @@ class Sweep:
         """All groups of all cells."""
         return list(dict.fromkeys(group for _, cell in self.cells() for group in cell.groups()))
 
+    @cached_property
+    def _names(self) -> frozenset[str]:
+        return frozenset([*self.tasks(), *self.groups()])
+
+    def short(self, name: str) -> str:
+        """A task or group for people: without our prefix, unless that is another one's name."""
+        stem = name.removeprefix(PREFIX)
+        return name if stem in self._names else stem
+
 
 def load_sweep(root: str | Path) -> Sweep:
     """Read a sweep's folder, finished or not.
 
     Raises:
-        UserError: no sweep.json there, or one of another version.
+        UserError: no sweep.json there, or one that is of another version or incomplete.
     """
     root = Path(root)
     if not (root / "sweep.json").is_file():
@@ -195,8 +227,17 @@ def load_sweep(root: str | Path) -> Sweep:
     header = read_json(root / "sweep.json")
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise UserError(f"{root}/sweep.json is of another version of lm-eval-edit, which reads format {FORMAT}")
+    missing = [key for key in _IN_HEADER if key not in header]
+    missing += [f"{key} of a row" for key in _IN_ROW if any(key not in row for row in header.get("rows", ()))]
+    if missing:
+        raise UserError(
+            f"{root}/sweep.json is incomplete: it has no {', '.join(missing)}; run the sweep again, into a new folder"
+        )
+    return Sweep(root, header, tuple(_rows(root, header)))
+
+
+def _rows(root: Path, header: Mapping[str, Any]) -> Iterator[RowData]:
     baselines: dict[str, CellData] = {}
-    rows = []
     for row in header["rows"]:
         model = row["model"]
         if model not in baselines:
@@ -204,19 +245,16 @@ def load_sweep(root: str | Path) -> Sweep:
         folder = root / model / row["name"]
         size = row["edit_batch_size"]
         before = folder / "n00000"
-        cells = [_cell(folder / f"n{n:05d}", n, 1 if size == "all" else -(-n // size)) for n in row["checkpoints"]]
-        what = {key: row[key] for key in ("name", "model", "editor", "method", "dataset", "edit_seed")}
-        rows.append(
-            RowData(
-                **what,
-                edit_batch_size=size,
-                left_out={int(n): why for n, why in row["left_out"].items()},
-                baseline=baselines[model],
-                before=_cell(before, 0, 0) if header["about_schedule"] or before.exists() else None,
-                cells=tuple(cells),
-            )
+        left_out = {int(n): why for n, why in row["left_out"].items()}
+        at = {n: (folder / f"n{n:05d}", n, 1 if size == "all" else -(-n // size))
+              for n in (*row["checkpoints"], *left_out)}  # fmt: skip
+        yield RowData(
+            **{key: row[key] for key in _OF_A_ROW},
+            baseline=baselines[model],
+            before=_cell(before, 0, 0) if header["about_schedule"] or before.exists() else None,
+            cells=tuple(_cell(*at[n]) for n in row["checkpoints"]),
+            left_out=tuple(CellData(*at[n], LEFT_OUT, why, {}) for n, why in left_out.items()),
         )
-    return Sweep(root, header, tuple(rows))
 
 
 def _cell(folder: Path, n_edits: int, n_operations: int) -> CellData:
@@ -228,7 +266,7 @@ def _cell(folder: Path, n_edits: int, n_operations: int) -> CellData:
 def summary_rows(sweep: Sweep) -> list[dict[str, Any]]:
     """Every metric of every cell, one flat mapping each; cells without figures have one line with their status."""
     lines = []
-    for row, cell in sweep.cells():
+    for row, cell in sweep.cells(left_out=True):
         what = {
             "model": cell.folder.relative_to(sweep.root).parts[0],
             "row": row.name if row else "",
