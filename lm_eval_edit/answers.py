@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lm_eval_edit._continuation import continuation
 from lm_eval_edit.facts import Fact
 
 
@@ -46,13 +47,13 @@ def answers(
 ) -> list[Answer]:
     """Answers to prompts against targets, each target continuing its prompt (leading space included).
 
-    Prompt and target are tokenised apart and joined, so no token spans the border.
+    A target's tokens are those it has behind its prompt (`_continuation.continuation`).
     """
     device = model.get_input_embeddings().weight.device
     out: list[Answer] = []
     for start in range(0, len(prompts), batch_size):
         rows = [
-            (tokenizer.encode(prompt), tokenizer.encode(target, add_special_tokens=False))
+            continuation(tokenizer, prompt, target)
             for prompt, target in zip(
                 prompts[start : start + batch_size], targets[start : start + batch_size], strict=True
             )
