@@ -195,9 +195,11 @@ class EditedHFLM(HFLM):
         Raises:
             EditError: an edit failed its guards; the weights are the unedited ones.
         """
-        if self._run is not None:
-            self._run.edit_to(n_operations)
-        self._name_cache(self.cache_hook)
+        try:
+            if self._run is not None:
+                self._run.edit_to(n_operations)
+        finally:  # an edit that failed leaves other weights too: the unedited ones
+            self._name_cache(self.cache_hook)
 
     def restore(self) -> None:
         """Bring the weights back to the unedited state, bit for bit."""
