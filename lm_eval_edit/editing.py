@@ -275,6 +275,22 @@ class EditRun:
         return states
 
 
+def no_second_moments(editor: Editor, lacking: str, second_moments: SecondMoments) -> str:
+    """The error for an editor without the second moments it needs.
+
+    Args:
+        lacking: The modules or layers, in words.
+        second_moments: What there is.
+    """
+    found = "no second moments were given" if second_moments.source == "none" else f"{second_moments.source} has not"
+    otherwise = f", or {editor.without_second_moments}" if editor.without_second_moments else ""
+    return (
+        f"{editor.name} with these options needs the second moments of {lacking}; {found}. Give "
+        f"edit_second_moments=FILE (tensors named <module>.second_moment; `lm-eval-edit stats` makes one), or "
+        f"edit_corpus=wikitext or a text file to compute them from{otherwise}"
+    )
+
+
 def check_second_moments(editor: Editor, architecture: Architecture, second_moments: SecondMoments) -> list[str]:
     """The modules whose second moments an editor needs, all of them there and fit for the model.
 
@@ -284,15 +300,7 @@ def check_second_moments(editor: Editor, architecture: Architecture, second_mome
     needed = [architecture.down_projections[layer] for layer in editor.needs_second_moments()]
     missing = [module for module in needed if module not in second_moments]
     if missing:
-        found = (
-            "no second moments were given" if second_moments.source == "none" else f"{second_moments.source} has not"
-        )
-        otherwise = f", or {editor.without_second_moments}" if editor.without_second_moments else ""
-        raise UserError(
-            f"{editor.name} with these options needs the second moments of {', '.join(missing)}; {found}. Give "
-            f"edit_second_moments=FILE (tensors named <module>.second_moment), or edit_corpus=wikitext or a text file "
-            f"to compute them from{otherwise}"
-        )
+        raise UserError(no_second_moments(editor, ", ".join(missing), second_moments))
     f = architecture.key_size
     for module in needed:
         if second_moments[module].shape != (f, f):

@@ -14,7 +14,7 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from lm_eval_edit import demo, scheduled
 from lm_eval_edit.architecture import layer_problems
 from lm_eval_edit.corpus import corpus_problem
-from lm_eval_edit.editing import batch_problems
+from lm_eval_edit.editing import batch_problems, no_second_moments
 from lm_eval_edit.editors.base import Editor, find_editor, option_names
 from lm_eval_edit.editors.hyperparameters import Hyperparameters, presets, read_options_file, resolve
 from lm_eval_edit.errors import ConfigurationError, UserError
@@ -217,6 +217,7 @@ def _plan_edits(
         problems += found + batch_problems(editor_class, settings.edit_batch_size, given)
         if hyperparameters is not None:
             moments = _second_moments(settings, source, hyperparameters)
+            problems += lacking_second_moments(settings, hyperparameters.editor, moments)
     except UserError as error:
         problems.append(str(error))
     layers = hyperparameters.editor.layers() if hyperparameters else list(settings.edit_layers or ())
@@ -268,6 +269,19 @@ def _second_moments(
     if hyperparameters.editor.needs_second_moments() and beside is not None and beside.is_file():
         return SecondMoments.load(beside)
     return SecondMoments()
+
+
+def lacking_second_moments(settings: EditSettings, editor: Editor, moments: SecondMoments) -> list[str]:
+    """The problem of second moments that are needed, not there, and not to be computed, as a list of sentences.
+
+    Which module a layer's moments belong to is known with the model only, so moments of any module of that layer count
+    as there; `editing.check_second_moments` looks again.
+    """
+    lacking = [layer for layer in editor.needs_second_moments() if not moments.may_have(layer)]
+    if settings.edit_corpus or not lacking:
+        return []
+    layers = f"layer{'s' * (len(lacking) > 1)} {', '.join(map(str, lacking))}"
+    return [no_second_moments(editor, layers, moments)]
 
 
 def check_ledger_header(directory: Path, hyperparameters: Hyperparameters, settings: EditSettings) -> None:
