@@ -3,7 +3,7 @@
 A fact is (subject s, relation as a prompt, object o, new object o*). The readers know ZsRE, CounterFact (original and
 flat), KnowEdit and the package's own fields; they are told apart by the fields of each record, so mixed files work.
 
-The package's own JSON(L) fields, one object per fact:
+The package's own JSON(L) fields, one object per fact, all texts (numbers are taken as their digits):
     subject      the entity, e.g. "Nils Albrecht"
     prompt       a text with {} where the subject stands, or with the subject in clear
     target_new   the new object o*
@@ -225,6 +225,19 @@ def _own(r: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+_REQUIRED = ("subject", "prompt", "target_new")
+_OPTIONAL = ("target_true", "prediction", "question", "relation")
+
+
+def _text(value: Any, where: str, what: str) -> str:
+    """A text field; a number (a year, say) is taken as its digits, and anything else refused."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return str(value)
+    if not isinstance(value, str):
+        raise UserError(f"{where}: {what} should be text; got {value!r}")
+    return value
+
+
 _FLAT_ONLY = {"ground_truth", "rephrase_prompt", "locality_prompt", "locality_ground_truth", "rephrase", "portability"}
 
 
@@ -247,7 +260,7 @@ def parse_record(record: Any, where: str, default_id: str) -> Fact:
         default_id: The fact's id when the record has none.
 
     Raises:
-        UserError: the record is not an object, or lacks a field its format needs.
+        UserError: the record is not an object, lacks a field its format needs, or has something else for a text.
     """
     if not isinstance(record, Mapping):
         raise UserError(f"{where}: a fact is a JSON object with fields; got {type(record).__name__}")
@@ -261,14 +274,17 @@ def parse_record(record: Any, where: str, default_id: str) -> Fact:
         ) from None
     except (TypeError, AttributeError):
         raise UserError(f"{where}: a field of this {name} record has another type than that format's") from None
-    for key in ("subject", "prompt", "target_new"):
-        if not isinstance(values[key], str):
-            raise UserError(f"{where}: {key} should be text; got {values[key]!r}")
+    for key in (*_REQUIRED, *(key for key in _OPTIONAL if values.get(key) is not None)):
+        values[key] = _text(values[key], where, key)
     values["paraphrases"] = tuple(values.get("paraphrases") or ())
     try:
-        values["locality"] = tuple(Probe(probe["prompt"], probe["answer"]) for probe in values.get("locality") or ())
+        probes = [(probe["prompt"], probe["answer"]) for probe in values.get("locality") or ()]
     except (KeyError, TypeError):
         raise UserError(f'{where}: locality should be a list of {{"prompt": ..., "answer": ...}}') from None
+    values["locality"] = tuple(
+        Probe(_text(prompt, where, "a locality prompt"), _text(answer, where, "a locality answer"))
+        for prompt, answer in probes
+    )
     given = next((record[key] for key in ("id", "case_id") if record.get(key) is not None), default_id)
     return Fact(id=str(given), **values)
 
