@@ -11,7 +11,7 @@ model: the state after n operations is a prefix of the state after more.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from lm_eval_edit._differences import differences
 from lm_eval_edit._files import hash_json, read_json, write_json
 from lm_eval_edit.delta import Delta, load_deltas, save_deltas
 from lm_eval_edit.errors import UserError
-from lm_eval_edit.facts import Fact
+from lm_eval_edit.facts import Fact, parse_record
 from lm_eval_edit.weights import EditedWeights
 
 FORMAT = 1
@@ -234,9 +234,8 @@ def read_operations(directory: Path) -> list[Operation]:
 
 
 def _fact(record: Mapping[str, Any]) -> Fact:
-    from lm_eval_edit.facts import parse_record
-
-    return parse_record(record, "ledger", default_id=str(record.get("id")))
+    """A fact as `Fact.record` wrote it, without an id if it had none."""
+    return replace(parse_record(record, "ledger", default_id=""), id=record.get("id"))
 
 
 def check_schedule(ledger: Ledger, operations: Sequence[Sequence[Fact]]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 
 import pytest
 import torch
@@ -90,6 +91,13 @@ def test_a_finished_run_computes_nothing_again(tmp_path, monkeypatch):
     second = edit(model, FACTS, tmp_path)
     assert second.fingerprint() == first.fingerprint() == first.operations[-1].record["fingerprint"]
     assert second.guards == first.guards
+
+
+def test_facts_without_an_id_are_found_again(tmp_path):
+    facts = [replace(fact, id=None) for fact in FACTS]
+    edit(tiny_model(), facts[:2], tmp_path)
+    ledger = edit(tiny_model(), facts, tmp_path)
+    assert ledger.n_edits == len(FACTS) and [o.facts[0] for o in ledger.operations] == facts
 
 
 @pytest.mark.parametrize(
