@@ -48,7 +48,10 @@ class Operation:
 
     def _load(self) -> None:
         if self._deltas is None:
-            self._deltas, self._state = load_deltas(self._file, self.record["sha256"])
+            try:
+                self._deltas, self._state = load_deltas(self._file, self.record["sha256"])
+            except UserError as error:
+                raise _damaged(self._file, str(error)) from None
 
     @property
     def deltas(self) -> dict[str, Delta]:
@@ -170,6 +173,21 @@ def _operation_file(directory: Path, index: int, suffix: str) -> Path:
     return directory / "ops" / f"{index:05d}.{suffix}"
 
 
+#: What every operation's record has; see `EditRun` for the figures.
+_RECORDED = (
+    "index", "facts", "sha256", "fingerprint", "seconds", "delta_norms", "ranks", "details", "before", "after",
+    "answers_changed",
+)  # fmt: skip
+
+
+def _damaged(file: Path, why: str) -> UserError:
+    """The error for an operation that cannot be read, with its remedy."""
+    return UserError(
+        f"{why}. Nothing was changed. Delete {file.with_suffix('')}.* and all operations after it to compute them "
+        f"again; the {int(file.stem)} before it stay as they are"
+    )
+
+
 def read_header(directory: Path) -> dict[str, Any] | None:
     """`ledger.json` of a folder, or None when the folder is absent or empty.
 
@@ -187,6 +205,12 @@ def read_header(directory: Path) -> dict[str, Any] | None:
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         found = header.get("format") if isinstance(header, dict) else None
         raise UserError(f"{file} has ledger format {found}; this version of lm-eval-edit reads format {FORMAT}")
+    lacking = [name for name in ("identity", "extra") if not isinstance(header.get(name), dict)]
+    if lacking:
+        raise UserError(
+            f"{file} is damaged (no {' and no '.join(lacking)}), so nobody knows what its operations belong to; "
+            f"nothing was changed. Give another folder"
+        )
     return header
 
 
@@ -223,19 +247,39 @@ def open_ledger(
 
 
 def read_operations(directory: Path) -> list[Operation]:
-    """The operations a ledger's folder holds, first to last; their tensors stay on disk until asked for."""
+    """The operations a ledger's folder holds, first to last; their tensors stay on disk until asked for.
+
+    Raises:
+        UserError: one is damaged.
+    """
     operations: list[Operation] = []
     while (file := _operation_file(directory, len(operations), "json")).exists():
-        record = read_json(file)
-        facts = [_fact(entry) for entry in record["facts"]]
-        tensors = _operation_file(directory, record["index"], "safetensors")
-        operations.append(Operation(record["index"], facts, record, _file=tensors))
+        operations.append(_read_operation(file, len(operations)))
     return operations
+
+
+def _read_operation(file: Path, index: int) -> Operation:
+    try:
+        record = read_json(file)
+        given = record if isinstance(record, dict) else {}
+        lacking = [name for name in _RECORDED if name not in given]
+        if lacking:
+            raise UserError(f"{file} is damaged (no {', '.join(lacking)} in it)")
+        if record["index"] != index:
+            raise UserError(f"{file} is damaged (it is operation {record['index']})")
+        tensors = file.with_suffix(".safetensors")
+        if not tensors.is_file():
+            raise UserError(f"{tensors} is missing")
+        if not isinstance(record["facts"], list):
+            raise UserError(f"{file} is damaged (its facts are no list)")
+        return Operation(index, [_fact(entry) for entry in record["facts"]], record, _file=tensors)
+    except UserError as error:
+        raise _damaged(file, str(error)) from None
 
 
 def _fact(record: Mapping[str, Any]) -> Fact:
     """A fact as `Fact.record` wrote it, without an id if it had none."""
-    return replace(parse_record(record, "ledger", default_id=""), id=record.get("id"))
+    return replace(parse_record(record, "a fact of the ledger", default_id=""), id=record.get("id"))
 
 
 def check_schedule(ledger: Ledger, operations: Sequence[Sequence[Fact]]) -> None:

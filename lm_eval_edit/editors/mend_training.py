@@ -277,7 +277,10 @@ class _Trainer:
         if found:
             lines = "\n    ".join(found)
             raise UserError(f"{self._folder} is another training's:\n    {lines}\n  Delete it, or give another output")
-        tensors = load_tensors(self._folder / state["file"], state["sha256"])
+        try:
+            tensors = load_tensors(self._folder / state["file"], state["sha256"])
+        except UserError as error:
+            raise UserError(f"{error}; delete {self._folder} to begin again") from None
         stored: dict[int, dict[str, Tensor]] = {}
         for name, tensor in tensors.items():
             if name.startswith("adam."):
