@@ -14,6 +14,7 @@ from lm_eval.models.huggingface import HFLM
 from transformers import PreTrainedModel
 
 from lm_eval_edit import demo
+from lm_eval_edit.agreement import check_asked
 from lm_eval_edit.architecture import Architecture
 from lm_eval_edit.collect import collect_second_moments
 from lm_eval_edit.corpus import load_corpus
@@ -216,6 +217,9 @@ class EditedHFLM(HFLM):
         return self._by_state(super().generate_until, requests, disable_tqdm)
 
     def _by_state(self, method: Callable[..., list[Any]], requests: list[Instance], hidden: bool) -> list[Any]:
+        check_asked(
+            requests, self.plan, sum(len(o.facts) for o in self.ledger.applied_operations) if self.ledger else 0
+        )
         return answer_by_state(
             requests,
             self.ledger,
