@@ -82,6 +82,7 @@ class EditedHFLM(HFLM):
         edit_corpus_tokens: int = 200_000,
         edit_mom2_regularisation: float = 0.0,
         edit_when: str = AFTER_ALL,
+        edit_facts_for: str | None = None,
         data_dir: str | None = None,
         **kwargs: Any,
     ):

@@ -112,6 +112,7 @@ def draft_plan(
     if config is None:
         return plan, problems
     problems += _unsupported_model(config)
+    problems += _facts_for(settings)
     if settings.editor != "none":
         plan, found = _plan_edits(settings, source, config, {**given, **direct})
         problems += found
@@ -138,6 +139,21 @@ def planned_editor(
     except UserError:
         return None
     return hyperparameters.editor if hyperparameters else None
+
+
+def _facts_for(settings: EditSettings) -> list[str]:
+    if settings.edit_facts_for is None:
+        return []
+    if settings.editor != "none":
+        return [
+            f"edit_facts_for={settings.edit_facts_for}: goes with editor=none; {settings.editor} is asked about the "
+            f"facts it edits"
+        ]
+    try:
+        find_editor(settings.edit_facts_for)
+    except UserError as error:
+        return [f"edit_facts_for={settings.edit_facts_for}: {error}"]
+    return []
 
 
 def _uneditable(others: Mapping[str, Any]) -> list[str]:
@@ -223,8 +239,10 @@ def _plan_edits(
     layers = hyperparameters.editor.layers() if hyperparameters else list(settings.edit_layers or ())
     problems += layer_problems(layers, config.get_text_config(decoder=True).num_hidden_layers)
     try:
-        facts = scheduled.read_scheduled(settings, source, hyperparameters.editor if hyperparameters else None)
-        operations = scheduled.operations(settings, facts)
+        editor = hyperparameters.editor if hyperparameters else None
+        everything = scheduled.read_facts(settings, source)
+        facts = scheduled.usable(everything, editor) if editor else everything
+        operations = scheduled.operations(settings, everything, editor)
     except UserError as error:
         problems.append(str(error))
     if settings.edit_ledger and hyperparameters is not None:

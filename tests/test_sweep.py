@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lm_eval_edit import ConfigurationError, EditError, UserError
+from lm_eval_edit import ConfigurationError, EditError, UserError, load_facts
 from lm_eval_edit.editing import NotFiniteError
 from lm_eval_edit.editors.rome import Rome
 from lm_eval_edit.model import EditedHFLM
@@ -268,6 +268,23 @@ def test_edit_quality_is_asked_before_and_after(tmp_path):
     assert (before, after) == (0.0, 1.0)
     assert row.before.tasks() == ["edithurt_efficacy", "edithurt_generalization", "edithurt_locality"]
     assert row.baseline.tasks() == ["edithurt_sst2"]
+
+
+def test_before_its_edits_a_row_is_asked_about_the_facts_it_edits(tmp_path):
+    """KN passes over facts without a known answer; the unedited model alone would not."""
+    facts = [fact.record() for fact in load_facts("demo")[:12]]
+    for fact in facts[::2]:
+        del fact["target_true"]
+    (tmp_path / "facts.json").write_text(json.dumps(facts))
+    kn = {"editor": "kn", "steps": 1}
+    given = {"editors": [kn], "datasets": str(tmp_path / "facts.json"), "model_args": {}, "stop_at_perplexity": None}
+    sweep(tmp_path / "out", tasks=["edithurt_efficacy"], n_edits=[3], limit=None, **given)
+    (row,) = load_sweep(tmp_path / "out").rows
+    asked = []
+    for cell in (row.before, row.cells[0]):
+        (file,) = cell.folder.glob("samples_edithurt_efficacy_*.jsonl")
+        asked.append([json.loads(line)["doc"]["fact_id"] for line in file.read_text().splitlines()])
+    assert asked[0] == asked[1] and {int(name[-1]) % 2 for name in asked[0]} == {1}
 
 
 # ------------------------------------------------------------------------------------------------------------- designs

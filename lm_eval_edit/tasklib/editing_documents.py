@@ -16,12 +16,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from lm_eval_edit import demo
 from lm_eval_edit.errors import ConfigurationError, UserError
 from lm_eval_edit.facts import Fact, Facts, in_clear
-from lm_eval_edit.scheduled import operations, read_scheduled
+from lm_eval_edit.scheduled import operations, read_facts, usable
 from lm_eval_edit.settings import NAMES, EditSettings, parse_settings
 from lm_eval_edit.tasklib.arguments import given, named_model
 
@@ -58,14 +59,17 @@ def scheduled_facts(metadata: Mapping[str, Any]) -> tuple[Facts, list[Fact]]:
             "n_edits=0: an empty schedule has no facts to ask about. For the figures before editing give editor=none "
             "with the n_edits of the schedule"
         )
+    name = settings.edit_facts_for if settings.editor == "none" else settings.editor
     editor = None
-    if settings.editor != "none":
+    if name not in (None, "none"):
         from lm_eval_edit.plan import planned_editor  # imports torch
 
         others = {name: value for name, value in metadata.items() if name not in NAMES}
-        editor = planned_editor(model if model is not None else demo.NAME, settings, others)
-    facts = read_scheduled(settings, model, editor)
-    return facts, [fact for operation in operations(settings, facts) for fact in operation]
+        pretrained = model if model is not None else demo.NAME
+        editor = planned_editor(pretrained, replace(settings, editor=name), others)
+    everything = read_facts(settings, model)
+    scheduled = [fact for operation in operations(settings, everything, editor) for fact in operation]
+    return usable(everything, editor) if editor else everything, scheduled
 
 
 # ---------------------------------------------------------------------------------------------------------- documents
