@@ -20,6 +20,7 @@ from typing import Any
 from lm_eval.api.instance import Instance
 from lm_eval.api.task import ConfigurableTask
 
+from lm_eval_edit.errors import UserError
 from lm_eval_edit.settings import AFTER_EACH, EditSettings
 from lm_eval_edit.states import UNEDITED, in_state
 from lm_eval_edit.tasklib.editing_documents import Document, is_edited, settings_of
@@ -177,9 +178,19 @@ class LocalityTask(EditingTask):
 
 
 class CounterFactTask(EditingTask):
-    """`edithurt_counterfact`: the two objects after each prompt of a fact."""
+    """`edithurt_counterfact`: the two objects after each prompt of a fact.
+
+    Raises:
+        UserError: the harness put something around the fact's own prompt, which the others would lack.
+    """
 
     def _questions(self, doc: Document, ctx: str) -> list[tuple[str, int, str, tuple, int | None]]:
+        if ctx != doc["prompt"]:
+            raise UserError(
+                "edithurt_counterfact asks several prompts of a fact, and the harness puts a chat template, a system "
+                "instruction or examples around the first alone: leave them out, or ask for edithurt_editing, whose "
+                "documents have one prompt each"
+            )
         kinds = (("efficacy", [ctx]), ("paraphrase", doc["paraphrases"]), ("neighbourhood", doc["neighbourhood"]))
         return [
             question
