@@ -255,3 +255,10 @@ def test_counterfact_is_refused_with_anything_around_one_of_its_prompts():
     for task in KINDS[:3]:
         for sample in found[f"edithurt_{task}"]:
             assert all(arguments[0].startswith("Be brief.") for arguments in sample["arguments"])
+
+
+def test_predict_only_logs_the_samples_and_scores_nothing():
+    lm, metadata = EditedHFLM(n_edits=2, device="cpu"), {"pretrained": "demo", "editor": "none", "n_edits": 2}
+    found = evaluate(lm, metadata, predict_only=True)
+    for kind in KINDS:
+        assert found["samples"][f"edithurt_{kind}"] and not figures(found, kind)

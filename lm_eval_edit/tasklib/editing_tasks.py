@@ -159,6 +159,8 @@ class EditingTask(ConfigurableTask):
 
     def process_results(self, doc: Document, results: Sequence[Any]) -> dict[str, Any]:
         """The document's metrics, without those that no document of this run can have."""
+        if "bypass" in self._metric_fn_list:  # --predict_only: the samples are all that is wanted
+            return {}
         values = super().process_results(doc, results)
         return {name: value for name, value in values.items() if name not in self._absent}
 
