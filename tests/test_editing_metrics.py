@@ -91,6 +91,13 @@ def test_documents_of_one_fact_are_one_draw():
     assert figures.known_mean_stderr([*facts, ("x", None)]) == pytest.approx(alone, rel=0.1)
 
 
+def test_one_fact_has_no_standard_error():
+    """Zero would say that the figure is exact; the harness says N/A."""
+    assert math.isnan(figures.known_mean_stderr([("7", 1.0)]))
+    assert math.isnan(figures.known_mean_stderr([("7", 1.0), ("7", 0.0), ("8", None)]))
+    assert math.isnan(figures.counterfact_score_stderr([("7", 1.0, 1.0, 1.0)]))
+
+
 def test_logged_responses():
     """As they stand in a samples file, numbers and flags as text."""
     logged = [["target", "1", ["-0.1", "True"]], ["target", "2", ["-0.7", "False"]], ["other", "1", ["-9.0", "False"]]]

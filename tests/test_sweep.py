@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from lm_eval.utils import make_table
 
 from lm_eval_edit import ConfigurationError, EditError, UserError, load_facts
 from lm_eval_edit.editing import NotFiniteError
@@ -268,6 +269,14 @@ def test_edit_quality_is_asked_before_and_after(tmp_path):
     assert (before, after) == (0.0, 1.0)
     assert row.before.tasks() == ["edithurt_efficacy", "edithurt_generalization", "edithurt_locality"]
     assert row.baseline.tasks() == ["edithurt_sst2"]
+
+
+def test_one_fact_has_no_standard_error_anywhere(tmp_path):
+    sweep(tmp_path, tasks=["edithurt_efficacy"], n_edits=[1], limit=None)
+    read = load_sweep(tmp_path)
+    values = [value for row in read.rows for _, value in row.curve("edithurt_efficacy", "em")]
+    assert len(values) == 2 and all(value.stderr is None for value in values)
+    assert "NaN" in make_table(read.rows[0].before.results)
 
 
 def test_before_its_edits_a_row_is_asked_about_the_facts_it_edits(tmp_path):
