@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
@@ -223,9 +223,14 @@ def load_run(path: str | Path, *, cluster: str | None = None) -> Run:
 
 
 class _Rows:
-    """The samples of one filter while their file is read."""
+    """The samples of one filter while their file is read.
 
-    def __init__(self) -> None:
+    Args:
+        fields: Those that documents of a cluster may share, the first that groups them first.
+    """
+
+    def __init__(self, fields: Sequence[str]) -> None:
+        self.fields = fields
         self.doc_id: list[int] = []
         self.hashes: dict[str, list[int]] = {name: [] for name in HASHES}
         self.answers: list[int] = []
@@ -234,11 +239,12 @@ class _Rows:
         self.shared: dict[str, dict[Any, int]] = {}
         self.clusters: dict[str, list[int]] = {}
 
-    def add(self, sample: Mapping[str, Any], offset: int, fields: tuple[str, ...]) -> None:
-        doc = sample.get("doc")
-        if not self.doc_id:
-            self.shared = {name: {} for name in fields if isinstance(doc, dict) and doc.get(name) not in (None, "")}
-            self.clusters = {name: [] for name in self.shared}
+    def add(self, sample: Mapping[str, Any], offset: int) -> None:
+        doc = sample["doc"] if isinstance(sample.get("doc"), dict) else {}
+        for name in self.fields:
+            if name not in self.shared and doc.get(name) not in (None, ""):  # the documents before have none
+                self.shared[name] = {("alone", number): number for number in range(len(self.doc_id))}
+                self.clusters[name] = list(range(len(self.doc_id)))
         names = sample.get("metrics")  # not logged by the oldest versions
         for name in sorted(sample.keys() - _FIXED) if names is None else names:
             if name not in self.values:  # a task may leave a metric out of some documents
@@ -253,7 +259,7 @@ class _Rows:
         for name, ids in self.shared.items():
             value = doc.get(name)
             if value in (None, ""):
-                key = ("alone", len(self.doc_id))
+                key = ("alone", len(self.doc_id) - 1)
             else:
                 key = value if isinstance(value, str | int) else json.dumps(value)
             self.clusters[name].append(ids.setdefault(key, len(ids)))
@@ -299,8 +305,8 @@ def read_samples(
                 try:
                     sample = json.loads(line.decode("utf-8", "surrogatepass"))
                     if (rows := by_filter.get(sample["filter"])) is None:
-                        rows = by_filter[sample["filter"]] = _Rows()
-                    rows.add(sample, offset, fields)
+                        rows = by_filter[sample["filter"]] = _Rows(fields)
+                    rows.add(sample, offset)
                 except (ValueError, KeyError, TypeError) as error:
                     what = f"no {error}" if isinstance(error, KeyError) else str(error)
                     raise UserError(f"{file}, line {number}: not a sample of lm_eval ({what})") from None
@@ -360,8 +366,8 @@ def _finish(file: Path, task: str, filter_name: str, rows: _Rows, results: Mappi
 def _choose_clusters(rows: _Rows) -> tuple[str | None, np.ndarray]:
     """The first field that groups documents. One value for all of them is an instruction, not a passage."""
     n = len(rows.doc_id)
-    for name, ids in rows.shared.items():
-        if 1 < len(ids) < n:
+    for name in rows.fields:
+        if 1 < len(rows.shared.get(name, ())) < n:
             return name, np.array(rows.clusters[name])
     return None, np.arange(n)
 
