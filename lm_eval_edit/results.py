@@ -25,9 +25,10 @@ from lm_eval_edit.tasklib import editing_metrics
 DATE = r"\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d(?:\.\d+)?"
 _DATED = re.compile(rf"(?P<stem>.+)_(?P<date>{DATE})\.json")
 # Fields that name what several documents share, the most specific first.
+FACT = "fact_id"  # of the edit-quality tasks, whose documents are about the same facts
 CLUSTER_FIELDS = (
     "sentence_id", "passage", "passage_id", "context", "article", "dialogue", "paragraph", "story", "premise",
-    "sentence1", "fact_id",
+    "sentence1", FACT,
 )  # fmt: skip
 _FIXED = frozenset((
     "doc_id", "doc", "target", "arguments", "resps", "filtered_resps", "filter", "metrics", "doc_hash", "prompt_hash",
@@ -76,6 +77,8 @@ class TaskSamples:
         metrics: By name, the headline metric first.
         left_out: Metric -> why it cannot be compared.
         file, offsets: The samples file and where in it each document's line begins; None for frozen baselines.
+        facts: (n,) uint64, a hash of the edited fact that a document is about, the same in every task; None for other
+            tasks and frozen baselines.
     """
 
     task: str
@@ -89,6 +92,7 @@ class TaskSamples:
     left_out: Mapping[str, str] = field(default_factory=dict)
     file: Path | None = None
     offsets: np.ndarray | None = None
+    facts: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.doc_id)
@@ -281,6 +285,10 @@ def _answer_hash(responses: Any) -> int:
         content = json.dumps([int(np.argmax(values)) if len(values) > 1 else f"{values[0]:.6g}", greedy])
     else:
         content = json.dumps(responses)
+    return _hash(content)
+
+
+def _hash(content: str) -> int:
     return int.from_bytes(blake2b(content.encode(errors="surrogatepass"), digest_size=8).digest(), "big")
 
 
@@ -360,7 +368,15 @@ def _finish(file: Path, task: str, filter_name: str, rows: _Rows, results: Mappi
         left_out=left_out,
         file=file,
         offsets=np.array(rows.offsets, dtype=np.int64)[order],
+        facts=_facts(rows, order),
     )
+
+
+def _facts(rows: _Rows, order: np.ndarray) -> np.ndarray | None:
+    if FACT not in rows.shared:
+        return None
+    hashes = np.array([_hash(str(key)) for key in rows.shared[FACT]], dtype=np.uint64)
+    return hashes[rows.clusters[FACT]][order]
 
 
 def _choose_clusters(rows: _Rows) -> tuple[str | None, np.ndarray]:
