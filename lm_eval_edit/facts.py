@@ -1,4 +1,4 @@
-"""Facts: what an edit changes, and readers for the field's data files.
+"""Facts: what an edit changes, and readers for the records of the field's data files (`fact_sources` finds the files).
 
 A fact is (subject s, relation as a prompt, object o, new object o*). The readers know ZsRE, CounterFact (original and
 flat), KnowEdit and the package's own fields; they are told apart by the fields of each record, so mixed files work.
@@ -20,12 +20,12 @@ The package's own JSON(L) fields, one object per fact, all texts (numbers are ta
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
-from lm_eval_edit._files import hash_json, read_records
+from lm_eval_edit._files import hash_json
 from lm_eval_edit.errors import UserError
 
 SLOT = "{}"
@@ -141,7 +141,7 @@ class Facts(Sequence[Fact]):
     def __len__(self) -> int:
         return len(self.items)
 
-    @property
+    @cached_property
     def sha256(self) -> str:
         """A hash of the facts' content, independent of the file format they came in."""
         return hash_json([fact.record() for fact in self.items])
@@ -313,84 +313,3 @@ def read_facts(records: Iterable[tuple[int, Any]], source: str) -> Facts:
         else:
             skipped.append(SkippedFact(fact.id, reason))
     return Facts(tuple(kept), tuple(skipped), source)
-
-
-# -------------------------------------------------------------------------------------------------------- the sources
-
-
-@dataclass(frozen=True)
-class HubFacts:
-    """Where a named data set lies: on the hub, and under which names a data folder may hold it."""
-
-    repository: str
-    file: str | None  # a JSON file of the repository; None when the set loads by its configuration
-    local: tuple[str, ...] = field(default=())
-
-
-#: The named edit data sets (PROTOCOL: the paper's ZsRE, CounterFact). The hub ids could not be tried without network.
-HUB = {
-    "zsre": HubFacts(
-        "wangzn2001/Model_Editing_Hurt",
-        "training-data/zsre_mend_eval.json",
-        ("edited-data/zsre.json", "zsre.jsonl", "zsre.json", "zsre_mend_eval.json"),
-    ),
-    "counterfact": HubFacts("azhx/counterfact", None, ("counterfact.jsonl", "counterfact.json")),
-}
-
-
-def _from_hub(name: str) -> Iterator[tuple[int, Any]]:
-    import datasets
-
-    hub = HUB[name]
-    try:
-        if hub.file:
-            from huggingface_hub import hf_hub_download
-
-            path = Path(hf_hub_download(hub.repository, hub.file, repo_type="dataset"))
-            yield from read_records(path)
-        else:
-            split = datasets.load_dataset(hub.repository, split="train")
-            yield from enumerate(split, start=1)
-    except UserError:
-        raise
-    except Exception as error:  # the hub's client raises dozens of types; all mean the same to the user
-        raise UserError(
-            f"edit_dataset={name} could not be fetched from the hub ({hub.repository}): {type(error).__name__}. "
-            f"Without network, give the file itself as edit_dataset=/path/to/{hub.local[-1]}, or the folder that holds "
-            f"it as data_dir=..."
-        ) from error
-
-
-def load_facts(source: str | Path, data_dir: str | Path | None = None) -> Facts:
-    """Load the facts of a data set.
-
-    Args:
-        source: `demo`, `zsre`, `counterfact`, or the path of a JSON or JSONL file in any known format.
-        data_dir: A folder looked into before the hub, for the named sets.
-
-    Raises:
-        UserError: unknown name, missing file, broken JSON (file and line), missing field (file and record).
-    """
-    name = str(source)
-    if name == "demo":
-        from lm_eval_edit import demo
-
-        return read_facts(read_records(demo.DATA / "facts.jsonl"), "demo")
-    if name in HUB:
-        if data_dir is not None and str(data_dir) != "demo":
-            looked = [Path(data_dir) / local for local in HUB[name].local]
-            for path in looked:
-                if path.is_file():
-                    return read_facts(read_records(path), str(path))
-            raise UserError(
-                f"data_dir={data_dir} holds no {name} facts; looked for {', '.join(str(p) for p in looked)}. "
-                f"Give the file itself as edit_dataset=FILE"
-            )
-        return read_facts(_from_hub(name), f"hub:{HUB[name].repository}")
-    path = Path(name).expanduser()
-    if not path.is_file():
-        raise UserError(
-            f"edit_dataset={name}: no such file, and not one of the named sets demo, {', '.join(HUB)}. "
-            f"Give one of these names or the path of a JSON or JSONL file of facts"
-        )
-    return read_facts(read_records(path), str(path))

@@ -153,6 +153,24 @@ def test_numbers_are_taken_as_their_digits(tmp_path):
         assert {doc["target"], doc["other"]} <= {" 1900", " 1850", " 1851"}
 
 
+def test_a_file_is_read_and_hashed_once_while_it_stays_as_it_is(tmp_path, monkeypatch):
+    """A run asks for its facts several times: for the plan, for each task, for the results."""
+    from lm_eval_edit import facts as module
+
+    parsed, hashed = [], []
+    parse, hash_json = module.parse_record, module.hash_json
+    monkeypatch.setattr(module, "parse_record", lambda *args, **more: parsed.append(args) or parse(*args, **more))
+    monkeypatch.setattr(module, "hash_json", lambda *args: hashed.append(args) or hash_json(*args))
+    file = write(tmp_path, OWN)
+    metadata = {"edit_dataset": str(file), "editor": "none"}
+    editing_documents.check_tasks(["edithurt_efficacy", "edithurt_locality"], metadata)
+    for task in ("efficacy", "locality"):
+        editing_documents.load(task, metadata)
+    assert (len(parsed), len(hashed)) == (1, 1)
+    write(tmp_path, OWN, OWN | {"id": "x2"})
+    assert len(load_facts(file)) == 2 and len(parsed) == 3
+
+
 def test_missing_sources_say_what_to_do(tmp_path):
     with pytest.raises(UserError, match=r"edit_dataset=zsr: no such file, and not one of the named sets demo, zsre"):
         load_facts("zsr")

@@ -150,16 +150,10 @@ def load(task: str, metadata: Mapping[str, Any]) -> tuple[list[Document], dict[s
     Raises:
         UserError: no data, an empty schedule, or none of its facts has what the task asks about.
     """
-    build, what = KINDS[task]
     facts, scheduled = scheduled_facts(metadata)
-    by_fact = [build(fact, edit) for edit, fact in enumerate(scheduled)]
+    _check_has(task, facts, scheduled)
+    by_fact = [KINDS[task][0](fact, edit) for edit, fact in enumerate(scheduled)]
     docs = [doc for some in by_fact for doc in some]
-    if not docs:
-        alone = [f"edithurt_{name}" for name in KINDS if name != task and _has(name, scheduled)]
-        raise UserError(
-            f"edithurt_{task}: none of the {len(scheduled)} facts of the schedule ({facts.source}) has a {what}; "
-            f"ask for {','.join(alone)} instead of {GROUP}, or give another edit_dataset"
-        )
     return docs, {
         "source": facts.source,
         "sha256": facts.sha256,
@@ -169,6 +163,16 @@ def load(task: str, metadata: Mapping[str, Any]) -> tuple[list[Document], dict[s
         "without_other": sum(doc["other"] is None for doc in docs),
         "edit_when": settings_of(metadata).edit_when,
     }
+
+
+def _check_has(task: str, facts: Facts, scheduled: Sequence[Fact]) -> None:
+    if _has(task, scheduled):
+        return
+    alone = [f"edithurt_{name}" for name in KINDS if name != task and _has(name, scheduled)]
+    raise UserError(
+        f"edithurt_{task}: none of the {len(scheduled)} facts of the schedule ({facts.source}) has a {KINDS[task][1]}; "
+        f"ask for {','.join(alone)} instead of {GROUP}, or give another edit_dataset"
+    )
 
 
 def _has(task: str, scheduled: Sequence[Fact]) -> bool:
@@ -187,16 +191,22 @@ def check_tasks(names: Iterable[str], metadata: Mapping[str, Any]) -> None:
     """
     names = set(names)
     wanted = [task for task in KINDS if f"edithurt_{task}" in names or (GROUP in names and task != "counterfact")]
+    if not wanted:
+        return
+    try:
+        facts, scheduled = scheduled_facts(metadata)
+    except ConfigurationError:
+        raise
+    except UserError as error:
+        raise ConfigurationError([str(error)]) from error
     problems = []
     for task in wanted:
         try:
-            load(task, metadata)
-        except ConfigurationError as error:
-            problems += error.problems
+            _check_has(task, facts, scheduled)
         except UserError as error:
             problems.append(str(error))
     if problems:
-        raise ConfigurationError(dict.fromkeys(problems))
+        raise ConfigurationError(problems)
 
 
 def dataset(edithurt: str, provenance: Any = None, **metadata: Any) -> dict[str, Any]:
