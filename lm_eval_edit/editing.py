@@ -262,9 +262,10 @@ class EditRun:
                 "answers_changed": sum(a.predicted != b.predicted for a, b in zip(after, before, strict=True)),
                 "fingerprint": ledger.fingerprint(),
             }
-            ledger.append(facts, result.deltas, result.state, record).release()
+            operation = ledger.append(facts, result.deltas, result.state, record)
             ledger.applied += 1
-            states.append(result.state)
+            states.append(operation.state)
+            operation.release()
 
     def _states(self) -> list[dict[str, torch.Tensor]]:
         """What each operation in the ledger left behind for later ones."""

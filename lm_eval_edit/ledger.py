@@ -157,10 +157,15 @@ class Ledger:
         state: Mapping[str, Tensor],
         record: Mapping[str, Any],
     ) -> Operation:
-        """Add an operation, stored on disk before this returns when the ledger has a folder."""
+        """Add an operation, stored on disk before this returns when the ledger has a folder.
+
+        Its tensors are kept on the CPU: a GPU has room for the weights, not for a schedule's deltas as well.
+        """
         index = len(self.operations)
         full = {"index": index, "facts": [fact.record() for fact in facts], **record}
-        operation = Operation(index, list(facts), full, dict(deltas), dict(state))
+        deltas = {name: delta.to("cpu") for name, delta in deltas.items()}
+        state = {name: tensor.to("cpu") for name, tensor in state.items()}
+        operation = Operation(index, list(facts), full, deltas, state)
         if self.directory is not None:
             operation._file = _operation_file(self.directory, index, "safetensors")
             full["sha256"] = save_deltas(operation._file, deltas, state)
