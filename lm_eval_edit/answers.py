@@ -64,9 +64,12 @@ def answers(
         for r, (prompt, target) in enumerate(rows):
             ids[r, : len(prompt) + len(target)] = torch.tensor(prompt + target)
             mask[r, : len(prompt) + len(target)] = 1
-        logits = model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits.cpu()
-        for r, (prompt, target) in enumerate(rows):
-            at = logits[r, len(prompt) - 1 : len(prompt) + len(target) - 1]
+        logits = model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits  # (B, T, V)
+        sizes = [len(target) for _, target in rows]
+        row = torch.arange(len(rows)).repeat_interleave(torch.tensor(sizes))
+        column = torch.cat([torch.arange(len(prompt) - 1, len(prompt) - 1 + len(target)) for prompt, target in rows])
+        asked = logits[row.to(logits.device), column.to(logits.device)].cpu()  # (N, V): the rest need not leave a GPU
+        for at, (_, target) in zip(asked.split(sizes), rows, strict=True):
             log_probs = at.double().log_softmax(dim=-1)
             chosen = log_probs.gather(1, torch.tensor(target)[:, None]).sum()
             out.append(Answer(tuple(at.argmax(dim=-1).tolist()), tuple(target), float(chosen)))

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from lm_eval_edit._differences import differences
 from lm_eval_edit._files import hash_json, read_json, write_json
-from lm_eval_edit.delta import Delta, load_deltas, save_deltas
+from lm_eval_edit.delta import Delta, holds_state, load_deltas, save_deltas
 from lm_eval_edit.errors import UserError
 from lm_eval_edit.facts import Fact, parse_record
 from lm_eval_edit.weights import EditedWeights
@@ -60,8 +60,17 @@ class Operation:
 
     @property
     def state(self) -> dict[str, Tensor]:
+        """Without any the file's header says so: its deltas are not read, nor hashed, for that."""
+        if self._state is None and not self._holds_state():
+            return {}
         self._load()
         return self._state
+
+    def _holds_state(self) -> bool:
+        try:
+            return holds_state(self._file)
+        except UserError as error:
+            raise _damaged(self._file, str(error)) from None
 
     def release(self) -> None:
         """Forget the deltas' tensors if they can be read again from disk."""

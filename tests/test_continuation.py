@@ -118,6 +118,19 @@ def test_an_answer_is_asked_for_as_the_text_goes_on(name):
     assert answer.predicted == tuple(logits.argmax(-1).tolist())
 
 
+def test_only_the_logits_of_the_targets_leave_the_device(monkeypatch):
+    tokenizer = byte_level()
+    model = tiny_llama(len(tokenizer))
+    prompts, targets = ["The city of Rome is", "Oslo is in"], [" New", " the north"]
+    alone = [answers(model, tokenizer, [p], [t])[0] for p, t in zip(prompts, targets, strict=True)]
+    moved, cpu = [], torch.Tensor.cpu
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda tensor: moved.append(tuple(tensor.shape)) or cpu(tensor))
+    together = answers(model, tokenizer, prompts, targets)
+    assert moved == [(len(" New the north"), len(tokenizer))]
+    assert [(a.predicted, a.target) for a in together] == [(a.predicted, a.target) for a in alone]
+    assert [a.log_prob for a in together] == pytest.approx([a.log_prob for a in alone], rel=1e-5)
+
+
 @every_tokenizer
 @pytest.mark.parametrize("new", OBJECTS[:2])
 def test_target_optimisation_lowers_the_loss_of_the_very_text(name, new):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from lm_eval.api.model import CachingLM
 
-from lm_eval_edit import EditedHFLM, EditError
+from lm_eval_edit import EditedHFLM, EditError, delta
 from lm_eval_edit.editors import EditResult
 from lm_eval_edit.editors.alphaedit import AlphaEdit
 from lm_eval_edit.editors.prune import Prune
@@ -119,3 +119,15 @@ def test_after_a_broken_edit_the_response_cache_is_the_unedited_models(options, 
     with pytest.raises(EditError, match="not finite"):
         lm.apply()
     assert lm.cache_hook.dbdict.tablename == unedited
+
+
+def test_a_method_without_state_reads_no_earlier_operation_again(options, monkeypatch, tmp_path):
+    read, load_tensors = [], delta.load_tensors
+    monkeypatch.setattr(delta, "load_tensors", lambda path, *rest: read.append(path.name) or load_tensors(path, *rest))
+    for editor, wanted in (("rome", []), ("alphaedit", ["00000.safetensors"] * 2 + ["00001.safetensors"])):
+        read.clear()
+        lm = load()
+        lm.begin(make_plan(lm.model, options(editor, 3, edit_ledger=str(tmp_path / editor)), {}))
+        for n in (1, 2, 3):
+            lm.apply(n)
+        assert sorted(read) == wanted
