@@ -65,8 +65,7 @@ def main() -> None:
         try:
             lm = EditedHFLM(editor=editor, n_edits=N_EDITS, device="cpu")
         except UserError as error:
-            print(f"{editor}: {error}")
-            continue
+            raise SystemExit(f"{editor}: {error}") from None  # a table without a method would look complete
         for when in [AFTER_EACH, AFTER_ALL] if editor != "none" else [AFTER_ALL]:
             rows.append({"editor": editor, "when": when, "figures": measure(lm, editor, when)})
             print(editor, when, {name: value for name, (value, _) in rows[-1]["figures"].items()}, flush=True)

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lm_eval_edit.editing import EditError, edit_model
     from lm_eval_edit.errors import ConfigurationError, UserError
-    from lm_eval_edit.facts import Fact, Facts, Probe, load_facts
+    from lm_eval_edit.fact_sources import load_facts
+    from lm_eval_edit.facts import Fact, Facts, Probe
     from lm_eval_edit.ledger import Ledger
     from lm_eval_edit.model import EditedHFLM
     from lm_eval_edit.schedule import EditSchedule
@@ -26,7 +27,7 @@ _WHERE = {
     "Probe": "facts",
     "UserError": "errors",
     "edit_model": "editing",
-    "load_facts": "facts",
+    "load_facts": "fact_sources",
 }
 
 __all__ = [

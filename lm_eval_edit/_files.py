@@ -162,10 +162,7 @@ def load_tensors(path: Path, expected_sha256: str | None = None) -> dict[str, Te
     except FileNotFoundError:
         raise UserError(f"no such file: {path}") from None
     if expected_sha256 is not None and (found := sha256(content)) != expected_sha256:
-        raise UserError(
-            f"{path} is damaged: its sha256 is {found[:16]}…, recorded was {expected_sha256[:16]}…; "
-            f"delete the folder it lies in to compute it again"
-        )
+        raise UserError(f"{path} is damaged: its sha256 is {found[:16]}…, recorded was {expected_sha256[:16]}…")
     try:
         return safetensors.torch.load(content)
     except Exception as error:  # safetensors raises its own untyped SafetensorError

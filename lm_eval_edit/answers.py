@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lm_eval_edit._continuation import continuation
 from lm_eval_edit.facts import Fact
 
 
@@ -46,13 +47,13 @@ def answers(
 ) -> list[Answer]:
     """Answers to prompts against targets, each target continuing its prompt (leading space included).
 
-    Prompt and target are tokenised apart and joined, so no token spans the border.
+    A target's tokens are those it has behind its prompt (`_continuation.continuation`).
     """
     device = model.get_input_embeddings().weight.device
     out: list[Answer] = []
     for start in range(0, len(prompts), batch_size):
         rows = [
-            (tokenizer.encode(prompt), tokenizer.encode(target, add_special_tokens=False))
+            continuation(tokenizer, prompt, target)
             for prompt, target in zip(
                 prompts[start : start + batch_size], targets[start : start + batch_size], strict=True
             )
@@ -63,9 +64,12 @@ def answers(
         for r, (prompt, target) in enumerate(rows):
             ids[r, : len(prompt) + len(target)] = torch.tensor(prompt + target)
             mask[r, : len(prompt) + len(target)] = 1
-        logits = model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits.cpu()
-        for r, (prompt, target) in enumerate(rows):
-            at = logits[r, len(prompt) - 1 : len(prompt) + len(target) - 1]
+        logits = model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits  # (B, T, V)
+        sizes = [len(target) for _, target in rows]
+        row = torch.arange(len(rows)).repeat_interleave(torch.tensor(sizes))
+        column = torch.cat([torch.arange(len(prompt) - 1, len(prompt) - 1 + len(target)) for prompt, target in rows])
+        asked = logits[row.to(logits.device), column.to(logits.device)].cpu()  # (N, V): the rest need not leave a GPU
+        for at, (_, target) in zip(asked.split(sizes), rows, strict=True):
             log_probs = at.double().log_softmax(dim=-1)
             chosen = log_probs.gather(1, torch.tensor(target)[:, None]).sum()
             out.append(Answer(tuple(at.argmax(dim=-1).tolist()), tuple(target), float(chosen)))

@@ -163,7 +163,7 @@ def compare_runs(base: Run, edited: Run, settings: Settings | None = None) -> Co
             if settings.metrics is None or metric in settings.metrics:
                 rows.append(_row(pair, task, filter_name, metric, is_headline, settings))
     rows = _judge(rows, settings)
-    return Comparison(base, edited, pairs, tuple(rows), tuple(group_rows(base, rows, settings)))
+    return Comparison(base, edited, pairs, tuple(rows), tuple(group_rows(base, rows, pairs, settings)))
 
 
 def _check_metrics(pairs: Mapping[tuple[str, str], Pair], settings: Settings) -> None:

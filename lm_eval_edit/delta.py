@@ -19,10 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+import safetensors
 import torch
 from torch import Tensor
 
 from lm_eval_edit._files import load_tensors, save_tensors
+from lm_eval_edit.errors import UserError
 
 
 class Delta(ABC):
@@ -309,6 +311,20 @@ def save_deltas(path: Path, deltas: Mapping[str, Delta], state: Mapping[str, Ten
         The sha256 of the file's bytes.
     """
     return save_tensors(path, flatten_deltas(deltas) | {f"state::{k}": tensor for k, tensor in (state or {}).items()})
+
+
+def holds_state(path: Path) -> bool:
+    """Whether a file that `save_deltas` wrote holds an editor's state, from its header alone.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            names = list(file.keys())
+    except Exception as error:  # safetensors raises its own untyped SafetensorError
+        raise UserError(f"{path} is not a readable safetensors file: {error}") from None
+    return any(name.startswith("state::") for name in names)
 
 
 def load_deltas(path: Path, sha256: str | None = None) -> tuple[dict[str, Delta], dict[str, Tensor]]:

@@ -256,9 +256,10 @@ class EditRun:
                 "answers_changed": sum(a.predicted != b.predicted for a, b in zip(after, before, strict=True)),
                 "fingerprint": ledger.fingerprint(),
             }
-            ledger.append(facts, result.deltas, result.state, record).release()
+            operation = ledger.append(facts, result.deltas, result.state, record)
             ledger.applied += 1
-            states.append(result.state)
+            states.append(operation.state)
+            operation.release()
 
     def _states(self) -> list[dict[str, torch.Tensor]]:
         """What each operation in the ledger left behind for later ones."""
@@ -267,6 +268,22 @@ class EditRun:
             states.append(operation.state)
             operation.release()
         return states
+
+
+def no_second_moments(editor: Editor, lacking: str, second_moments: SecondMoments) -> str:
+    """The error for an editor without the second moments it needs.
+
+    Args:
+        lacking: The modules or layers, in words.
+        second_moments: What there is.
+    """
+    found = "no second moments were given" if second_moments.source == "none" else f"{second_moments.source} has not"
+    otherwise = f", or {editor.without_second_moments}" if editor.without_second_moments else ""
+    return (
+        f"{editor.name} with these options needs the second moments of {lacking}; {found}. Give "
+        f"edit_second_moments=FILE (tensors named <module>.second_moment; `lm-eval-edit stats` makes one), or "
+        f"edit_corpus=wikitext or a text file to compute them from{otherwise}"
+    )
 
 
 def check_second_moments(editor: Editor, architecture: Architecture, second_moments: SecondMoments) -> list[str]:
@@ -278,15 +295,7 @@ def check_second_moments(editor: Editor, architecture: Architecture, second_mome
     needed = [architecture.down_projections[layer] for layer in editor.needs_second_moments()]
     missing = [module for module in needed if module not in second_moments]
     if missing:
-        found = (
-            "no second moments were given" if second_moments.source == "none" else f"{second_moments.source} has not"
-        )
-        otherwise = f", or {editor.without_second_moments}" if editor.without_second_moments else ""
-        raise UserError(
-            f"{editor.name} with these options needs the second moments of {', '.join(missing)}; {found}. Give "
-            f"edit_second_moments=FILE (tensors named <module>.second_moment), or edit_corpus=wikitext or a text file "
-            f"to compute them from{otherwise}"
-        )
+        raise UserError(no_second_moments(editor, ", ".join(missing), second_moments))
     f = architecture.key_size
     for module in needed:
         if second_moments[module].shape != (f, f):

@@ -1,9 +1,9 @@
-"""Facts: what an edit changes, and readers for the field's data files.
+"""Facts: what an edit changes, and readers for the records of the field's data files (`fact_sources` finds the files).
 
 A fact is (subject s, relation as a prompt, object o, new object o*). The readers know ZsRE, CounterFact (original and
 flat), KnowEdit and the package's own fields; they are told apart by the fields of each record, so mixed files work.
 
-The package's own JSON(L) fields, one object per fact:
+The package's own JSON(L) fields, one object per fact, all texts (numbers are taken as their digits):
     subject      the entity, e.g. "Nils Albrecht"
     prompt       a text with {} where the subject stands, or with the subject in clear
     target_new   the new object o*
@@ -20,12 +20,12 @@ The package's own JSON(L) fields, one object per fact:
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
-from lm_eval_edit._files import hash_json, read_records
+from lm_eval_edit._files import hash_json
 from lm_eval_edit.errors import UserError
 
 SLOT = "{}"
@@ -141,7 +141,7 @@ class Facts(Sequence[Fact]):
     def __len__(self) -> int:
         return len(self.items)
 
-    @property
+    @cached_property
     def sha256(self) -> str:
         """A hash of the facts' content, independent of the file format they came in."""
         return hash_json([fact.record() for fact in self.items])
@@ -225,6 +225,19 @@ def _own(r: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+_REQUIRED = ("subject", "prompt", "target_new")
+_OPTIONAL = ("target_true", "prediction", "question", "relation")
+
+
+def _text(value: Any, where: str, what: str) -> str:
+    """A text field; a number (a year, say) is taken as its digits, and anything else refused."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return str(value)
+    if not isinstance(value, str):
+        raise UserError(f"{where}: {what} should be text; got {value!r}")
+    return value
+
+
 _FLAT_ONLY = {"ground_truth", "rephrase_prompt", "locality_prompt", "locality_ground_truth", "rephrase", "portability"}
 
 
@@ -247,7 +260,7 @@ def parse_record(record: Any, where: str, default_id: str) -> Fact:
         default_id: The fact's id when the record has none.
 
     Raises:
-        UserError: the record is not an object, or lacks a field its format needs.
+        UserError: the record is not an object, lacks a field its format needs, or has something else for a text.
     """
     if not isinstance(record, Mapping):
         raise UserError(f"{where}: a fact is a JSON object with fields; got {type(record).__name__}")
@@ -261,14 +274,17 @@ def parse_record(record: Any, where: str, default_id: str) -> Fact:
         ) from None
     except (TypeError, AttributeError):
         raise UserError(f"{where}: a field of this {name} record has another type than that format's") from None
-    for key in ("subject", "prompt", "target_new"):
-        if not isinstance(values[key], str):
-            raise UserError(f"{where}: {key} should be text; got {values[key]!r}")
+    for key in (*_REQUIRED, *(key for key in _OPTIONAL if values.get(key) is not None)):
+        values[key] = _text(values[key], where, key)
     values["paraphrases"] = tuple(values.get("paraphrases") or ())
     try:
-        values["locality"] = tuple(Probe(probe["prompt"], probe["answer"]) for probe in values.get("locality") or ())
+        probes = [(probe["prompt"], probe["answer"]) for probe in values.get("locality") or ()]
     except (KeyError, TypeError):
         raise UserError(f'{where}: locality should be a list of {{"prompt": ..., "answer": ...}}') from None
+    values["locality"] = tuple(
+        Probe(_text(prompt, where, "a locality prompt"), _text(answer, where, "a locality answer"))
+        for prompt, answer in probes
+    )
     given = next((record[key] for key in ("id", "case_id") if record.get(key) is not None), default_id)
     return Fact(id=str(given), **values)
 
@@ -297,84 +313,3 @@ def read_facts(records: Iterable[tuple[int, Any]], source: str) -> Facts:
         else:
             skipped.append(SkippedFact(fact.id, reason))
     return Facts(tuple(kept), tuple(skipped), source)
-
-
-# -------------------------------------------------------------------------------------------------------- the sources
-
-
-@dataclass(frozen=True)
-class HubFacts:
-    """Where a named data set lies: on the hub, and under which names a data folder may hold it."""
-
-    repository: str
-    file: str | None  # a JSON file of the repository; None when the set loads by its configuration
-    local: tuple[str, ...] = field(default=())
-
-
-#: The named edit data sets (PROTOCOL: the paper's ZsRE, CounterFact). The hub ids could not be tried without network.
-HUB = {
-    "zsre": HubFacts(
-        "wangzn2001/Model_Editing_Hurt",
-        "training-data/zsre_mend_eval.json",
-        ("edited-data/zsre.json", "zsre.jsonl", "zsre.json", "zsre_mend_eval.json"),
-    ),
-    "counterfact": HubFacts("azhx/counterfact", None, ("counterfact.jsonl", "counterfact.json")),
-}
-
-
-def _from_hub(name: str) -> Iterator[tuple[int, Any]]:
-    import datasets
-
-    hub = HUB[name]
-    try:
-        if hub.file:
-            from huggingface_hub import hf_hub_download
-
-            path = Path(hf_hub_download(hub.repository, hub.file, repo_type="dataset"))
-            yield from read_records(path)
-        else:
-            split = datasets.load_dataset(hub.repository, split="train")
-            yield from enumerate(split, start=1)
-    except UserError:
-        raise
-    except Exception as error:  # the hub's client raises dozens of types; all mean the same to the user
-        raise UserError(
-            f"edit_dataset={name} could not be fetched from the hub ({hub.repository}): {type(error).__name__}. "
-            f"Without network, give the file itself as edit_dataset=/path/to/{hub.local[-1]}, or the folder that holds "
-            f"it as data_dir=..."
-        ) from error
-
-
-def load_facts(source: str | Path, data_dir: str | Path | None = None) -> Facts:
-    """Load the facts of a data set.
-
-    Args:
-        source: `demo`, `zsre`, `counterfact`, or the path of a JSON or JSONL file in any known format.
-        data_dir: A folder looked into before the hub, for the named sets.
-
-    Raises:
-        UserError: unknown name, missing file, broken JSON (file and line), missing field (file and record).
-    """
-    name = str(source)
-    if name == "demo":
-        from lm_eval_edit import demo
-
-        return read_facts(read_records(demo.DATA / "facts.jsonl"), "demo")
-    if name in HUB:
-        if data_dir is not None and str(data_dir) != "demo":
-            looked = [Path(data_dir) / local for local in HUB[name].local]
-            for path in looked:
-                if path.is_file():
-                    return read_facts(read_records(path), str(path))
-            raise UserError(
-                f"data_dir={data_dir} holds no {name} facts; looked for {', '.join(str(p) for p in looked)}. "
-                f"Give the file itself as edit_dataset=FILE"
-            )
-        return read_facts(_from_hub(name), f"hub:{HUB[name].repository}")
-    path = Path(name).expanduser()
-    if not path.is_file():
-        raise UserError(
-            f"edit_dataset={name}: no such file, and not one of the named sets demo, {', '.join(HUB)}. "
-            f"Give one of these names or the path of a JSON or JSONL file of facts"
-        )
-    return read_facts(read_records(path), str(path))

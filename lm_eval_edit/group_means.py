@@ -14,13 +14,17 @@ from scipy import stats
 
 from lm_eval_edit import statistics
 from lm_eval_edit.compare import INCONCLUSIVE, Comparison, Row, Settings, judge
+from lm_eval_edit.pairing import Pair
 from lm_eval_edit.results import Run
 from lm_eval_edit.statistics import Estimate
 
 OVERALL = "mean of tasks"
 
 
-def group_rows(base: Run, rows: Sequence[Row], settings: Settings) -> Iterator[Row]:
+Pairs = Mapping[tuple[str, str], Pair]
+
+
+def group_rows(base: Run, rows: Sequence[Row], pairs: Pairs, settings: Settings) -> Iterator[Row]:
     """The means that the harness reports for groups, and the mean of all headline metrics where no group has it.
 
     A group's weights (by task or by document) are not in the results; those are taken that give its reported figure. A
@@ -38,11 +42,11 @@ def group_rows(base: Run, rows: Sequence[Row], settings: Settings) -> Iterator[R
                 continue
             weights = _weights(members, figure)
             if weights is not None:
-                yield _mean(group, members, weights, settings)
+                yield _mean(group, members, weights, pairs, settings)
                 covered |= {(row.task, row.metric, row.filter) for row in members} >= headlines.keys()
     members = list(headlines.values())
     if len(members) > 1 and not covered and len({row.higher_is_better for row in members}) == 1:
-        yield _mean(OVERALL, members, [1 / len(members)] * len(members), settings)
+        yield _mean(OVERALL, members, [1 / len(members)] * len(members), pairs, settings)
 
 
 def _leaves(group: str, children: Mapping[str, Sequence[str]]) -> Iterator[str]:
@@ -62,8 +66,23 @@ def _weights(members: Sequence[Row], figure: float) -> list[float] | None:
     return None
 
 
-def _mean(name: str, members: Sequence[Row], weights: Sequence[float], settings: Settings) -> Row:
-    difference, p = statistics.weighted_mean([row.difference for row in members], weights, alpha=settings.alpha)
+def _shared(members: Sequence[Row], pairs: Pairs) -> tuple[np.ndarray, int] | None:
+    """What members that are all about edited facts share of them; None where they are taken as independent."""
+    found = [pairs[row.task, row.filter] for row in members]
+    facts = [pair.edited.facts if pair.edited.facts is not None else pair.base.facts for pair in found]
+    metrics = [
+        (p.base.metrics[row.metric], p.edited.metrics[row.metric]) for p, row in zip(found, members, strict=True)
+    ]
+    if any(fact is None for fact in facts) or not all(before.aggregation.is_mean for before, _ in metrics):
+        return None
+    changes = [after.counts[:, 0] - before.counts[:, 0] for before, after in metrics]
+    return statistics.cluster_covariance(changes, facts)
+
+
+def _mean(name: str, members: Sequence[Row], weights: Sequence[float], pairs: Pairs, settings: Settings) -> Row:
+    differences = [row.difference for row in members]
+    shared = _shared(members, pairs)
+    difference, p = statistics.weighted_mean(differences, weights, alpha=settings.alpha, shared=shared)
     base, edited = (float(np.dot(weights, [getattr(row, side) for row in members])) for side in ("base", "edited"))
     names = {row.metric for row in members}
     row = Row(

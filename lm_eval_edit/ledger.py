@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,9 @@ from torch import Tensor
 
 from lm_eval_edit._differences import differences
 from lm_eval_edit._files import hash_json, read_json, write_json, writing
-from lm_eval_edit.delta import Delta, load_deltas, save_deltas
+from lm_eval_edit.delta import Delta, holds_state, load_deltas, save_deltas
 from lm_eval_edit.errors import UserError
-from lm_eval_edit.facts import Fact
+from lm_eval_edit.facts import Fact, parse_record
 from lm_eval_edit.weights import EditedWeights
 
 logger = logging.getLogger("lm_eval_edit")
@@ -51,7 +51,10 @@ class Operation:
 
     def _load(self) -> None:
         if self._deltas is None:
-            self._deltas, self._state = load_deltas(self._file, self.record["sha256"])
+            try:
+                self._deltas, self._state = load_deltas(self._file, self.record["sha256"])
+            except UserError as error:
+                raise _damaged(self._file, str(error)) from None
 
     @property
     def deltas(self) -> dict[str, Delta]:
@@ -60,12 +63,21 @@ class Operation:
 
     @property
     def state(self) -> dict[str, Tensor]:
+        """Without any the file's header says so: its deltas are not read, nor hashed, for that."""
+        if self._state is None and not self._holds_state():
+            return {}
         self._load()
         return self._state
 
     def receive(self, deltas: Mapping[str, Delta]) -> None:
         """Hold deltas that another process computed; what its editor leaves for later operations stays there."""
         self._deltas, self._state = dict(deltas), {}
+
+    def _holds_state(self) -> bool:
+        try:
+            return holds_state(self._file)
+        except UserError as error:
+            raise _damaged(self._file, str(error)) from None
 
     def release(self) -> None:
         """Forget the deltas' tensors if they can be read again from disk."""
@@ -172,12 +184,16 @@ class Ledger:
     ) -> Operation:
         """Add an operation, stored on disk before this returns when the ledger has a folder.
 
+        Its tensors are kept on the CPU: a GPU has room for the weights, not for a schedule's deltas as well.
+
         Raises:
             CannotWriteError: the disk is full, or the folder cannot be written; operations stored before are whole.
         """
         index = len(self.operations)
         full = {"index": index, "facts": [fact.record() for fact in facts], **record}
-        operation = Operation(index, list(facts), full, dict(deltas), dict(state))
+        deltas = {name: delta.to("cpu") for name, delta in deltas.items()}
+        state = {name: tensor.to("cpu") for name, tensor in state.items()}
+        operation = Operation(index, list(facts), full, deltas, state)
         if self.directory is not None:
             operation._file = _operation_file(self.directory, index, "safetensors")
             with writing(self.directory):
@@ -189,6 +205,21 @@ class Ledger:
 
 def _operation_file(directory: Path, index: int, suffix: str) -> Path:
     return directory / "ops" / f"{index:05d}.{suffix}"
+
+
+#: What every operation's record has; see `EditRun` for the figures.
+_RECORDED = (
+    "index", "facts", "sha256", "fingerprint", "seconds", "delta_norms", "ranks", "details", "before", "after",
+    "answers_changed",
+)  # fmt: skip
+
+
+def _damaged(file: Path, why: str) -> UserError:
+    """The error for an operation that cannot be read, with its remedy."""
+    return UserError(
+        f"{why}. Nothing was changed. Delete {file.with_suffix('')}.* and all operations after it to compute them "
+        f"again; the {int(file.stem)} before it stay as they are"
+    )
 
 
 def read_header(directory: Path) -> dict[str, Any] | None:
@@ -211,6 +242,12 @@ def read_header(directory: Path) -> dict[str, Any] | None:
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         found = header.get("format") if isinstance(header, dict) else None
         raise UserError(f"{file} has ledger format {found}; this version of lm-eval-edit reads format {FORMAT}")
+    lacking = [name for name in ("identity", "extra") if not isinstance(header.get(name), dict)]
+    if lacking:
+        raise UserError(
+            f"{file} is damaged (no {' and no '.join(lacking)}), so nobody knows what its operations belong to; "
+            f"nothing was changed. Give another folder"
+        )
     return header
 
 
@@ -248,20 +285,39 @@ def open_ledger(
 
 
 def read_operations(directory: Path) -> list[Operation]:
-    """The operations a ledger's folder holds, first to last; their tensors stay on disk until asked for."""
+    """The operations a ledger's folder holds, first to last; their tensors stay on disk until asked for.
+
+    Raises:
+        UserError: one is damaged.
+    """
     operations: list[Operation] = []
     while (file := _operation_file(directory, len(operations), "json")).exists():
-        record = read_json(file)
-        facts = [_fact(entry) for entry in record["facts"]]
-        tensors = _operation_file(directory, record["index"], "safetensors")
-        operations.append(Operation(record["index"], facts, record, _file=tensors))
+        operations.append(_read_operation(file, len(operations)))
     return operations
 
 
-def _fact(record: Mapping[str, Any]) -> Fact:
-    from lm_eval_edit.facts import parse_record
+def _read_operation(file: Path, index: int) -> Operation:
+    try:
+        record = read_json(file)
+        given = record if isinstance(record, dict) else {}
+        lacking = [name for name in _RECORDED if name not in given]
+        if lacking:
+            raise UserError(f"{file} is damaged (no {', '.join(lacking)} in it)")
+        if record["index"] != index:
+            raise UserError(f"{file} is damaged (it is operation {record['index']})")
+        tensors = file.with_suffix(".safetensors")
+        if not tensors.is_file():
+            raise UserError(f"{tensors} is missing")
+        if not isinstance(record["facts"], list):
+            raise UserError(f"{file} is damaged (its facts are no list)")
+        return Operation(index, [_fact(entry) for entry in record["facts"]], record, _file=tensors)
+    except UserError as error:
+        raise _damaged(file, str(error)) from None
 
-    return parse_record(record, "ledger", default_id=str(record.get("id")))
+
+def _fact(record: Mapping[str, Any]) -> Fact:
+    """A fact as `Fact.record` wrote it, without an id if it had none."""
+    return replace(parse_record(record, "a fact of the ledger", default_id=""), id=record.get("id"))
 
 
 def check_schedule(ledger: Ledger, operations: Sequence[Sequence[Fact]]) -> None:

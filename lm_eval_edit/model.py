@@ -14,6 +14,7 @@ from lm_eval.models.huggingface import HFLM
 from transformers import PreTrainedModel
 
 from lm_eval_edit import demo
+from lm_eval_edit.agreement import check_asked
 from lm_eval_edit.architecture import Architecture
 from lm_eval_edit.collect import collect_second_moments
 from lm_eval_edit.corpus import load_corpus
@@ -82,6 +83,7 @@ class EditedHFLM(HFLM):
         edit_corpus_tokens: int = 200_000,
         edit_mom2_regularisation: float = 0.0,
         edit_when: str = AFTER_ALL,
+        edit_facts_for: str | None = None,
         data_dir: str | None = None,
         **kwargs: Any,
     ):
@@ -190,9 +192,11 @@ class EditedHFLM(HFLM):
         Raises:
             EditError: an edit failed its guards; the weights are the unedited ones.
         """
-        if self._run is not None:
-            self._run.edit_to(n_operations)
-        self._name_cache(self.cache_hook)
+        try:
+            if self._run is not None:
+                self._run.edit_to(n_operations)
+        finally:  # an edit that failed leaves other weights too: the unedited ones
+            self._name_cache(self.cache_hook)
 
     def restore(self) -> None:
         """Bring the weights back to the unedited state, bit for bit."""
@@ -213,6 +217,9 @@ class EditedHFLM(HFLM):
         if stated and self._processes is not None and self.batch_size == "auto":
             # The search for a size waits for all processes, which may ask for different states of the weights.
             raise UserError("batch_size=auto with tasks about earlier states of the weights: give batch_size a number")
+        check_asked(
+            requests, self.plan, sum(len(o.facts) for o in self.ledger.applied_operations) if self.ledger else 0
+        )
         return answer_by_state(
             requests,
             self.ledger,

@@ -14,7 +14,7 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from lm_eval_edit import demo, scheduled
 from lm_eval_edit.architecture import layer_problems
 from lm_eval_edit.corpus import corpus_problem
-from lm_eval_edit.editing import batch_problems
+from lm_eval_edit.editing import batch_problems, no_second_moments
 from lm_eval_edit.editors.base import Editor, find_editor, option_names
 from lm_eval_edit.editors.hyperparameters import Hyperparameters, presets, read_options_file, resolve
 from lm_eval_edit.errors import ConfigurationError, UserError
@@ -112,6 +112,7 @@ def draft_plan(
     if config is None:
         return plan, problems
     problems += _unsupported_model(config)
+    problems += _facts_for(settings)
     if settings.editor != "none":
         plan, found = _plan_edits(settings, source, config, {**given, **direct})
         problems += found
@@ -138,6 +139,21 @@ def planned_editor(
     except UserError:
         return None
     return hyperparameters.editor if hyperparameters else None
+
+
+def _facts_for(settings: EditSettings) -> list[str]:
+    if settings.edit_facts_for is None:
+        return []
+    if settings.editor != "none":
+        return [
+            f"edit_facts_for={settings.edit_facts_for}: goes with editor=none; {settings.editor} is asked about the "
+            f"facts it edits"
+        ]
+    try:
+        find_editor(settings.edit_facts_for)
+    except UserError as error:
+        return [f"edit_facts_for={settings.edit_facts_for}: {error}"]
+    return []
 
 
 def _uneditable(others: Mapping[str, Any]) -> list[str]:
@@ -217,13 +233,16 @@ def _plan_edits(
         problems += found + batch_problems(editor_class, settings.edit_batch_size, given)
         if hyperparameters is not None:
             moments = _second_moments(settings, source, hyperparameters)
+            problems += lacking_second_moments(settings, hyperparameters.editor, moments)
     except UserError as error:
         problems.append(str(error))
     layers = hyperparameters.editor.layers() if hyperparameters else list(settings.edit_layers or ())
     problems += layer_problems(layers, config.get_text_config(decoder=True).num_hidden_layers)
     try:
-        facts = scheduled.read_scheduled(settings, source, hyperparameters.editor if hyperparameters else None)
-        operations = scheduled.operations(settings, facts)
+        editor = hyperparameters.editor if hyperparameters else None
+        everything = scheduled.read_facts(settings, source)
+        facts = scheduled.usable(everything, editor) if editor else everything
+        operations = scheduled.operations(settings, everything, editor)
     except UserError as error:
         problems.append(str(error))
     if settings.edit_ledger and hyperparameters is not None:
@@ -268,6 +287,19 @@ def _second_moments(
     if hyperparameters.editor.needs_second_moments() and beside is not None and beside.is_file():
         return SecondMoments.load(beside)
     return SecondMoments()
+
+
+def lacking_second_moments(settings: EditSettings, editor: Editor, moments: SecondMoments) -> list[str]:
+    """The problem of second moments that are needed, not there, and not to be computed, as a list of sentences.
+
+    Which module a layer's moments belong to is known with the model only, so moments of any module of that layer count
+    as there; `editing.check_second_moments` looks again.
+    """
+    lacking = [layer for layer in editor.needs_second_moments() if not moments.may_have(layer)]
+    if settings.edit_corpus or not lacking:
+        return []
+    layers = f"layer{'s' * (len(lacking) > 1)} {', '.join(map(str, lacking))}"
+    return [no_second_moments(editor, layers, moments)]
 
 
 def check_ledger_header(directory: Path, hyperparameters: Hyperparameters, settings: EditSettings) -> None:

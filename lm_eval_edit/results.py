@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
@@ -25,9 +25,10 @@ from lm_eval_edit.tasklib import editing_metrics
 DATE = r"\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d(?:\.\d+)?"
 _DATED = re.compile(rf"(?P<stem>.+)_(?P<date>{DATE})\.json")
 # Fields that name what several documents share, the most specific first.
+FACT = "fact_id"  # of the edit-quality tasks, whose documents are about the same facts
 CLUSTER_FIELDS = (
     "sentence_id", "passage", "passage_id", "context", "article", "dialogue", "paragraph", "story", "premise",
-    "sentence1", "fact_id",
+    "sentence1", FACT,
 )  # fmt: skip
 _FIXED = frozenset((
     "doc_id", "doc", "target", "arguments", "resps", "filtered_resps", "filter", "metrics", "doc_hash", "prompt_hash",
@@ -76,6 +77,8 @@ class TaskSamples:
         metrics: By name, the headline metric first.
         left_out: Metric -> why it cannot be compared.
         file, offsets: The samples file and where in it each document's line begins; None for frozen baselines.
+        facts: (n,) uint64, a hash of the edited fact that a document is about, the same in every task; None for other
+            tasks and frozen baselines.
     """
 
     task: str
@@ -89,6 +92,7 @@ class TaskSamples:
     left_out: Mapping[str, str] = field(default_factory=dict)
     file: Path | None = None
     offsets: np.ndarray | None = None
+    facts: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.doc_id)
@@ -223,9 +227,14 @@ def load_run(path: str | Path, *, cluster: str | None = None) -> Run:
 
 
 class _Rows:
-    """The samples of one filter while their file is read."""
+    """The samples of one filter while their file is read.
 
-    def __init__(self) -> None:
+    Args:
+        fields: Those that documents of a cluster may share, the first that groups them first.
+    """
+
+    def __init__(self, fields: Sequence[str]) -> None:
+        self.fields = fields
         self.doc_id: list[int] = []
         self.hashes: dict[str, list[int]] = {name: [] for name in HASHES}
         self.answers: list[int] = []
@@ -234,11 +243,12 @@ class _Rows:
         self.shared: dict[str, dict[Any, int]] = {}
         self.clusters: dict[str, list[int]] = {}
 
-    def add(self, sample: Mapping[str, Any], offset: int, fields: tuple[str, ...]) -> None:
-        doc = sample.get("doc")
-        if not self.doc_id:
-            self.shared = {name: {} for name in fields if isinstance(doc, dict) and doc.get(name) not in (None, "")}
-            self.clusters = {name: [] for name in self.shared}
+    def add(self, sample: Mapping[str, Any], offset: int) -> None:
+        doc = sample["doc"] if isinstance(sample.get("doc"), dict) else {}
+        for name in self.fields:
+            if name not in self.shared and doc.get(name) not in (None, ""):  # the documents before have none
+                self.shared[name] = {("alone", number): number for number in range(len(self.doc_id))}
+                self.clusters[name] = list(range(len(self.doc_id)))
         names = sample.get("metrics")  # not logged by the oldest versions
         for name in sorted(sample.keys() - _FIXED) if names is None else names:
             if name not in self.values:  # a task may leave a metric out of some documents
@@ -253,7 +263,7 @@ class _Rows:
         for name, ids in self.shared.items():
             value = doc.get(name)
             if value in (None, ""):
-                key = ("alone", len(self.doc_id))
+                key = ("alone", len(self.doc_id) - 1)
             else:
                 key = value if isinstance(value, str | int) else json.dumps(value)
             self.clusters[name].append(ids.setdefault(key, len(ids)))
@@ -275,6 +285,10 @@ def _answer_hash(responses: Any) -> int:
         content = json.dumps([int(np.argmax(values)) if len(values) > 1 else f"{values[0]:.6g}", greedy])
     else:
         content = json.dumps(responses)
+    return _hash(content)
+
+
+def _hash(content: str) -> int:
     return int.from_bytes(blake2b(content.encode(errors="surrogatepass"), digest_size=8).digest(), "big")
 
 
@@ -299,8 +313,8 @@ def read_samples(
                 try:
                     sample = json.loads(line.decode("utf-8", "surrogatepass"))
                     if (rows := by_filter.get(sample["filter"])) is None:
-                        rows = by_filter[sample["filter"]] = _Rows()
-                    rows.add(sample, offset, fields)
+                        rows = by_filter[sample["filter"]] = _Rows(fields)
+                    rows.add(sample, offset)
                 except (ValueError, KeyError, TypeError) as error:
                     what = f"no {error}" if isinstance(error, KeyError) else str(error)
                     raise UserError(f"{file}, line {number}: not a sample of lm_eval ({what})") from None
@@ -354,14 +368,22 @@ def _finish(file: Path, task: str, filter_name: str, rows: _Rows, results: Mappi
         left_out=left_out,
         file=file,
         offsets=np.array(rows.offsets, dtype=np.int64)[order],
+        facts=_facts(rows, order),
     )
+
+
+def _facts(rows: _Rows, order: np.ndarray) -> np.ndarray | None:
+    if FACT not in rows.shared:
+        return None
+    hashes = np.array([_hash(str(key)) for key in rows.shared[FACT]], dtype=np.uint64)
+    return hashes[rows.clusters[FACT]][order]
 
 
 def _choose_clusters(rows: _Rows) -> tuple[str | None, np.ndarray]:
     """The first field that groups documents. One value for all of them is an instruction, not a passage."""
     n = len(rows.doc_id)
-    for name, ids in rows.shared.items():
-        if 1 < len(ids) < n:
+    for name in rows.fields:
+        if 1 < len(rows.shared.get(name, ())) < n:
             return name, np.array(rows.clusters[name])
     return None, np.arange(n)
 

@@ -1,13 +1,14 @@
 """Which facts are edited, in which order, how many at once.
 
 The paper's four settings are two numbers: n_edits facts in operations of edit_batch_size (single or sequential,
-instance or batch). Order is a seeded permutation whose prefixes nest: the first 20 of 50 are the 20 of 20.
+instance or batch). Order is a seeded permutation whose prefixes nest: the first 20 of 50 are the 20 of 20. Facts that a
+method cannot edit are passed over in that order, so methods that cannot edit all agree in the order of the others.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from lm_eval_edit.errors import UserError
@@ -22,7 +23,7 @@ class EditSchedule:
         n_edits: How many facts are edited in all.
         edit_batch_size: How many facts one operation edits together; the last operation may have fewer.
         seed: Seeds the permutation of the facts; None keeps their order (the paper's scripts take an index range).
-        offset: How many facts of that order are passed over first.
+        offset: How many facts of that order, of those that can be edited, are passed over first.
     """
 
     n_edits: int
@@ -35,8 +36,12 @@ class EditSchedule:
             if getattr(self, name) < least:
                 raise UserError(f"{name}={getattr(self, name)}: want a whole number of at least {least}")
 
-    def order(self, facts: Sequence[Fact]) -> list[Fact]:
+    def order(self, facts: Sequence[Fact], editable: Callable[[Fact], bool] = lambda fact: True) -> list[Fact]:
         """The facts to edit, first to last.
+
+        Args:
+            facts: All there are, in the order of their file.
+            editable: Whether a fact can be edited.
 
         Raises:
             UserError: fewer facts than n_edits remain after the offset.
@@ -44,17 +49,20 @@ class EditSchedule:
         positions = list(range(len(facts)))
         if self.seed is not None:
             random.Random(self.seed).shuffle(positions)
+        positions = [position for position in positions if editable(facts[position])]
         chosen = positions[self.offset : self.offset + self.n_edits]
         if len(chosen) < self.n_edits:
             after = f" after edit_offset={self.offset}" if self.offset else ""
             raise UserError(
-                f"n_edits={self.n_edits}: only {max(len(facts) - self.offset, 0)} usable facts are there{after} "
-                f"(of {len(facts)}); lower n_edits or give a larger edit_dataset"
+                f"n_edits={self.n_edits}: only {max(len(positions) - self.offset, 0)} usable facts are there{after} "
+                f"(of {len(positions)}); lower n_edits or give a larger edit_dataset"
             )
         return [facts[position] for position in chosen]
 
-    def operations(self, facts: Sequence[Fact]) -> list[list[Fact]]:
-        """The editing operations, each a batch of facts that is edited together."""
-        order = self.order(facts)
+    def operations(
+        self, facts: Sequence[Fact], editable: Callable[[Fact], bool] = lambda fact: True
+    ) -> list[list[Fact]]:
+        """The editing operations, each a batch of facts that is edited together; see `order`."""
+        order = self.order(facts, editable)
         size = self.edit_batch_size
         return [order[start : start + size] for start in range(0, len(order), size)]

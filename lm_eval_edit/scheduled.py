@@ -6,7 +6,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from lm_eval_edit import demo
-from lm_eval_edit.facts import Fact, Facts, SkippedFact, load_facts
+from lm_eval_edit.fact_sources import load_facts
+from lm_eval_edit.facts import Fact, Facts, SkippedFact
 from lm_eval_edit.schedule import EditSchedule
 from lm_eval_edit.settings import EditSettings
 from lm_eval_edit.tasklib.arguments import is_demo
@@ -28,26 +29,30 @@ def usable(facts: Facts, editor: Editor) -> Facts:
     return replace(facts, items=kept, skipped=facts.skipped + skipped) if skipped else facts
 
 
-def read_scheduled(settings: EditSettings, model: Any, editor: Editor | None) -> Facts:
-    """The facts that may be scheduled.
+def read_facts(settings: EditSettings, model: Any) -> Facts:
+    """The facts there are, for any editor.
 
     Args:
         settings: `edit_dataset` and `data_dir` of them.
         model: `demo`, a path or hub id, a model object, or None.
-        editor: Leaves out what it cannot edit; None leaves out nothing.
 
     Raises:
         UserError: the data set is not there, or is broken.
     """
-    facts = load_facts(settings.edit_dataset or default_dataset(model), settings.data_dir)
-    return facts if editor is None else usable(facts, editor)
+    return load_facts(settings.edit_dataset or default_dataset(model), settings.data_dir)
 
 
-def operations(settings: EditSettings, facts: Facts) -> list[list[Fact]]:
+def operations(settings: EditSettings, facts: Facts, editor: Editor | None) -> list[list[Fact]]:
     """The editing operations that the settings make of facts.
+
+    Args:
+        facts: All there are: the order is drawn over them, so that it is the same for every editor.
+        editor: Passes over what it cannot edit; None passes over nothing.
 
     Raises:
         UserError: there are fewer facts than n_edits.
     """
     schedule = EditSchedule(settings.n_edits, settings.edit_batch_size, settings.edit_seed, settings.edit_offset)
-    return schedule.operations(facts)
+    if editor is None:
+        return schedule.operations(facts)
+    return schedule.operations(facts, lambda fact: editor.fact_problem(fact) is None)

@@ -73,6 +73,10 @@ class SecondMoments:
             self._moments[module], self._counts[module] = self._readers[module]()
         return self._moments[module]
 
+    def may_have(self, layer: int) -> bool:
+        """Whether there is a module whose path holds a layer's number: all that can be known without the model."""
+        return any(str(layer) in module.split(".") for module in (*self._moments, *self._readers))
+
     def count(self, module: str) -> int | None:
         """The number of tokens a module's moment was estimated from; None if it is not known."""
         self[module]

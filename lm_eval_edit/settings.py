@@ -167,6 +167,13 @@ class EditSettings:
         f"{AFTER_ALL} or {AFTER_EACH}",
         "when the tasks of edithurt_editing ask about a fact: after the whole schedule, or right after its own edit",
     )
+    edit_facts_for: str | None = _setting(
+        None,
+        _path,
+        "a method's name",
+        "with editor=none: ask about the facts that this method would edit, for the figures before its edits (kn "
+        "passes over facts whose present answer is not known)",
+    )
     data_dir: str | None = _setting(
         None,
         _path,

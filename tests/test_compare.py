@@ -202,6 +202,29 @@ def test_group_means_with_the_harnesss_weights(tmp_path, weighted, weights):
     assert group.base - group.edited == pytest.approx(0.3 * weights[0] + 0.1 * weights[1])
 
 
+def test_tasks_about_the_same_facts_are_not_taken_as_independent(tmp_path):
+    """Twenty facts, one document each in one task and two in the other, all of a fact's lost together."""
+    lost = np.array(answers(20, 6))
+    facts = [f"f{i}" for i in range(20)]
+
+    def run(folder, values):
+        tasks = {}
+        for task, each in (("t", 1), ("u", 2)):
+            named = [(name, value) for name, value in zip(facts, values, strict=True) for _ in range(each)]
+            tasks[task] = [
+                sample(i, {"acc": float(value)}, doc={"fact_id": name, "n": i}) for i, (name, value) in enumerate(named)
+            ]
+            facts.reverse(), values.reverse()  # another order in the other task
+        return load_run(write_run(folder, tasks))
+
+    found = compare_runs(run(tmp_path / "a", [1.0] * 20), run(tmp_path / "b", lost.tolist()))
+    (group,) = found.groups
+    independent, _ = statistics.weighted_mean([row.difference for row in found.rows], [0.5, 0.5])
+    own = [row.difference.stderr for row in found.rows]
+    assert group.difference.value == independent.value and group.difference.df == 19
+    assert independent.stderr < 0.8 * np.mean(own) < group.difference.stderr <= 1.02 * np.mean(own)
+
+
 def test_a_mean_of_tasks_where_no_group_has_one(tmp_path):
     base = {"t": samples(answers(100, 5)), "u": samples(answers(50, 5), "em")}
     (overall,) = compared(tmp_path, base, base).groups

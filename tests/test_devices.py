@@ -19,6 +19,7 @@ from lm_eval_edit import EditedHFLM, UserError, edit_model
 from lm_eval_edit.architecture import Architecture
 from lm_eval_edit.collect import collect_second_moments
 from lm_eval_edit.corpus import load_corpus
+from lm_eval_edit.delta import LowRankDelta
 from lm_eval_edit.editors._mend_archive import save_archive
 from lm_eval_edit.editors._mend_network import MendNetwork
 from lm_eval_edit.editors.mend_training import train_mend
@@ -156,6 +157,32 @@ def split_over(mode: PretendedDevices, model, split: str) -> None:
     for path, device in reversed(placed.items()):
         mode.place(model.get_submodule(path), device)
     accelerate.dispatch_model(model, placed, main_device="cuda:0", force_hooks=True)
+
+
+def test_the_deltas_of_a_schedule_are_kept_on_the_cpu(whole):
+    """Without a folder for the ledger they are held for the whole run, beside the model and its originals."""
+    wanted, _ = whole("llama", "alphaedit")
+    model, mode = tiny_llama(), PretendedDevices()
+    with mode:
+        split_over(mode, model, "three")
+        ledger = edit_model(
+            model, tiny_tokenizer(), FACTS, "alphaedit", 2, EDITORS["alphaedit"], second_moments=second_moments(model),
+            progress=False,
+        )  # fmt: skip
+        for operation in ledger.operations:
+            held = [t for delta in operation.deltas.values() for t in delta.tensors().values()]
+            assert operation.state and {mode.of(t).type for t in (*held, *operation.state.values())} == {"cpu"}
+        ledger.restore()
+        ledger.apply()
+    got = [{name: delta.tensors() for name, delta in operation.deltas.items()} for operation in ledger.operations]
+    assert same_deltas(got, wanted)
+
+
+def test_on_the_cpu_nothing_is_copied_for_it():
+    ledger = edit_model(tiny_model(), tiny_tokenizer(), FACTS[:1], "ft", options=EDITORS["ft"], progress=False)
+    given = LowRankDelta(torch.ones(96, 1), torch.ones(1, 32))
+    operation = ledger.append(FACTS[1:2], {"w": given}, {"keys": given.left}, {})
+    assert operation.deltas["w"].left is given.left and operation.state["keys"] is given.left
 
 
 def test_pretended_devices_do_not_mix():

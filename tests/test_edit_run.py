@@ -6,8 +6,9 @@ import json
 
 import pytest
 import torch
+from lm_eval.api.model import CachingLM
 
-from lm_eval_edit import EditedHFLM, EditError
+from lm_eval_edit import EditedHFLM, EditError, delta
 from lm_eval_edit.editors import EditResult
 from lm_eval_edit.editors.alphaedit import AlphaEdit
 from lm_eval_edit.editors.prune import Prune
@@ -83,7 +84,9 @@ def test_another_schedule_on_the_same_model_starts_from_the_unedited_weights(opt
     assert same_weights(model, weights_of(tiny_model())) and lm.ledger is None and lm.edit_record()["n_edits"] == 0
 
 
-def test_a_broken_edit_leaves_the_earlier_ones_in_the_ledger(options, monkeypatch):
+@pytest.fixture
+def third_breaks(monkeypatch):
+    """ROME's edit of the third fact is not finite."""
     compute = Rome.compute
 
     def breaks(self, context, facts, history=()):
@@ -93,6 +96,9 @@ def test_a_broken_edit_leaves_the_earlier_ones_in_the_ledger(options, monkeypatc
         return result
 
     monkeypatch.setattr(Rome, "compute", breaks)
+
+
+def test_a_broken_edit_leaves_the_earlier_ones_in_the_ledger(options, third_breaks):
     lm = load()
     lm.begin(make_plan(lm.model, options("rome", 4), {}))
     with pytest.raises(EditError, match="not finite"):
@@ -100,3 +106,28 @@ def test_a_broken_edit_leaves_the_earlier_ones_in_the_ledger(options, monkeypatc
     assert same_weights(lm.model, weights_of(tiny_model()))
     lm.apply(2)
     assert same_weights(lm.model, weights_of(load(**options("rome", 2)).model))
+
+
+def test_after_a_broken_edit_the_response_cache_is_the_unedited_models(options, third_breaks, tmp_path):
+    lm = load()
+    CachingLM(lm, str(tmp_path / "cache.db"))
+    lm.begin(make_plan(lm.model, options("rome", 4), {}))
+    lm.apply(0)
+    unedited = lm.cache_hook.dbdict.tablename
+    lm.apply(2)
+    assert lm.cache_hook.dbdict.tablename != unedited
+    with pytest.raises(EditError, match="not finite"):
+        lm.apply()
+    assert lm.cache_hook.dbdict.tablename == unedited
+
+
+def test_a_method_without_state_reads_no_earlier_operation_again(options, monkeypatch, tmp_path):
+    read, load_tensors = [], delta.load_tensors
+    monkeypatch.setattr(delta, "load_tensors", lambda path, *rest: read.append(path.name) or load_tensors(path, *rest))
+    for editor, wanted in (("rome", []), ("alphaedit", ["00000.safetensors"] * 2 + ["00001.safetensors"])):
+        read.clear()
+        lm = load()
+        lm.begin(make_plan(lm.model, options(editor, 3, edit_ledger=str(tmp_path / editor)), {}))
+        for n in (1, 2, 3):
+            lm.apply(n)
+        assert sorted(read) == wanted

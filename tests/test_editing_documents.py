@@ -7,7 +7,7 @@ import logging
 
 import pytest
 
-from lm_eval_edit import ConfigurationError, UserError, demo
+from lm_eval_edit import ConfigurationError, EditSchedule, UserError, demo
 from lm_eval_edit.facts import Fact, Probe
 from lm_eval_edit.plan import make_plan
 from lm_eval_edit.tasklib import editing_documents as documents
@@ -73,6 +73,38 @@ def test_an_editor_that_cannot_edit_a_fact_is_not_asked_about_it(tmp_path):
         docs, _ = documents.load("efficacy", {**options, "editor": editor})
         assert [doc["fact_id"] for doc in docs] == [wanted]
         assert make_plan("demo", {**options, "editor": editor}, {}).operations[0][0].id == wanted
+
+
+def test_schedules_of_different_editors_are_one_order(tmp_path):
+    """KN cannot edit what has no known answer; it passes over those facts in the order that all editors have."""
+    records = [{"id": str(i), "subject": "A", "prompt": "{} is", "target_new": "b"} for i in range(20)]
+    known = [0, 1, 4, 5, 7, 11, 12, 16, 19]
+    for i in known:
+        records[i]["target_true"] = "c"
+    (tmp_path / "facts.json").write_text(json.dumps(records))
+
+    def asked(editor, n, **more):
+        options = {"edit_dataset": str(tmp_path / "facts.json"), "n_edits": n, "editor": editor, "edit_seed": 3, **more}
+        ids = [doc["fact_id"] for doc in documents.load("efficacy", options)[0]]
+        if editor != "none":
+            planned = make_plan("demo", options, {}).operations
+            assert [fact.id for operation in planned for fact in operation] == ids
+        return ids
+
+    whole = asked("rome", 20)
+    assert whole == asked("none", 20) and sorted(whole, key=int) != whole
+    passed = [name for name in whole if int(name) in known]
+    assert asked("kn", 9) == passed and asked("kn", 4) == passed[:4]
+    assert asked("kn", 3, edit_offset=2) == passed[2:5]
+    assert asked("none", 4, edit_facts_for="kn") == passed[:4] != asked("none", 4)
+    with pytest.raises(UserError, match=r"only 9 usable facts are there \(of 9\)"):
+        asked("kn", 10)
+
+
+def test_the_order_of_facts_stays():
+    """The permutation over the facts is Python's of the seed: what is on disk of earlier runs fits."""
+    facts = [Fact("s", "{}", "t", id=str(i)) for i in range(1037)]
+    assert [fact.id for fact in EditSchedule(4, seed=0).order(facts)] == ["724", "25", "4", "595"]
 
 
 def facts_file(tmp_path, **fields):

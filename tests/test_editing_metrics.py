@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -10,6 +14,7 @@ from lm_eval_edit.demo import CHECKPOINT
 from lm_eval_edit.tasklib import editing_figures as figures
 from lm_eval_edit.tasklib import editing_metrics as metrics
 from lm_eval_edit.tasklib.editing_tasks import pieces
+from tests.conftest import ROOT
 
 DOC = {"fact_id": "7"}
 
@@ -91,6 +96,13 @@ def test_documents_of_one_fact_are_one_draw():
     assert figures.known_mean_stderr([*facts, ("x", None)]) == pytest.approx(alone, rel=0.1)
 
 
+def test_one_fact_has_no_standard_error():
+    """Zero would say that the figure is exact; the harness says N/A."""
+    assert math.isnan(figures.known_mean_stderr([("7", 1.0)]))
+    assert math.isnan(figures.known_mean_stderr([("7", 1.0), ("7", 0.0), ("8", None)]))
+    assert math.isnan(figures.counterfact_score_stderr([("7", 1.0, 1.0, 1.0)]))
+
+
 def test_logged_responses():
     """As they stand in a samples file, numbers and flags as text."""
     logged = [["target", "1", ["-0.1", "True"]], ["target", "2", ["-0.7", "False"]], ["other", "1", ["-9.0", "False"]]]
@@ -133,3 +145,21 @@ def test_single_tokens_wherever_text_can_ask_for_them(tokenizer):
     several = [tokens for _, tokens in pieces(tokenizer, "a", " Boötes")]
     assert max(several) > 1 and several.count(1) >= 2  # the bytes of one letter cannot be told apart as text
     assert pieces(None, "a", " fire fighter") == [(" fire fighter", 0)]
+
+
+# ---------------------------------------------------------------------------------------------------- the page of docs/
+
+
+def test_what_the_page_says_of_token_acc_holds_for_its_table():
+    rows = json.loads((ROOT / "docs" / "edit_quality.json").read_text())["rows"]
+    assert "`token_acc` is never below `em`" in (ROOT / "docs" / "edit_quality.md").read_text()
+    for found in (row["figures"] for row in rows):
+        for task in ("efficacy", "generalization"):
+            assert found[f"{task}.token_acc"][0] >= found[f"{task}.em"][0]
+
+
+def test_the_example_fails_with_a_method_it_cannot_measure():
+    """It used to leave the method out of the table, and exit with 0."""
+    command = [sys.executable, ROOT / "examples" / "demo_edit_quality.py", "--editors", "rmoe"]
+    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    assert done.returncode == 1 and "rmoe: lm-eval-edit: 1 problem" in done.stderr and "Traceback" not in done.stderr

@@ -12,7 +12,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lm_eval_edit import EditedHFLM, _hooks, load_facts
+from lm_eval_edit import EditedHFLM, UserError, _hooks, load_facts
 from lm_eval_edit.facts import in_clear
 
 FAST = {
@@ -197,7 +197,8 @@ def test_without_a_tokenizer_objects_are_asked_whole(edited):
     lm.apply()
     full = figures(evaluate(lm, options), "efficacy")
     blind = {name: value for name, value in options.items() if name not in ("pretrained", "editor")}
-    some = figures(evaluate(lm, blind | {"model": "an-api"}), "efficacy")
+    plain = HFLM(lm.model, tokenizer=lm.tokenizer, device="cpu", batch_size=lm.batch_size)
+    some = figures(evaluate(plain, blind | {"model": "an-api"}), "efficacy")
     assert "token_acc" not in some and some == {name: full[name] for name in some}
 
 
@@ -214,3 +215,50 @@ def test_reference_tokenizers_find_the_demo_facts(reference):
     for sample in samples:
         tokens = sum(r[1] for r in sample["filtered_resps"] if r[0] == "target")
         assert tokens == wanted[sample["doc"]["fact_id"]]
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ({"n_edits": 3}, "n_edits=3 in the tasks, 2 in the model"),
+        (
+            {"edit_seed": 1, "edit_offset": 4},
+            "edit_seed=1 in the tasks, 0 in the model; edit_offset=4 in the tasks, 0 in",
+        ),
+        (
+            {"edit_batch_size": 2, "editor": "memit"},
+            "editor=memit in the tasks, rome in the model; edit_batch_size=2 in",
+        ),
+        ({"editor": "none"}, "editor=none in the tasks, rome in the model"),
+        ({"edit_dataset": "demo"}, "the facts are of demo in the tasks, of .*facts.json in the model"),
+    ],
+)
+def test_tasks_about_other_edits_than_the_models_are_refused(reference, facts, metadata, message):
+    """Metadata wins over the model's arguments in the tasks, and the model never sees it."""
+    model_args = {
+        "pretrained": str(reference / "models" / "gpt2-tiny"), "editor": "rome", "n_edits": 2, "edit_dataset": facts,
+    }  # fmt: skip
+    lm = EditedHFLM(**model_args, edit_config=FAST, device="cpu")
+    with pytest.raises(UserError, match=f"other edits than the model carries: {message}"):
+        evaluate(lm, model_args | metadata, ["edithurt_efficacy"])
+    evaluate(lm, model_args, ["edithurt_efficacy"])
+
+
+def test_counterfact_is_refused_with_anything_around_one_of_its_prompts():
+    """The harness gives the system instruction to the fact's own prompt, not to paraphrases and neighbourhood."""
+    lm, metadata = EditedHFLM(n_edits=2, device="cpu"), {"pretrained": "demo", "editor": "none", "n_edits": 2}
+    lm.tokenizer.chat_template = "{% for m in messages %}<{{ m.role }}> {{ m.content }} {% endfor %}<assistant>"
+    for options in ({"system_instruction": "Be brief."}, {"apply_chat_template": True}):
+        with pytest.raises(UserError, match="edithurt_counterfact asks several prompts of a fact"):
+            evaluate(lm, metadata, ["edithurt_counterfact"], **options)
+    found = evaluate(lm, metadata, ["edithurt_editing"], system_instruction="Be brief.")["samples"]
+    for task in KINDS[:3]:
+        for sample in found[f"edithurt_{task}"]:
+            assert all(arguments[0].startswith("Be brief.") for arguments in sample["arguments"])
+
+
+def test_predict_only_logs_the_samples_and_scores_nothing():
+    lm, metadata = EditedHFLM(n_edits=2, device="cpu"), {"pretrained": "demo", "editor": "none", "n_edits": 2}
+    found = evaluate(lm, metadata, predict_only=True)
+    for kind in KINDS:
+        assert found["samples"][f"edithurt_{kind}"] and not figures(found, kind)

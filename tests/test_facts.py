@@ -8,6 +8,7 @@ import pytest
 
 from lm_eval_edit import EditSchedule, Fact, UserError, load_facts
 from lm_eval_edit.facts import Probe
+from lm_eval_edit.tasklib import editing_documents
 
 ZSRE = {
     "subject": "Watts Humphrey", "src": "What university did Watts Humphrey attend?", "pred": "Trinity College",
@@ -125,7 +126,14 @@ def test_uneditable_records_are_skipped_counted_and_listed(tmp_path):
         ('{"subject": "A", "prompt": "{} x"}\n', r"bad.jsonl, record 1: field 'target_new' is missing"),
         ('{"subject": "A", "src": "A x"}\n', r"record 1: field 'alt' is missing \(read as a ZsRE record"),
         ('"text"\n', r"record 1: a fact is a JSON object with fields; got str"),
-        ('{"subject": 3, "prompt": "x", "target_new": "y"}', r"record 1: subject should be text; got 3"),
+        ('{"subject": [3], "prompt": "x", "target_new": "y"}', r"record 1: subject should be text; got \[3\]"),
+        *(
+            (json.dumps(OWN | {key: ["Paris"]}), rf"record 1: {key} should be text; got \['Paris'\]")
+            for key in ("target_new", "target_true", "prediction", "question", "relation")
+        ),
+        (json.dumps(OWN | {"target_true": True}), r"record 1: target_true should be text; got True"),
+        (json.dumps(OWN | {"locality": [{"prompt": "x", "answer": None}]}), r"a locality answer should be text; got N"),
+        (json.dumps(OWN | {"locality": [{"prompt": {}, "answer": "x"}]}), r"a locality prompt should be text; got {}"),
     ],
 )
 def test_broken_files_name_file_and_line(tmp_path, text, message):
@@ -133,6 +141,34 @@ def test_broken_files_name_file_and_line(tmp_path, text, message):
     file.write_text(text)
     with pytest.raises(UserError, match=message):
         load_facts(file)
+
+
+def test_numbers_are_taken_as_their_digits(tmp_path):
+    probe = {"prompt": "The other was founded in", "answer": 1851}
+    file = write(tmp_path, OWN | {"target_new": 1900, "target_true": 1850, "locality": [probe]})
+    (fact,) = load_facts(file)
+    assert (fact.target_new, fact.target_true, fact.locality[0].answer) == ("1900", "1850", "1851")
+    for task in ("efficacy", "locality"):
+        ((doc,), _) = editing_documents.load(task, {"edit_dataset": str(file), "editor": "none"})
+        assert {doc["target"], doc["other"]} <= {" 1900", " 1850", " 1851"}
+
+
+def test_a_file_is_read_and_hashed_once_while_it_stays_as_it_is(tmp_path, monkeypatch):
+    """A run asks for its facts several times: for the plan, for each task, for the results."""
+    from lm_eval_edit import facts as module
+
+    parsed, hashed = [], []
+    parse, hash_json = module.parse_record, module.hash_json
+    monkeypatch.setattr(module, "parse_record", lambda *args, **more: parsed.append(args) or parse(*args, **more))
+    monkeypatch.setattr(module, "hash_json", lambda *args: hashed.append(args) or hash_json(*args))
+    file = write(tmp_path, OWN)
+    metadata = {"edit_dataset": str(file), "editor": "none"}
+    editing_documents.check_tasks(["edithurt_efficacy", "edithurt_locality"], metadata)
+    for task in ("efficacy", "locality"):
+        editing_documents.load(task, metadata)
+    assert (len(parsed), len(hashed)) == (1, 1)
+    write(tmp_path, OWN, OWN | {"id": "x2"})
+    assert len(load_facts(file)) == 2 and len(parsed) == 3
 
 
 def test_missing_sources_say_what_to_do(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 
 import pytest
 import torch
@@ -92,6 +93,13 @@ def test_a_finished_run_computes_nothing_again(tmp_path, monkeypatch):
     assert second.guards == first.guards
 
 
+def test_facts_without_an_id_are_found_again(tmp_path):
+    facts = [replace(fact, id=None) for fact in FACTS]
+    edit(tiny_model(), facts[:2], tmp_path)
+    ledger = edit(tiny_model(), facts, tmp_path)
+    assert ledger.n_edits == len(FACTS) and [o.facts[0] for o in ledger.operations] == facts
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -125,15 +133,54 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["thesis.txt"]
 
 
-def test_a_damaged_delta_is_refused(tmp_path):
-    edit(tiny_model(), FACTS[:1], tmp_path)
-    file = tmp_path / "ops" / "00000.safetensors"
-    file.write_bytes(file.read_bytes()[:-1] + b"\x7f")
+def _changed(file, **changes):
+    """Harm: some fields of a JSON file get other values; those that become None are dropped."""
+
+    def harm(folder):
+        record = json.loads((folder / file).read_text()) | changes
+        (folder / file).write_text(json.dumps({name: value for name, value in record.items() if value is not None}))
+
+    return harm
+
+
+SECOND = "ops/00001.json"
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        (_changed(SECOND, sha256=None), r"00001.json is damaged \(no sha256 in it\)"),
+        (_changed(SECOND, facts=None, fingerprint=None), r"00001.json is damaged \(no facts, fingerprint in it\)"),
+        (_changed(SECOND, index=0), r"00001.json is damaged \(it is operation 0\)"),
+        (_changed(SECOND, facts="x"), r"00001.json is damaged \(its facts are no list\)"),
+        (_changed(SECOND, facts=[{}]), r"a fact of the ledger: field 'subject' is missing"),
+        (lambda folder: (folder / SECOND).write_text("[]"), r"00001.json is damaged \(no index, facts, sha256, "),
+        (lambda folder: (folder / SECOND).write_text(""), r"00001.json, line 1: not JSON"),
+        (lambda folder: (folder / "ops/00001.safetensors").unlink(), r"00001.safetensors is missing"),
+        (lambda folder: (folder / "ops/00001.safetensors").write_bytes(b"x"), r"00001.safetensors is damaged: its sha"),
+    ],
+)
+def test_a_damaged_operation_is_refused_with_the_remedy(tmp_path, harm, message):
+    whole = edit(tiny_model(), FACTS[:3], tmp_path)
+    harm(tmp_path)
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
     model = tiny_model()
     kept = weights_of(model)
-    with pytest.raises(UserError, match="is damaged"):
-        edit(model, FACTS[:1], tmp_path)
+    with pytest.raises(UserError, match=message) as caught:
+        edit(model, FACTS[:3], tmp_path)
+    assert f"Delete {tmp_path}/ops/00001.* and all operations after it to compute them again" in str(caught.value)
     assert same_weights(model, kept)
+    assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
+    for file in [*tmp_path.glob("ops/00001.*"), *tmp_path.glob("ops/00002.*")]:
+        file.unlink()
+    assert edit(tiny_model(), FACTS[:3], tmp_path).fingerprint() == whole.fingerprint()
+
+
+def test_a_ledger_that_does_not_say_what_it_belongs_to_is_refused(tmp_path):
+    edit(tiny_model(), FACTS[:1], tmp_path)
+    (tmp_path / "ledger.json").write_text('{"format": 1}')
+    with pytest.raises(UserError, match=r"ledger.json is damaged \(no identity and no extra\), so nobody knows"):
+        edit(tiny_model(), FACTS[:1], tmp_path)
 
 
 def test_templates_are_sampled_once_stored_and_used_again(tmp_path, monkeypatch):

@@ -197,7 +197,17 @@ def test_bfloat16_models_are_edited_with_the_loss_recorded(world):
         ({"edit_layers": "8-3"}, r"edit_layers=8-3: the range runs backwards"),
         ({"edit_layers": "a"}, r"edit_layers=a: want a layer \(17\), a range \(3-8\)"),
         ({"edit_config": "/nowhere.yaml"}, r"no such file: /nowhere.yaml"),
+        (
+            {"mom2_adjustment": True},
+            r"needs the second moments of layer 1; no second moments were given. Give edit_second",
+        ),
+        (
+            {"editor": "memit", "edit_config": None, "edit_layers": "0-1"},
+            r"second moments of layers 0, 1.*edit_corpus=",
+        ),
         ({"data_dir": "/nowhere"}, r"data_dir=/nowhere"),
+        ({"edit_facts_for": "kn"}, r"edit_facts_for=kn: goes with editor=none; rome is asked about the facts it edits"),
+        ({"edit_facts_for": "knn", "editor": "none"}, r"edit_facts_for=knn: editor=knn: no such editor. Did you mean"),
         ({"pretrained": "/nowhere/model"}, r"pretrained=/nowhere/model: no model configuration found"),
         ({"load_in_4bit": True}, r"load_in_4bit=True: 4-bit weights cannot hold an edit"),
         ({"gguf_file": "x.gguf"}, r"gguf_file=x.gguf: GGUF weights are quantised"),

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from lm_eval_edit import EditedHFLM
@@ -147,9 +148,11 @@ def test_a_process_that_loaded_other_weights_is_named(tmp_path):
 
 
 def test_an_error_of_the_first_process_ends_all_with_its_message(tmp_path):
-    done = edited("editor=rome,n_edits=1,edit_layers=1,edit_ledger=ledger", tmp_path)
+    save_file({"transformer.h.1.mlp.c_proj.second_moment": torch.eye(3)}, tmp_path / "moments.safetensors")
+    given = "edit_second_moments=moments.safetensors,edit_ledger=ledger"
+    done = edited(f"editor=rome,n_edits=1,edit_layers=1,{given}", tmp_path)
     assert done.returncode != 0 and not (tmp_path / "ledger").exists()
-    assert "rome with these options needs the second moments of transformer.h.1.mlp.c_proj" in done.stderr
+    assert "it is another model's" in done.stderr
     assert "lm_eval_edit/parallel.py" not in done.stderr, "without a traceback of ours"
 
 

@@ -53,6 +53,14 @@ def test_both_versions(tmp_path, version):
     assert found.left_out == {"rare": "5 documents have no value"}
 
 
+def test_a_field_that_the_first_document_lacks_still_makes_clusters(tmp_path):
+    docs = [{"question": "?"}, {"passage": ""}, {"passage": "a"}, {"passage": "b"}, {"passage": "a"}, {"question": "!"}]
+    rows = [sample(i, {"acc": 1.0}, doc=doc) for i, doc in enumerate(docs)]
+    write_run(tmp_path, {"t": rows})
+    found = load_run(tmp_path).samples["t", "none"]
+    assert found.cluster_field == "passage" and found.clusters.tolist() == [0, 1, 2, 3, 2, 4]
+
+
 def test_several_filters_repeats_and_rows_in_any_order(tmp_path):
     rows = [
         sample(i, {"exact_match": float(i < k)}, filter=name, resps=[["a", "b"]])

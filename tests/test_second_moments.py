@@ -85,3 +85,8 @@ def test_another_models_second_moments_are_refused():
             tiny_model(), tiny_tokenizer(), FACTS[:1], options={"layers": [1], "mom2_adjustment": True},
             context_templates=TEMPLATES, second_moments={"transformer.h.1.mlp.c_proj": moment()}, progress=False,
         )  # fmt: skip
+
+
+def test_which_layers_there_are_is_known_without_the_model():
+    moments = SecondMoments({"transformer.h.1.mlp.c_proj": torch.eye(2), "layers2.11.down": torch.eye(2)})
+    assert [layer for layer in range(13) if moments.may_have(layer)] == [1, 11]

@@ -155,6 +155,8 @@ def test_one_cluster_alone_says_nothing():
     counts = np.ones((1, 3))
     assert s.bootstrap_difference(counts, counts, aggregate.f1).high == np.inf
     assert s.weighted_mean([found], [1.0])[1] == 1.0
+    one = s.cluster_covariance([np.ones(2), np.zeros(1)], [np.zeros(2), np.zeros(1)])
+    assert s.weighted_mean([s.proportion_difference(0, 2, 2)] * 2, [0.5, 0.5], shared=one)[0].high == np.inf
 
 
 def test_weighted_mean_of_two_tasks():
@@ -162,6 +164,26 @@ def test_weighted_mean_of_two_tasks():
     mean, p = s.weighted_mean([a, b], [0.5, 0.5])
     assert mean.value == pytest.approx(-0.04) and mean.stderr == pytest.approx(0.025)
     assert p == pytest.approx(2 * stats.t.sf(1.6, mean.df)) and mean.df == pytest.approx(25**4 / (15**4 / 50))
+
+
+def test_weighted_mean_of_tasks_about_the_same_clusters_is_that_of_a_joint_bootstrap():
+    """Three tasks of 1, 3 and 2 documents to a fact, a fact's own effect in all of them; some facts lack a task."""
+    rng = np.random.default_rng(11)
+    effect, tasks, facts = rng.normal(0, 0.3, 60), [], []
+    for each, has in ((1, 60), (3, 50), (2, 60)):
+        facts.append(rng.permutation(np.repeat(np.arange(has), each)))
+        tasks.append(effect[facts[-1]] + rng.normal(0, 0.2, len(facts[-1])))
+    weights = np.array([0.5, 0.3, 0.2])
+    drawn = []
+    for _ in range(4000):
+        times = np.bincount(rng.integers(60, size=60), minlength=60)
+        drawn.append(sum(w * np.average(t, weights=times[f]) for w, t, f in zip(weights, tasks, facts, strict=True)))
+    parts = [s.mean_difference(t, f) for t, f in zip(tasks, facts, strict=True)]
+    alone, _ = s.weighted_mean(parts, weights)
+    together, p = s.weighted_mean(parts, weights, shared=s.cluster_covariance(tasks, facts))
+    assert together.stderr == pytest.approx(np.std(drawn), rel=0.05) and alone.stderr < 0.8 * np.std(drawn)
+    assert together.value == alone.value and together.df == 59
+    assert p == pytest.approx(2 * stats.t.sf(abs(together.value) / together.stderr, 59))
 
 
 def test_detectable_drop_is_detected_with_its_power():

@@ -15,7 +15,7 @@ from lm_eval_edit.commands._editors import shown
 from lm_eval_edit.commands._layout import columns
 from lm_eval_edit.editing import check_second_moments
 from lm_eval_edit.errors import UserError
-from lm_eval_edit.plan import EditPlan, draft_plan
+from lm_eval_edit.plan import EditPlan, draft_plan, lacking_second_moments
 from lm_eval_edit.settings import NAMES
 from lm_eval_edit.weights import wide_dtype
 
@@ -139,7 +139,8 @@ def _second_moments(plan: EditPlan, architecture: Architecture, layers: list[int
     try:
         check_second_moments(editor, architecture, moments)
     except UserError as error:
-        problems.append(str(error))
+        if not lacking_second_moments(settings, editor, moments):  # else the plan has told it
+            problems.append(str(error))
         return "needed, and not usable as they are"
     return f"{moments.source}, for {', '.join(needed)}"
 

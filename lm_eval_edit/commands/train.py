@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
 
     from lm_eval_edit import demo
     from lm_eval_edit.editors.mend_training import train_mend
-    from lm_eval_edit.facts import load_facts
+    from lm_eval_edit.fact_sources import load_facts
     from lm_eval_edit.scheduled import default_dataset
 
     facts = load_facts(args.data or default_dataset(args.model), args.data_dir)

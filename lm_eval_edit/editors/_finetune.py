@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lm_eval_edit._continuation import continuation
 from lm_eval_edit.editors._rows import AlignedRows, Row, align
-from lm_eval_edit.errors import UserError
 from lm_eval_edit.facts import Fact
 from lm_eval_edit.weights import wide_dtype
 
@@ -21,11 +21,8 @@ def target_row(tokenizer: PreTrainedTokenizerBase, fact: Fact) -> Row:
     Raises:
         UserError: the target adds no token to its prompt.
     """
-    ids = tokenizer.encode(fact.text + fact.target)
-    start = len(tokenizer.encode(fact.text))
-    if len(ids) <= start:
-        raise UserError(f"the target {fact.target!r} adds no token to the prompt {fact.text!r} in this vocabulary")
-    return Row(ids[:-1], 0, tuple(ids[start:]))
+    ids, labels = continuation(tokenizer, fact.text, fact.target)
+    return Row(ids + labels[:-1], 0, tuple(labels))
 
 
 def padded(model: PreTrainedModel, rows: Sequence[Row]) -> AlignedRows:

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lm_eval_edit._continuation import continuation
 from lm_eval_edit.editors._forward import without_parameter_gradients
 from lm_eval_edit.editors._mend_network import token_factors
-from lm_eval_edit.editors._rows import target_ids
 from lm_eval_edit.errors import UserError
 from lm_eval_edit.facts import Fact
 from lm_eval_edit.weights import wide_dtype
@@ -66,8 +66,7 @@ def exact_batch(tokenizer: PreTrainedTokenizerBase, facts: Sequence[Fact]) -> Ba
 
     A batch is then edited by the sum of its facts' own edits: those the hypernetwork was trained to make.
     """
-    pairs = [(tokenizer.encode(fact.text), target_ids(tokenizer, fact.target)) for fact in facts]
-    return rows_batch(pairs)
+    return rows_batch([continuation(tokenizer, fact.text, fact.target) for fact in facts])
 
 
 def rows_batch(pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Batch:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from lm_eval_edit._continuation import continuation
 from lm_eval_edit.errors import UserError
 from lm_eval_edit.facts import SLOT, Fact
 
@@ -32,43 +33,33 @@ class Row:
     labels: tuple[int, ...] = ()
 
 
-def target_ids(tokenizer: PreTrainedTokenizerBase, target: str) -> list[int]:
-    """Tokens of a target text (with its leading space), without special tokens."""
-    ids = tokenizer.encode(target, add_special_tokens=False)
-    if not ids:
-        raise UserError(f"the target {target!r} has no tokens in this model's vocabulary")
-    return ids
-
-
 def prompt_row(
-    tokenizer: PreTrainedTokenizerBase, template: str, subject: str, labels: Sequence[int] = (), context: str = SLOT
+    tokenizer: PreTrainedTokenizerBase, template: str, subject: str, target: str = "", context: str = SLOT
 ) -> Row:
-    """Tokenise `context(template(subject))`, followed by all but the last of `labels`.
+    """Tokenise `context(template(subject))` and the target that continues it, less the target's last token.
 
     The subject's last token is found as EasyEdit does: the number of tokens of everything up to the subject's end, less
     one. The whole text is tokenised at once.
 
     Args:
         template: The prompt with `{}` at the subject's place.
-        labels: Target tokens; the row's last len(labels) positions are to predict them.
+        target: What the row's last positions are to predict, with its leading space; empty for a row without target.
         context: A context template, `{}` at the prompt's place.
     """
     prompt = context.replace(SLOT, template, 1)
     before, after = prompt.split(SLOT, 1)
-    tail = tokenizer.decode(list(labels[:-1])) if len(labels) > 1 else ""
-    ids = tokenizer.encode(before + subject + after + tail)
+    text = before + subject + after
+    ids, labels = continuation(tokenizer, text, target) if target else (tokenizer.encode(text), [])
     subject_last = len(tokenizer.encode(before + subject)) - 1
     if not 0 <= subject_last < len(ids):
-        raise UserError(f"the subject {subject!r} has no token of its own in {before + subject + after!r}")
-    if len(labels) > len(ids):
-        raise UserError(f"the target of {before + subject + after!r} has more tokens than prompt and target together")
-    return Row(ids, subject_last, tuple(labels))
+        together = f"{text!r} followed by {target!r}" if target else repr(text)
+        raise UserError(f"the subject {subject!r} has no token of its own in {together}")
+    return Row(ids + labels[:-1], subject_last, tuple(labels))
 
 
 def fact_rows(tokenizer: PreTrainedTokenizerBase, fact: Fact, contexts: Sequence[str]) -> list[Row]:
     """The rewriting rows of one fact: one for each context template, each with the target to be predicted."""
-    labels = target_ids(tokenizer, fact.target)
-    return [prompt_row(tokenizer, fact.template, fact.subject, labels, context) for context in contexts]
+    return [prompt_row(tokenizer, fact.template, fact.subject, fact.target, context) for context in contexts]
 
 
 def essence_row(tokenizer: PreTrainedTokenizerBase, fact: Fact) -> Row:

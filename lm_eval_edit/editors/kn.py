@@ -19,11 +19,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lm_eval_edit._continuation import continuation
 from lm_eval_edit.architecture import is_transposed
 from lm_eval_edit.delta import SparseDelta
 from lm_eval_edit.editors._forward import without_parameter_gradients
 from lm_eval_edit.editors._last_token import LastTokenForward
-from lm_eval_edit.editors._rows import target_ids
 from lm_eval_edit.editors.base import EditContext, Editor, EditResult, option
 from lm_eval_edit.errors import UserError
 from lm_eval_edit.facts import Fact, in_clear
@@ -144,7 +144,7 @@ class Kn(Editor):
         """(text, tokens attributed at its end) pairs. Tokens at one place share a pass: the score is linear in P."""
         tokenizer = context.tokenizer
         if not self._is_easyedit:
-            text, wanted = tokenizer.encode(prompt), target_ids(tokenizer, " " + answer.lstrip())
+            text, wanted = continuation(tokenizer, prompt, " " + answer.lstrip())
             return [(text + wanted[:i], [token]) for i, token in enumerate(wanted)]
         wanted = _encode(tokenizer, answer)
         if context.model.config.model_type in _SAME_POSITION:
@@ -176,7 +176,7 @@ class Kn(Editor):
             # Published slip, kept: of a one-token answer the old embedding is taken away twice, the new added once.
             return rows(new).sum(dim=0) - rows(old).sum(dim=0) * (2 if len(old) == 1 else 1)
         # v ← v − λ₁ t + λ₂ t'; of an answer of several tokens the mean, so that its length does not scale the update.
-        old, new = target_ids(tokenizer, " " + _answer(fact).lstrip()), target_ids(tokenizer, fact.target)
+        old, new = (continuation(tokenizer, fact.text, o)[1] for o in (" " + _answer(fact).lstrip(), fact.target))
         return self.options.lambda2 * rows(new).mean(dim=0) - self.options.lambda1 * rows(old).mean(dim=0)
 
     def _delta(self, context: EditContext, layer: int, index: Tensor, update: Tensor | None) -> SparseDelta:

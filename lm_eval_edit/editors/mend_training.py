@@ -24,13 +24,13 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lm_eval_edit._continuation import continuation
 from lm_eval_edit._files import load_tensors, read_json, save_tensors, write_json
 from lm_eval_edit.architecture import Architecture, linear_shape
 from lm_eval_edit.editors._forward import without_parameter_gradients
 from lm_eval_edit.editors._mend_archive import save_archive
 from lm_eval_edit.editors._mend_batch import Batch, Factors, edited, exact_batch, gradient_factors, rows_batch
 from lm_eval_edit.editors._mend_network import MendNetwork, inner_module
-from lm_eval_edit.editors._rows import target_ids
 from lm_eval_edit.errors import UserError
 from lm_eval_edit.facts import Fact, Facts, in_clear
 from lm_eval_edit.ledger import differences
@@ -161,7 +161,7 @@ class _Trainer:
             return items[int(torch.randint(len(items), (1,), generator=draw))]
 
         def pair(prompt: str, answer: str) -> tuple[list[int], list[int]]:
-            return self.tokenizer.encode(prompt), target_ids(self.tokenizer, " " + answer.lstrip())
+            return continuation(self.tokenizer, prompt, " " + answer.lstrip())
 
         edits, probes = [], []
         for fact in facts:
@@ -277,7 +277,10 @@ class _Trainer:
         if found:
             lines = "\n    ".join(found)
             raise UserError(f"{self._folder} is another training's:\n    {lines}\n  Delete it, or give another output")
-        tensors = load_tensors(self._folder / state["file"], state["sha256"])
+        try:
+            tensors = load_tensors(self._folder / state["file"], state["sha256"])
+        except UserError as error:
+            raise UserError(f"{error}; delete {self._folder} to begin again") from None
         stored: dict[int, dict[str, Tensor]] = {}
         for name, tensor in tensors.items():
             if name.startswith("adam."):

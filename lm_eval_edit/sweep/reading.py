@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -28,7 +29,7 @@ class Value:
     """One metric.
 
     Attributes:
-        stderr: Its standard error; None where the harness has none.
+        stderr: Its standard error; None where there is none: the harness has no formula, or a bootstrap only one fact.
         higher_is_better: None where the task does not say.
     """
 
@@ -105,7 +106,7 @@ class CellData:
             return None
         stderr = figures.get(f"{metric}_stderr,{filter_name}")
         better = ((self.results.get("higher_is_better") or {}).get(name) or {}).get(metric)
-        stderr = float(stderr) if isinstance(stderr, (int, float)) else None
+        stderr = float(stderr) if isinstance(stderr, (int, float)) and math.isfinite(stderr) else None
         return Value(float(value), stderr, better)
 
 

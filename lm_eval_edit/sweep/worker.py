@@ -105,7 +105,8 @@ class Worker:
         self._schedule = None
         args = {**loading_args(design, self.model), "editor": "none"}
         if cell.row is not None:
-            args = {**row_args(design, cell.row, cell.row.checkpoints[-1]), "editor": "none"}
+            args = row_args(design, cell.row, cell.row.checkpoints[-1])
+            args = {**args, "editor": "none", "edit_facts_for": args["editor"]}
         return self._evaluate(cell, args, Checkpoint(0, self.unedited_perplexity, None, 0.0))
 
     def evaluate(self, cell: Cell, reached: Checkpoint) -> str:

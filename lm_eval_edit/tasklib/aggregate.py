@@ -29,13 +29,13 @@ def cluster_bootstrap(clusters: Sequence[int], counts: np.ndarray, statistic: St
         statistic: (b, k) sums -> (b,) values, for all resamples at once.
 
     Returns:
-        Standard deviation over `RESAMPLES` resamples, from a generator of its own with a fixed seed; 0.0 for fewer than
-        two clusters, about which a bootstrap can say nothing.
+        Standard deviation over `RESAMPLES` resamples, from a generator of its own with a fixed seed; NaN for fewer than
+        two clusters, about which a bootstrap can say nothing (the harness's "N/A").
     """
     _, index = np.unique(np.asarray(clusters), return_inverse=True)
     m = int(index.max()) + 1 if len(index) else 0
     if m < 2:
-        return 0.0
+        return float("nan")
     sums = np.zeros((m, counts.shape[1]))  # (m, k)
     np.add.at(sums, index, counts)
     rng = np.random.default_rng(SEED)

@@ -16,12 +16,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from lm_eval_edit import demo
 from lm_eval_edit.errors import ConfigurationError, UserError
 from lm_eval_edit.facts import Fact, Facts, in_clear
-from lm_eval_edit.scheduled import operations, read_scheduled
+from lm_eval_edit.scheduled import operations, read_facts, usable
 from lm_eval_edit.settings import NAMES, EditSettings, parse_settings
 from lm_eval_edit.tasklib.arguments import given, named_model
 
@@ -58,14 +59,17 @@ def scheduled_facts(metadata: Mapping[str, Any]) -> tuple[Facts, list[Fact]]:
             "n_edits=0: an empty schedule has no facts to ask about. For the figures before editing give editor=none "
             "with the n_edits of the schedule"
         )
+    name = settings.edit_facts_for if settings.editor == "none" else settings.editor
     editor = None
-    if settings.editor != "none":
+    if name not in (None, "none"):
         from lm_eval_edit.plan import planned_editor  # imports torch
 
         others = {name: value for name, value in metadata.items() if name not in NAMES}
-        editor = planned_editor(model if model is not None else demo.NAME, settings, others)
-    facts = read_scheduled(settings, model, editor)
-    return facts, [fact for operation in operations(settings, facts) for fact in operation]
+        pretrained = model if model is not None else demo.NAME
+        editor = planned_editor(pretrained, replace(settings, editor=name), others)
+    everything = read_facts(settings, model)
+    scheduled = [fact for operation in operations(settings, everything, editor) for fact in operation]
+    return usable(everything, editor) if editor else everything, scheduled
 
 
 # ---------------------------------------------------------------------------------------------------------- documents
@@ -146,16 +150,10 @@ def load(task: str, metadata: Mapping[str, Any]) -> tuple[list[Document], dict[s
     Raises:
         UserError: no data, an empty schedule, or none of its facts has what the task asks about.
     """
-    build, what = KINDS[task]
     facts, scheduled = scheduled_facts(metadata)
-    by_fact = [build(fact, edit) for edit, fact in enumerate(scheduled)]
+    _check_has(task, facts, scheduled)
+    by_fact = [KINDS[task][0](fact, edit) for edit, fact in enumerate(scheduled)]
     docs = [doc for some in by_fact for doc in some]
-    if not docs:
-        alone = [f"edithurt_{name}" for name in KINDS if name != task and _has(name, scheduled)]
-        raise UserError(
-            f"edithurt_{task}: none of the {len(scheduled)} facts of the schedule ({facts.source}) has a {what}; "
-            f"ask for {','.join(alone)} instead of {GROUP}, or give another edit_dataset"
-        )
     return docs, {
         "source": facts.source,
         "sha256": facts.sha256,
@@ -165,6 +163,16 @@ def load(task: str, metadata: Mapping[str, Any]) -> tuple[list[Document], dict[s
         "without_other": sum(doc["other"] is None for doc in docs),
         "edit_when": settings_of(metadata).edit_when,
     }
+
+
+def _check_has(task: str, facts: Facts, scheduled: Sequence[Fact]) -> None:
+    if _has(task, scheduled):
+        return
+    alone = [f"edithurt_{name}" for name in KINDS if name != task and _has(name, scheduled)]
+    raise UserError(
+        f"edithurt_{task}: none of the {len(scheduled)} facts of the schedule ({facts.source}) has a {KINDS[task][1]}; "
+        f"ask for {','.join(alone)} instead of {GROUP}, or give another edit_dataset"
+    )
 
 
 def _has(task: str, scheduled: Sequence[Fact]) -> bool:
@@ -183,16 +191,22 @@ def check_tasks(names: Iterable[str], metadata: Mapping[str, Any]) -> None:
     """
     names = set(names)
     wanted = [task for task in KINDS if f"edithurt_{task}" in names or (GROUP in names and task != "counterfact")]
+    if not wanted:
+        return
+    try:
+        facts, scheduled = scheduled_facts(metadata)
+    except ConfigurationError:
+        raise
+    except UserError as error:
+        raise ConfigurationError([str(error)]) from error
     problems = []
     for task in wanted:
         try:
-            load(task, metadata)
-        except ConfigurationError as error:
-            problems += error.problems
+            _check_has(task, facts, scheduled)
         except UserError as error:
             problems.append(str(error))
     if problems:
-        raise ConfigurationError(dict.fromkeys(problems))
+        raise ConfigurationError(problems)
 
 
 def dataset(edithurt: str, provenance: Any = None, **metadata: Any) -> dict[str, Any]:

@@ -20,11 +20,26 @@ from typing import Any
 from lm_eval.api.instance import Instance
 from lm_eval.api.task import ConfigurableTask
 
-from lm_eval_edit.settings import AFTER_EACH
+from lm_eval_edit.errors import UserError
+from lm_eval_edit.settings import AFTER_EACH, EditSettings
 from lm_eval_edit.states import UNEDITED, in_state
 from lm_eval_edit.tasklib.editing_documents import Document, is_edited, settings_of
 from lm_eval_edit.tasklib.editing_metrics import OTHER, SAID_UNEDITED, SAYS, TARGET
 from lm_eval_edit.tasklib.shorten import budget_of
+
+
+@dataclass(frozen=True)
+class AskedSchedule:
+    """The schedule whose facts a task asks about, as the run's arguments and `--metadata` describe it.
+
+    Attributes:
+        settings: The options of edits.
+        source, sha256: Of the facts there are.
+    """
+
+    settings: EditSettings
+    source: str
+    sha256: str
 
 
 @dataclass
@@ -34,10 +49,12 @@ class Asked(Instance):
     Attributes:
         role: One of `editing_metrics.ROLES`; `counterfact` puts the kind of prompt and its number before it.
         tokens: How many tokens of the object it holds, or are generated; 0 where that is not known.
+        schedule: What its document is taken from.
     """
 
     role: str = ""
     tokens: int = 0
+    schedule: AskedSchedule | None = None
 
 
 def pieces(tokenizer: Any, context: str, target: str) -> list[tuple[str, int]]:
@@ -76,6 +93,8 @@ class EditingTask(ConfigurableTask):
         metadata = self.config.metadata
         self._edited = is_edited(metadata)
         self._settings = settings_of(metadata)
+        known = metadata["provenance"]  # filled in with the documents
+        self._schedule = AskedSchedule(self._settings, known["source"], known["sha256"])
         budget = budget_of(metadata, 0)
         self._tokenizer = None if budget is None else budget.tokenizer
         self._absent = self._absent_metrics()
@@ -101,7 +120,8 @@ class EditingTask(ConfigurableTask):
         for role, tokens, kind, arguments, own_state in self._questions(doc, ctx):
             at = state if own_state is None else own_state
             arguments = arguments if at is None else in_state(arguments, at)
-            requests.append(Asked(kind, doc, arguments, len(requests), metadata, role=role, tokens=tokens))
+            what = {"role": role, "tokens": tokens, "schedule": self._schedule}
+            requests.append(Asked(kind, doc, arguments, len(requests), metadata, **what))
         return requests
 
     def _state(self, doc: Document) -> int | None:
@@ -139,6 +159,8 @@ class EditingTask(ConfigurableTask):
 
     def process_results(self, doc: Document, results: Sequence[Any]) -> dict[str, Any]:
         """The document's metrics, without those that no document of this run can have."""
+        if "bypass" in self._metric_fn_list:  # --predict_only: the samples are all that is wanted
+            return {}
         values = super().process_results(doc, results)
         return {name: value for name, value in values.items() if name not in self._absent}
 
@@ -158,9 +180,19 @@ class LocalityTask(EditingTask):
 
 
 class CounterFactTask(EditingTask):
-    """`edithurt_counterfact`: the two objects after each prompt of a fact."""
+    """`edithurt_counterfact`: the two objects after each prompt of a fact.
+
+    Raises:
+        UserError: the harness put something around the fact's own prompt, which the others would lack.
+    """
 
     def _questions(self, doc: Document, ctx: str) -> list[tuple[str, int, str, tuple, int | None]]:
+        if ctx != doc["prompt"]:
+            raise UserError(
+                "edithurt_counterfact asks several prompts of a fact, and the harness puts a chat template, a system "
+                "instruction or examples around the first alone: leave them out, or ask for edithurt_editing, whose "
+                "documents have one prompt each"
+            )
         kinds = (("efficacy", [ctx]), ("paraphrase", doc["paraphrases"]), ("neighbourhood", doc["neighbourhood"]))
         return [
             question
