@@ -86,7 +86,6 @@ def test_second_moments_are_collected_once_for_a_model_and_an_editor():
     ],
 )
 def test_a_dry_run_counts_with_the_dtype_that_is_loaded(tmp_path, monkeypatch, model, model_args, said):
-    monkeypatch.setattr("lm_eval_edit.sweep.estimate.model_config", lambda source, others: (None, ["no hub"]))
     monkeypatch.setattr("lm_eval_edit.plan.model_config", lambda source, others: (None, ["no hub"]))
     monkeypatch.setattr("lm_eval_edit.sweep.checking.model_config", lambda source, others: (None, ["no hub"]))
     given = {"models": model, "editors": "kn", "n_edits": [1], "tasks": ["edithurt_rte"], "model_args": model_args}

@@ -258,6 +258,23 @@ def test_a_dry_run_looks_at_no_folder_that_was_not_named(tmp_path, monkeypatch, 
     assert "5 cells in 1 rows" in capsys.readouterr().out
 
 
+def test_a_dry_run_shows_the_cells_also_where_something_is_missing(tmp_path, capsys):
+    from lm_eval_edit.cli import main
+
+    flags = ("--pretrained", "demo", "--editors", "mend,archive=nowhere.safetensors", "--n_edits", "1", "--dry_run")
+    assert main(["sweep", *flags]) == 1
+    printed = capsys.readouterr()
+    assert "mend-archive_nowhere.safetensors-demo-seed0: n_edits 1" in printed.out and "estimate" in printed.out
+    assert "nowhere.safetensors" in printed.err
+    assert main(["sweep", *flags[:-1], "-o", str(tmp_path / "out")]) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_flag_changes_the_model_arguments_it_names():
+    design = read_design("fig4_memit_gpt2xl", {"model_args": {"dtype": "bfloat16"}})
+    assert design.model_args == {"edit_corpus": "wikitext", "dtype": "bfloat16"}
+
+
 def test_a_labelled_demo_is_the_demo_too():
     assert read_design("fig3_rome_gpt2xl", {"models": [{"pretrained": "demo", "label": "x"}]}).datasets == ("demo",)
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lm_eval_edit.errors import UserError
+from lm_eval_edit.errors import ConfigurationError, UserError
 
 #: Flags that replace a key of the design: flag -> (key, help).
 _CHANGES = {
@@ -134,6 +134,8 @@ def _run(args: argparse.Namespace, design: Any, output: Path) -> int:
         from lm_eval_edit.sweep.estimate import estimate_lines
 
         print("\n".join([*_cells(checked), *estimate_lines(checked)]))
+        if checked.problems:
+            raise ConfigurationError(checked.problems)
         return 0
     outcome = compute(checked)
     sweep = reading.load_sweep(output)

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from transformers import PretrainedConfig
+
 from lm_eval_edit import demo
 from lm_eval_edit.editing import batch_problems
 from lm_eval_edit.editors.base import find_editor
@@ -40,7 +42,9 @@ class Checked:
         rows: Its rows, with the checkpoints that can be reached.
         schedules: Row name below its model -> its schedules.
         general, about_schedule: The tasks about the model, and those about the rows' own facts.
+        configs: Label of a model -> its configuration; None where it could not be had, in a dry run.
         notices: What the user should know.
+        problems: Why it cannot run yet; only in a dry run.
     """
 
     design: Design
@@ -49,7 +53,9 @@ class Checked:
     schedules: dict[tuple[str, str], list[Schedule]]
     general: tuple[str, ...]
     about_schedule: tuple[str, ...]
+    configs: dict[str, PretrainedConfig | None] = field(default_factory=dict)
     notices: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
 
     def baseline(self, model: Model) -> Cell | None:
         """The cell of the unedited model; None where all tasks are about the rows' own facts."""
@@ -97,7 +103,8 @@ def check(design: Design, folder: SweepFolder, *, dry_run: bool = False) -> Chec
     """Check a design as far as it can be without weights.
 
     Args:
-        dry_run: A model whose configuration cannot be had (no network) gives a notice.
+        dry_run: What rows lack (second moments, an archive, facts) is kept as `problems`, so that the cells can be
+            shown all the same; a model whose configuration cannot be had (no network) gives a notice.
 
     Raises:
         ConfigurationError: every problem found.
@@ -109,11 +116,13 @@ def check(design: Design, folder: SweepFolder, *, dry_run: bool = False) -> Chec
         general, about_schedule = find_tasks(design.tasks, design.include_path)
     except UserError as error:
         problems.append(str(error))
-    rows, schedules = [], {}
+    rows, schedules, configs = [], {}, {}
+    lacking: list[str] = []
     moments: dict[str, SecondMoments] = {}
     for model in design.models:
         args = loading_args(design, model)
         config, found = model_config(demo.loadable(model.pretrained), args)
+        configs[model.label] = config
         if config is None:
             (notices if dry_run else problems).extend(
                 f"{line}: its rows are not checked" if dry_run else line for line in found
@@ -124,18 +133,19 @@ def check(design: Design, folder: SweepFolder, *, dry_run: bool = False) -> Chec
             if row.model != model:
                 continue
             if config is None:
-                problems += _without_model(row)
+                lacking += _without_model(row)
                 schedules[model.label, row.name] = [Schedule(counts, None) for counts in row.schedules()]
             else:
                 row = _reachable(design, row) if design.too_few_facts == LEAVE_OUT else row
                 if row.left_out:
                     beyond, why = ", ".join(map(str, row.left_out)), next(iter(row.left_out.values()))
                     notices.append(f"{row.name}: {beyond} left out: {why}")
-                schedules[model.label, row.name] = _plans(design, folder, row, about_schedule, moments, problems)
+                schedules[model.label, row.name] = _plans(design, folder, row, about_schedule, moments, lacking)
             rows.append(row)
-    if problems:
-        raise ConfigurationError(dict.fromkeys(problems))
-    return Checked(design, folder, rows, schedules, general, about_schedule, notices)
+    if problems or (lacking and not dry_run):
+        raise ConfigurationError(dict.fromkeys(problems + lacking))
+    lacking = list(dict.fromkeys(lacking))
+    return Checked(design, folder, rows, schedules, general, about_schedule, configs, notices, lacking)
 
 
 def _problems(look: Any) -> list[str]:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from lm_eval_edit import demo
 from lm_eval_edit.cost_sweeps import sweep_cost
 from lm_eval_edit.cost_work import DEVICES, Shape
 from lm_eval_edit.editors.base import find_editor
 from lm_eval_edit.editors.hyperparameters import resolve
 from lm_eval_edit.errors import UserError
-from lm_eval_edit.plan import model_config
 from lm_eval_edit.sweep.checking import Checked, loading_args
 from lm_eval_edit.sweep.design import Model, Row
 
@@ -42,13 +40,11 @@ def estimate_lines(checked: Checked, device: str = "h100") -> list[str]:
     configs: dict[str, Any] = {}
     dtypes: dict[str, Any] = {}
     for model in checked.design.models:
-        loading = loading_args(checked.design, model)
-        config, _ = model_config(demo.loadable(model.pretrained), loading)
-        configs[model.label] = config = config or _published(model.pretrained)
+        configs[model.label] = config = checked.configs[model.label] or _published(model.pretrained)
         if config is None:
             return [f"no estimate: the configuration of {model.pretrained} is not known here"]
         try:
-            dtypes[model.label] = _dtype(config, loading.get("dtype"))
+            dtypes[model.label] = _dtype(config, loading_args(checked.design, model).get("dtype"))
         except UserError as error:
             return [f"no estimate: {error}"]
 

@@ -267,11 +267,13 @@ def read_design(source: str | Path, changes: Mapping[str, Any]) -> Design:
 
 
 def replaced(given: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """`given` with the keys of `changes`; checkpoints of one kind replace those of the other.
+    """`given` with the keys of `changes`, and of their model_args; checkpoints of one kind replace those of the other.
 
     A design given another model goes as far as there are facts that one's editors can edit.
     """
-    given = dict(given)
+    given, changes = dict(given), dict(changes)
+    if "model_args" in changes:
+        changes["model_args"] = {**(given.get("model_args") or {}), **changes["model_args"]}
     if changes.keys() & {"n_edits", "n_operations"}:
         given.pop("n_edits", None)
         given.pop("n_operations", None)
@@ -283,4 +285,4 @@ def replaced(given: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, 
         # The demo model knows no fact of ZsRE.
         if {entry["pretrained"] for entry in _entries(models, "pretrained")} == {DEMO} and "datasets" not in changes:
             given["datasets"] = [DEMO]
-    return given | dict(changes)
+    return given | changes
