@@ -106,7 +106,7 @@ def assert_two_processes_give_the_results_of_one(
     assert one["config"]["edit"]["weights_fingerprint"] == two["config"]["edit"]["weights_fingerprint"]
     assert one["n-samples"] == two["n-samples"]
     for task in one["n-samples"]:  # the same but for the order of sums, and for which prompts share a batch
-        assert figures(one, task) == pytest.approx(figures(two, task), rel=1e-5, abs=1e-9)
+        assert figures(one, task) == pytest.approx(figures(two, task), rel=1e-5, abs=1e-9, nan_ok=True)
     return done
 
 

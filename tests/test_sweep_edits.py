@@ -11,13 +11,13 @@ from lm_eval_edit import ConfigurationError, load_facts
 from lm_eval_edit.sweep import checking, folder
 from lm_eval_edit.sweep.parsing import parse_design
 from lm_eval_edit.sweep.reading import load_sweep
-from tests.test_sweep import sweep
+from tests.small_sweeps import sweep
 
 
 def test_one_fact_has_no_standard_error_anywhere(tmp_path):
     sweep(tmp_path, tasks=["edithurt_efficacy"], n_edits=[1], limit=None)
     read = load_sweep(tmp_path)
-    values = [value for row in read.rows for _, value in row.curve("edithurt_efficacy", "em")]
+    values = [cell.value("edithurt_efficacy", "em") for _, cell in read.cells()]
     assert len(values) == 2 and all(value.stderr is None for value in values)
     assert "NaN" in make_table(read.rows[0].before.results)
 
