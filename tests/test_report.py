@@ -152,6 +152,18 @@ def test_demo_data_are_called_so(tmp_path):
     assert "not a benchmark result (edithurt_gsm8k, edithurt_nq," in source
 
 
+def test_a_source_stands_once_with_the_numbers_of_its_documents(tmp_path):
+    write_sweep(tmp_path / "sweep")
+    for cell, n in (("unedited", 20), ("rome-demo-seed0/n00005", 7), ("rome-demo-seed0/n00010", 7)):
+        file = next((tmp_path / "sweep/demo" / cell).glob("results_*.json"))
+        results = json.loads(file.read_text())
+        results["configs"]["edithurt_rte"]["metadata"] = {"provenance": {"source": "demo", "sha256": "ab" * 32}}
+        results["n-samples"]["edithurt_rte"]["effective"] = n
+        store(file.parent, file, results)
+    (table,) = [t for t in Page(render(load_sweep(tmp_path / "sweep"), [])).tables if t[0][0] == "Task"]
+    assert table[1:] == [["edithurt_rte", "demo", "7, 20", "ab" * 8]]
+
+
 def store(folder: Path, file: Path, results: dict) -> None:
     """Replace a cell's results, hash and all."""
     file.write_text(json.dumps(results))

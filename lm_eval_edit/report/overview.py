@@ -38,24 +38,29 @@ def states(sweep: Sweep) -> list[State]:
 
 @dataclass(frozen=True)
 class Source:
-    """Where the data of a task came from, as the task recorded it."""
+    """Where the data of a task came from, as the task recorded it.
+
+    Attributes:
+        documents: How many were evaluated, ascending: tasks about the edits have more in every further cell.
+    """
 
     task: str
     source: str
     sha256: str
-    documents: int | None
+    documents: tuple[int, ...]
 
 
 def sources(sweep: Sweep) -> list[Source]:
     """The data of every task that says where it is from; one entry for each different source."""
-    found: dict[Source, None] = {}
+    found: dict[tuple[str, str, str], set[int]] = {}
     for _, cell in sweep.cells():
         for task, config in (cell.results.get("configs") or {}).items():
             said = (config.get("metadata") or {}).get("provenance")
             if isinstance(said, Mapping) and "source" in said:
+                counts = found.setdefault((task, str(said["source"]), str(said.get("sha256", ""))), set())
                 n = ((cell.results.get("n-samples") or {}).get(task) or {}).get("effective")
-                found[Source(task, str(said["source"]), str(said.get("sha256", "")), n)] = None
-    return list(found)
+                counts |= {n} - {None}
+    return [Source(*what, tuple(sorted(counts))) for what, counts in found.items()]
 
 
 def warnings(sweep: Sweep, compared: Sequence[Compared]) -> list[str]:
