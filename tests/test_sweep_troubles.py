@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -76,6 +77,17 @@ def test_a_folder_is_written_by_one_sweep_at_a_time(tmp_path):
             sweep(tmp_path, n_edits=[1])
         other.kill()  # what holds it is gone, and so is its hold
     assert not sweep(tmp_path, n_edits=[1]).failed
+
+
+@pytest.mark.parametrize(("code", "runs"), [(errno.ENOLCK, True), (errno.EROFS, False)])
+def test_a_file_system_without_locks_is_told_and_used(tmp_path, monkeypatch, caplog, code, runs):
+    def refuse(*_, **__):
+        raise OSError(code, "No locks available")
+
+    monkeypatch.setattr(folder.FileLock, "acquire", refuse)
+    with nullcontext() if runs else pytest.raises(CannotWriteError), folder.SweepFolder(tmp_path).lock():
+        pass
+    assert ("start no other sweep" in caplog.text) == runs
 
 
 def test_all_unedited_cells_know_nothing_of_the_rows_before_them(tmp_path):

@@ -15,7 +15,9 @@ hash, the cell does not count and is computed again.
 
 from __future__ import annotations
 
+import errno
 import json
+import logging
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -31,7 +33,10 @@ from lm_eval_edit._files import read_json, sha256, write_bytes, write_json, writ
 from lm_eval_edit.errors import UserError
 from lm_eval_edit.sweep.design import Design, Row
 
+logger = logging.getLogger("lm_eval_edit")
+
 FORMAT = 1
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)
 DONE, COLLAPSED, FAILED = "done", "collapsed", "failed"
 
 _README = """\
@@ -157,6 +162,8 @@ class SweepFolder:
     def lock(self) -> Iterator[None]:
         """Keep other sweeps out of this folder; the system lets go when this process ends, however it ends.
 
+        Where the file system has no locks (some parallel ones), a warning says so.
+
         Raises:
             UserError: another process has it.
             CannotWriteError: the folder cannot be written.
@@ -168,8 +175,13 @@ class SweepFolder:
                 lock.acquire(timeout=0)
             except Timeout:
                 raise UserError(
-                    f"another sweep is writing {self.root}; wait until it ends, or give another folder"
+                    f"another sweep is writing {self.root}; wait until it ends, or give another folder. If there is "
+                    f"none, the file system kept its mark: delete {self.root / '.lock'}"
                 ) from None
+            except OSError as error:
+                if error.errno not in _NO_LOCKS:
+                    raise
+                logger.warning("%s cannot be locked (%s): start no other sweep into it", self.root, error.strerror)
         try:
             yield
         finally:
