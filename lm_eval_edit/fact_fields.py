@@ -1,7 +1,7 @@
 """The fields of a record, read one by one: each knows its path, and what is wrong with it joins the record's problems.
 
-What a data file may hold for a text: text; a number, taken as its digits (1998.0 as 1998: a column of whole numbers with
-a gap comes out of a table as floats); nothing, as null or as NaN (which is how pandas and `json.dumps` write it).
+What a data file may hold for a text: text; a number, taken as its digits (1998.0 as 1998: a column of whole numbers
+with a gap comes out of a table as floats); nothing, as null or as NaN (which is how pandas and `json.dumps` write it).
 """
 
 from __future__ import annotations
@@ -117,8 +117,8 @@ class Field:
         for position, character in enumerate(text):
             if 0xD800 <= ord(character) <= 0xDFFF:
                 self.wrong(
-                    f"{self.path} holds a lone surrogate (\\u{ord(character):04x} as character {position}), one half of "
-                    f"a character whose other half is lost; no tokenizer reads it. Write the whole character"
+                    f"{self.path} holds a lone surrogate (\\u{ord(character):04x} as character {position}): half "
+                    f"a character, which no tokenizer reads. Write the whole character, or leave it out"
                 )
                 return
             # C1 controls are left alone: they are what letters of Windows-1252 become in data that was decoded wrongly.

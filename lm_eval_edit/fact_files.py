@@ -1,4 +1,4 @@
-"""A file of facts as parsed records, with what cannot be parsed told line by line instead of ending at the first one."""
+"""A file of facts as parsed records; what cannot be parsed is told line by line, not at the first line only."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """Facts: what an edit changes, made of the records of the field's data files (`fact_sources` finds the files).
 
-A fact is (subject s, relation as a prompt, object o, new object o*). `fact_readers` has the forms that records may have.
+A fact is (subject s, relation as a prompt, object o, new object o*). `fact_readers` has the forms of records.
 
-The package's own JSON(L) fields, one object per fact, all texts (numbers are taken as their digits, 1998.0 as 1998; null
-and NaN are missing):
+The package's own JSON(L) fields, one object per fact, all texts (numbers are taken as their digits, 1998.0 as 1998;
+null and NaN are missing):
     subject      the entity, e.g. "Nils Albrecht"
     prompt       a text with {} where the subject stands, or with the subject in clear
     target_new   the new object o*

@@ -61,7 +61,7 @@ def _folded(prompt: str, subject: str, any_case: bool) -> Iterator[tuple[int, in
 
 
 def _units(text: str, any_case: bool) -> list[tuple[str, int, int]]:
-    """The text decomposed and its marks in canonical order (NFD), with where each unit comes from: (unit, start, end)."""
+    """The text decomposed, marks in canonical order (NFD), with where each unit comes from: (unit, start, end)."""
     units: list[tuple[str, int, int]] = []
     for match in re.finditer(r"\s+|\S", text):
         start, end = match.span()
