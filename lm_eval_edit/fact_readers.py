@@ -240,15 +240,16 @@ _OTHER_NAMES = ("text", "concept", "labels", "target")  # of KnowEdit's WikiBio,
 
 
 def _form(r: Field) -> Form:
-    if r.has("requested_rewrite"):
-        return _MQUAKE if r["requested_rewrite"].is_list else _COUNTERFACT
-    if r.has("src") or r.has("alt"):
-        return _ZSRE
-    if r.has("update") and r.has("ans"):
-        return _WIKIBIGEDIT
-    if any(r.has(name) for name in (*_FLAT_ONLY, *_OTHER_NAMES)) or _is_flat_locality(r["locality"]):
-        return _FLAT
-    return _OWN
+    rewrites = _MQUAKE if r["requested_rewrite"].is_list else _COUNTERFACT
+    marks = {("requested_rewrite",): rewrites, ("src", "alt"): _ZSRE, ("update", "ans"): _WIKIBIGEDIT}
+    flat = any(r.has(name) for name in (*_FLAT_ONLY, *_OTHER_NAMES)) or _is_flat_locality(r["locality"])
+    plain = _FLAT if flat else _OWN
+    for names, form in marks.items():
+        if any(not r[name].missing for name in names) and (form is not _WIKIBIGEDIT or not _lacking(r, form.required)):
+            return form
+    # A row of a table has the columns of other forms, too, without values.
+    empty = (form for names, form in marks.items() if any(r.has(name) for name in names))
+    return plain if not _lacking(r, plain.required) else next(empty, plain)
 
 
 def _is_flat_locality(locality: Field) -> bool:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from lm_eval_edit.facts import SkippedFact
 
 NAMED = 3  # facts named one by one
+LONGEST = 300  # characters of a reason, which quotes a prompt
 _QUOTED = re.compile(r"\s*(?:'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\")")
 
 
@@ -32,4 +33,5 @@ def reasons(skipped: Sequence[SkippedFact]) -> str:
 
 def _one(fact: SkippedFact) -> str:
     where = f"id {fact.id}" if fact.record is None else f"record {fact.record} (id {fact.id})"
-    return f"{where}: {fact.reason}"
+    reason = fact.reason if len(fact.reason) <= LONGEST else fact.reason[:LONGEST] + "..."
+    return f"{where}: {reason}"
