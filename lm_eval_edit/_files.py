@@ -65,6 +65,15 @@ def read_json(path: Path) -> Any:
     return parse_json(read_text(path), path)
 
 
+#: Byte order marks of other encodings, longer ones first: UTF-16's are the beginning of UTF-32's.
+_OTHER_MARKS = (
+    ("UTF-32", codecs.BOM_UTF32_LE),
+    ("UTF-32", codecs.BOM_UTF32_BE),
+    ("UTF-16", codecs.BOM_UTF16_LE),
+    ("UTF-16", codecs.BOM_UTF16_BE),
+)
+
+
 def read_text(path: Path) -> str:
     """Read a UTF-8 text file, without the byte order mark that programs of Windows put in front.
 
@@ -77,8 +86,9 @@ def read_text(path: Path) -> str:
         raise UserError(f"no such file: {path}") from None
     except IsADirectoryError:
         raise UserError(f"{path} is a folder; a file was wanted") from None
-    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        raise UserError(f"{path} is UTF-16 text; save it as UTF-8 (iconv -f UTF-16 -t UTF-8 does)")
+    for name, mark in _OTHER_MARKS:
+        if content.startswith(mark):
+            raise UserError(f"{path} is {name} text; save it as UTF-8 (iconv -f {name} -t UTF-8 does)")
     try:
         return io.TextIOWrapper(io.BytesIO(content), encoding="utf-8-sig").read()  # line ends as in a text file
     except UnicodeDecodeError:

@@ -29,6 +29,11 @@ def shown(value: Any) -> str:
     return _short.repr(value)
 
 
+def named(key: Any) -> str:
+    """A key in a sentence: as it is, but escaped where it cannot be printed."""
+    return key if isinstance(key, str) and key.isprintable() else repr(key)
+
+
 class RepeatedKeys(dict):
     """A JSON object in which keys stand twice with different values, named in `repeated`."""
 
@@ -66,7 +71,7 @@ class Field:
         """A field of this object or an entry of this list; a missing one where it is not there."""
         if isinstance(key, int):
             return replace(self, value=self.value[key], path=f"{self.path}[{key}]")
-        path = f"{self.path}.{key}" if self.path else key
+        path = f"{self.path}.{named(key)}" if self.path else named(key)
         if self.missing:
             return replace(self, value=None, path=path)
         if not isinstance(self.value, Mapping):

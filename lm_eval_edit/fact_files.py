@@ -49,7 +49,7 @@ def read_fact_records(path: Path) -> Iterator[tuple[int, Any]]:
 
 def _line(line: str, path: Path, number: int) -> Any:
     try:
-        return _parse(line, path, number)
+        return _parse(line.removeprefix("\ufeff"), path, number)  # a mark is inside where files were put together
     except UserError as error:
         return Unreadable(str(error))
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lm_eval_edit.fact_fields import Field, shown
+from lm_eval_edit.fact_fields import Field, named, shown
 
 
 def read_record(record: Mapping[str, Any], default_id: str) -> tuple[list[dict[str, Any]], list[str]]:
@@ -104,7 +104,7 @@ def _probe(field: Field, strict: bool) -> list[tuple[str, str]]:
         if strict or (prompt is None and answer is None):
             field.wrong(f"{field.path} should be {_SHAPE}; locality should be a list of such objects")
         return []
-    if strict and answer == "answer":
+    if strict and answer == "answer" and not field[prompt].is_list:
         asked, true = field[prompt].text("a locality prompt"), field[answer].text("a locality answer")
         for name, text, what in ((prompt, asked, "prompt"), (answer, true, "answer")):
             if text is None and field[name].missing:
@@ -272,13 +272,15 @@ def _lacking(r: Field, required: tuple[tuple[str, ...], ...]) -> list[str]:
 
 
 def _not_this_form(r: Field, form: Form, lacking: list[str]) -> str:
-    fields = ", ".join(map(str, list(r.value)[:20])) or "none"
+    fields = ", ".join(map(named, list(r.value)[:20])) or "none"
     if len(form.required) - len(lacking) < min(2, len(form.required)):
         known = "; ".join(
             f"{one.name}: {', '.join(' or '.join(names) for names in one.required)}"
             for one in (_OWN, _ZSRE, _COUNTERFACT, _MQUAKE, _FLAT, _WIKIBIGEDIT)
         )
-        return f"the fields ({fields}) are of no form that is read. A fact has {known}.{_where_else(r)}"
+        return (
+            f"the fields ({fields}) are of no form that is read. The forms and what they need: {known}.{_where_else(r)}"
+        )
     some = ", ".join(repr(name) for name in lacking)
     subject = ". Every form names the subject; UltraEditBench and UnKE do not" if "subject" in lacking else ""
     return (

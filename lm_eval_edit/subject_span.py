@@ -22,7 +22,8 @@ def one_form(text: str) -> str:
 def subject_span(prompt: str, subject: str, *, any_case: bool = False) -> tuple[int, int] | None:
     """Where the subject stands in a prompt in clear: its first occurrence as a word, else its first at all.
 
-    An occurrence in the very same characters wins over one in another Unicode form. One that ends inside a character
+    An occurrence in the very same characters wins over one in another Unicode form or without the white space around
+    the subject. One that ends inside a character
     ("Jose" in "Jose" + a combining accent, which is "José") is none.
 
     Args:
@@ -48,7 +49,7 @@ def _exact(prompt: str, subject: str) -> Iterator[tuple[int, int]]:
 
 
 def _folded(prompt: str, subject: str, any_case: bool) -> Iterator[tuple[int, int]]:
-    units, wanted = _units(prompt, any_case), "".join(unit for unit, _, _ in _units(subject, any_case))
+    units, wanted = _units(prompt, any_case), "".join(unit for unit, _, _ in _units(subject.strip(), any_case))
     text = "".join(unit for unit, _, _ in units)
     start = text.find(wanted) if wanted else -1
     while start >= 0:

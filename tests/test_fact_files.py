@@ -37,6 +37,10 @@ def test_lists_lines_and_single_objects_are_read_with_and_without_a_byte_order_m
     assert facts.sha256 == load_facts(written(tmp_path, LINE, "plain.jsonl")).sha256
 
 
+def test_a_mark_inside_a_file_of_several_put_together_is_read_over(tmp_path):
+    assert len(load_facts(written(tmp_path, codecs.BOM_UTF8.join([b"", LINE.encode() + b"\n", LINE.encode()])))) == 2
+
+
 def test_a_byte_order_mark_in_any_json_file_is_read(tmp_path):
     assert read_json(written(tmp_path, codecs.BOM_UTF8 + b'{"a": 1}')) == {"a": 1}
 
@@ -48,6 +52,7 @@ DEEP = "[" * 100_000 + "]" * 100_000
     ("content", "message"),
     [
         (LINE.encode("utf-16"), r"facts.jsonl is UTF-16 text; save it as UTF-8"),
+        (codecs.BOM_UTF32_LE + LINE.encode("utf-32-le"), r"facts.jsonl is UTF-32 text"),
         (LINE.encode("utf-16-le"), r"facts.jsonl, line 1: holds a NUL byte"),
         (LINE.encode() + b"\n" + LINE.replace("K", "\xe9").encode("latin-1"), r"line 2: not UTF-8 text \(.* at byte 7"),
         ("", r"facts.jsonl is empty"),

@@ -242,6 +242,7 @@ def test_wikibigedit_qaedit_and_wikibio(tmp_path):
         [{"prompt": "p", "ground_truth": "a"}, {"prompt": "q", "ground_truth": ["b"]}],
         [{"loc": "p", "loc_ans": "a"}, {"loc": "q", "loc_ans": "b"}],
         [{"prompt": "p", "answer": "a"}, {"prompt": "q", "answer": "b"}],
+        {"prompt": ["p", "q"], "answer": ["a", "b"]},  # as `datasets` gives a list of objects
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("record", [FLAT, OWN])
@@ -287,6 +288,7 @@ def test_columns_of_another_form_that_are_empty_do_not_matter(tmp_path):
             {"question": "q", "answer": "a"},
             r"the fields \(question, answer\) are of no form that is read. .*ZsRE: subject",
         ),
+        ({"\ud800": 1, "a\x1bb": 2, "é ü": 3}, r"the fields \('\\ud800', 'a\\x1bb', é ü\) are of no form"),
         ({}, r"the fields \(none\) are of no form that is read"),
         ({"data": [FLAT]}, r"If the facts are the list under 'data', give a file that holds that list"),
         ({"a": FLAT, "b": FLAT}, r"If the facts are the values of this object"),

@@ -53,6 +53,11 @@ def test_white_space_of_any_kind_is_white_space(space):
     assert subject_span("In New York it", f"New{space}York") == (3, 11)
 
 
+@pytest.mark.parametrize(("subject", "span"), [("Rome ", (12, 17)), (" Rome\n", (12, 16)), ("Rome\u00a0", (12, 16))])
+def test_white_space_around_the_subject_is_kept_only_where_the_prompt_has_it(subject, span):
+    assert subject_span("The city of Rome is", subject) == span
+
+
 @pytest.mark.parametrize(
     ("prompt", "subject", "start"),
     [
