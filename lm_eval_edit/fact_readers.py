@@ -69,20 +69,21 @@ def _pairs(prompts: Field, answers: Field) -> Iterator[tuple[str, str]]:
             yield text, true
 
 
-def _probes(field: Field, *, strict: bool) -> list[tuple[str, str]]:
+def _probes(field: Field, *, strict: bool, categories: bool = True) -> list[tuple[str, str]]:
     """Locality in any of its shapes: a list of probes, or by category a list of probes or parallel lists.
 
     Args:
         field: The field `locality`.
         strict: As the package's own form has it: a probe without an answer is a mistake, not a probe to leave out.
+        categories: Whether there may be categories; within one there are none.
     """
     if field.missing:
         return []
+    if isinstance(field.value, Mapping) and (_one_of(field, _PROMPTS) or not categories):
+        return _probe(field, strict)
     if isinstance(field.value, Mapping):
-        if _one_of(field, _PROMPTS):
-            return _probe(field, strict)
         groups = [field[category] for category in field.value]
-        return [probe for group in groups for probe in _probes(group, strict=False)]
+        return [probe for group in groups for probe in _probes(group, strict=False, categories=False)]
     if not field.is_list:
         field.wrong(f"{field.path} should be a list of {_SHAPE}, or such lists by category; got {shown(field.value)}")
         return []
@@ -272,14 +273,16 @@ def _lacking(r: Field, required: tuple[tuple[str, ...], ...]) -> list[str]:
 
 
 def _not_this_form(r: Field, form: Form, lacking: list[str]) -> str:
-    fields = ", ".join(map(named, list(r.value)[:20])) or "none"
+    if not r.value:
+        return "field 'subject' is missing, as is every other. A fact needs at least subject, prompt and target_new"
+    fields = ", ".join(map(named, list(r.value)[:20]))
     if len(form.required) - len(lacking) < min(2, len(form.required)):
         known = "; ".join(
             f"{one.name}: {', '.join(' or '.join(names) for names in one.required)}"
             for one in (_OWN, _ZSRE, _COUNTERFACT, _MQUAKE, _FLAT, _WIKIBIGEDIT)
         )
         return (
-            f"the fields ({fields}) are of no form that is read. The forms and what they need: {known}.{_where_else(r)}"
+            f"the fields ({fields}) are of no form that is read. The forms and what they need: {known}{_where_else(r)}"
         )
     some = ", ".join(repr(name) for name in lacking)
     subject = ". Every form names the subject; UltraEditBench and UnKE do not" if "subject" in lacking else ""
@@ -290,12 +293,12 @@ def _not_this_form(r: Field, form: Form, lacking: list[str]) -> str:
 
 
 def _where_else(r: Field) -> str:
-    """Where the facts may be in an object that is no fact, as a sentence to append."""
+    """Where the facts may be in an object that is no fact, as a sentence to append, or nothing."""
     for key, value in r.value.items():
         if isinstance(value, list) and value and all(isinstance(entry, Mapping) for entry in value):
-            return f" If the facts are the list under {key!r}, give a file that holds that list"
+            return f". If the facts are the list under {key!r}, give a file that holds that list"
     if len(r.value) > 1 and all(isinstance(value, Mapping) for value in r.value.values()):
-        return " If the facts are the values of this object, give a file that holds them as a list"
+        return ". If the facts are the values of this object, give a file that holds them as a list"
     if isinstance(r.value.get("edit"), Mapping):
-        return " RippleEdits names subjects by their ids only: a copy with their texts is needed"
+        return ". RippleEdits names subjects by their ids only: a copy with their texts is needed"
     return ""

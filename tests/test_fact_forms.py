@@ -197,6 +197,11 @@ def test_lists_in_lists_without_end_are_a_problem_not_a_crash():
         deep = [deep]
     with pytest.raises(UserError, match="rephrase is nested deeper than 8 lists"):
         parse_record(FLAT | {"rephrase": deep}, "here", "0")
+    categories = {"prompt": "p", "answer": "a"}
+    for _ in range(900):
+        categories = {"a": categories}
+    with pytest.raises(UserError, match=r"here: locality.a should be {"):
+        parse_record(FLAT | {"locality": categories}, "here", "0")
     problem = Field({"a": deep})
     assert problem["a"].text() is None and len(next(iter(problem.problems))) < 100
 
@@ -289,7 +294,7 @@ def test_columns_of_another_form_that_are_empty_do_not_matter(tmp_path):
             r"the fields \(question, answer\) are of no form that is read. .*ZsRE: subject",
         ),
         ({"\ud800": 1, "a\x1bb": 2, "é ü": 3}, r"the fields \('\\ud800', 'a\\x1bb', é ü\) are of no form"),
-        ({}, r"the fields \(none\) are of no form that is read"),
+        ({}, r"field 'subject' is missing, as is every other"),
         ({"data": [FLAT]}, r"If the facts are the list under 'data', give a file that holds that list"),
         ({"a": FLAT, "b": FLAT}, r"If the facts are the values of this object"),
         (
