@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
+import io
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,29 +65,63 @@ def read_json(path: Path) -> Any:
     return parse_json(read_text(path), path)
 
 
+#: Byte order marks of other encodings, longer ones first: UTF-16's are the beginning of UTF-32's.
+_OTHER_MARKS = (
+    ("UTF-32", codecs.BOM_UTF32_LE),
+    ("UTF-32", codecs.BOM_UTF32_BE),
+    ("UTF-16", codecs.BOM_UTF16_LE),
+    ("UTF-16", codecs.BOM_UTF16_BE),
+)
+
+
 def read_text(path: Path) -> str:
-    """Read a UTF-8 text file.
+    """Read a UTF-8 text file, without the byte order mark that programs of Windows put in front.
 
     Raises:
-        UserError: the file is missing, is a folder, or is not UTF-8.
+        UserError: the file is missing, is a folder, or is not UTF-8 (line named).
     """
     try:
-        return path.read_text(encoding="utf-8")
+        content = path.read_bytes()
     except FileNotFoundError:
         raise UserError(f"no such file: {path}") from None
     except IsADirectoryError:
         raise UserError(f"{path} is a folder; a file was wanted") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start})") from None
-
-
-def parse_json(text: str, path: Path, first_line: int = 1) -> Any:
-    """Parse JSON text that starts at line `first_line` of `path`, so that an error names the right line."""
+    for name, mark in _OTHER_MARKS:
+        if content.startswith(mark):
+            raise UserError(f"{path} is {name} text; save it as UTF-8 (iconv -f {name} -t UTF-8 does)")
     try:
-        return json.loads(text)
+        return io.TextIOWrapper(io.BytesIO(content), encoding="utf-8-sig").read()  # line ends as in a text file
+    except UnicodeDecodeError:
+        raise _no_utf8(path, content) from None
+
+
+def _no_utf8(path: Path, content: bytes) -> UserError:
+    for number, line in enumerate(content.split(b"\n"), start=1):
+        try:
+            line.decode()
+        except UnicodeDecodeError as error:
+            where = f"{error.reason} at byte {error.start + 1} of the line"
+            return UserError(f"{path}, line {number}: not UTF-8 text ({where}); save the file as UTF-8")
+    return UserError(f"{path} is not UTF-8 text; save it as UTF-8")
+
+
+def parse_json(
+    text: str, path: Path, first_line: int = 1, pairs: Callable[[list[tuple[str, Any]]], Any] | None = None
+) -> Any:
+    """Parse JSON text that starts at line `first_line` of `path`, so that an error names the right line.
+
+    Args:
+        pairs: Makes an object of its (key, value) pairs; a dictionary where none is given.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=pairs)
     except json.JSONDecodeError as error:
         line = first_line + error.lineno - 1
         raise UserError(f"{path}, line {line}: not JSON ({error.msg} at column {error.colno})") from None
+    except RecursionError:
+        raise UserError(f"{path}, line {first_line}: JSON nested too deeply to be read") from None
+    except ValueError:  # Python refuses to make a number of thousands of digits
+        raise UserError(f"{path}, line {first_line}: holds a number of too many digits to be read") from None
 
 
 def read_yaml(path: Path) -> Any:

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lm_eval_edit._files import hash_json
 from lm_eval_edit.answers import Answer, edit_answers
 from lm_eval_edit.architecture import Architecture
+from lm_eval_edit.contradictions import repetitions
 from lm_eval_edit.editors.base import EditContext, Editor, EditResult, find_editor
 from lm_eval_edit.editors.hyperparameters import resolve
 from lm_eval_edit.editors.templates import check_templates, sample_templates
@@ -90,6 +91,8 @@ def edit_model(
         raise ConfigurationError(problems)
     for notice in resolved.notices:
         logger.warning(notice)
+    for warning in repetitions(facts).warnings():
+        logger.warning(warning)
     schedule = EditSchedule(len(facts), edit_batch_size, seed=None)
     return run_operations(
         model,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class UserError(ValueError):
@@ -22,6 +22,16 @@ class ConfigurationError(UserError):
         count = len(self.problems)
         head = "1 problem" if count == 1 else f"{count} problems"
         super().__init__(f"lm-eval-edit: {head} in the configuration\n" + "\n".join(f"  - {p}" for p in self.problems))
+
+
+def in_one_error(problems: Sequence[str]) -> UserError:
+    """An error of its own for a single problem, a `ConfigurationError` for several."""
+    return UserError(problems[0]) if len(problems) == 1 else ConfigurationError(problems)
+
+
+def problems_of(error: UserError) -> list[str]:
+    """The problems an error tells, as sentences: those of a `ConfigurationError`, else its text."""
+    return error.problems if isinstance(error, ConfigurationError) else [str(error)]
 
 
 class CannotWriteError(UserError):

@@ -8,8 +8,8 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
-from lm_eval_edit._files import read_records
 from lm_eval_edit.errors import UserError
+from lm_eval_edit.fact_files import read_fact_records
 from lm_eval_edit.facts import Facts, read_facts
 
 
@@ -42,7 +42,7 @@ def _from_hub(name: str) -> Iterator[tuple[int, Any]]:
             from huggingface_hub import hf_hub_download
 
             path = Path(hf_hub_download(hub.repository, hub.file, repo_type="dataset"))
-            yield from read_records(path)
+            yield from read_fact_records(path)
         else:
             split = datasets.load_dataset(hub.repository, split="train")
             yield from enumerate(split, start=1)
@@ -69,7 +69,7 @@ def _of_file(path: Path, source: str) -> Facts:
 
 @lru_cache(maxsize=4)
 def _as_it_is(path: Path, source: str, modified: int, size: int) -> Facts:
-    return read_facts(read_records(path), source)
+    return read_facts(read_fact_records(path), source)
 
 
 def load_facts(source: str | Path, data_dir: str | Path | None = None) -> Facts:

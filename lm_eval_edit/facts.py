@@ -1,9 +1,9 @@
-"""Facts: what an edit changes, and readers for the records of the field's data files (`fact_sources` finds the files).
+"""Facts: what an edit changes, made of the records of the field's data files (`fact_sources` finds the files).
 
-A fact is (subject s, relation as a prompt, object o, new object o*). The readers know ZsRE, CounterFact (original and
-flat), KnowEdit and the package's own fields; they are told apart by the fields of each record, so mixed files work.
+A fact is (subject s, relation as a prompt, object o, new object o*). `fact_readers` has the forms of records.
 
-The package's own JSON(L) fields, one object per fact, all texts (numbers are taken as their digits):
+The package's own JSON(L) fields, one object per fact, all texts (numbers are taken as their digits, 1998.0 as 1998;
+null and NaN are missing):
     subject      the entity, e.g. "Nils Albrecht"
     prompt       a text with {} where the subject stands, or with the subject in clear
     target_new   the new object o*
@@ -19,14 +19,16 @@ The package's own JSON(L) fields, one object per fact, all texts (numbers are ta
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from lm_eval_edit._files import hash_json
-from lm_eval_edit.errors import UserError
+from lm_eval_edit.errors import UserError, in_one_error, problems_of
+from lm_eval_edit.fact_files import Unreadable
+from lm_eval_edit.fact_readers import read_record
+from lm_eval_edit.subject_span import subject_span
 
 SLOT = "{}"
 
@@ -73,10 +75,15 @@ class Fact:
             return "the subject is empty"
         if not self.target_new.strip():
             return "the target is empty"
+        if not self.prompt.strip():
+            return "the prompt is empty"
         if self.prompt.count(SLOT) > 1:
             return f"the prompt holds {SLOT} more than once"
-        if SLOT not in self.prompt and self.subject not in self.prompt:
-            return f"the subject {self.subject!r} is not in the prompt {self.prompt!r}"
+        if SLOT not in self.prompt and subject_span(self.prompt, self.subject) is None:
+            reason = f"the subject {self.subject!r} is not in the prompt {self.prompt!r}"
+            if span := subject_span(self.prompt, self.subject, any_case=True):
+                reason += f"; {self.prompt[slice(*span)]!r} differs from it in upper and lower case only"
+            return reason
         return None
 
     @property
@@ -100,12 +107,17 @@ class Fact:
 
 
 def with_slot(prompt: str, subject: str) -> str:
-    """`prompt` with `{}` in place of the subject (as it is when it already holds `{}`)."""
+    """`prompt` with `{}` in place of the subject (as it is when it already holds `{}`); see `subject_span`.
+
+    Raises:
+        ValueError: the subject is not in it.
+    """
     if SLOT in prompt:
         return prompt
-    word = re.search(rf"(?<!\w){re.escape(subject)}(?!\w)", prompt)
-    start = word.start() if word else prompt.index(subject)
-    return prompt[:start] + SLOT + prompt[start + len(subject) :]
+    span = subject_span(prompt, subject)
+    if span is None:
+        raise ValueError(f"the subject {subject!r} is not in the prompt {prompt!r}")
+    return prompt[: span[0]] + SLOT + prompt[span[1] :]
 
 
 def in_clear(prompt: str, subject: str) -> str:
@@ -115,10 +127,17 @@ def in_clear(prompt: str, subject: str) -> str:
 
 @dataclass(frozen=True)
 class SkippedFact:
-    """A record that cannot be edited, and why."""
+    """A record that cannot be edited, and why.
+
+    Args:
+        id: The fact's.
+        reason: As a sentence without an end.
+        record: Its number in the source, as errors count; None where an editor, not the source, has no use for it.
+    """
 
     id: str
     reason: str
+    record: int | None = None
 
 
 @dataclass(frozen=True)
@@ -147,112 +166,13 @@ class Facts(Sequence[Fact]):
         return hash_json([fact.record() for fact in self.items])
 
 
-# --------------------------------------------------------------------------------------------------------- the readers
+# ------------------------------------------------------------------------------------------------------- from records
+
+MOST_PROBLEMS = 10  # of one source told one by one
 
 
-def _texts(value: Any) -> list[str]:
-    """A text or a list of texts (possibly nested, as in KnowEdit) as a flat list of non-empty strings."""
-    if value is None:
-        return []
-    if isinstance(value, (list, tuple)):
-        return [text for item in value for text in _texts(item)]
-    return [str(value)] if str(value).strip() else []
-
-
-def _first(value: Any) -> str | None:
-    return next(iter(_texts(value)), None)
-
-
-def _zsre(r: Mapping[str, Any]) -> dict[str, Any]:
-    # EasyEdit and the paper edit towards `alt` (counterfactual); `answers` is the truth, `pred` the model's own answer.
-    return {
-        "subject": r["subject"],
-        "prompt": r["src"],
-        "target_new": r["alt"],
-        "target_true": _first(r.get("answers")),
-        "prediction": _first(r.get("pred")),
-        "paraphrases": _texts(r.get("rephrase")),
-        "locality": [{"prompt": r["loc"], "answer": r["loc_ans"]}] if r.get("loc") and r.get("loc_ans") else [],
-    }
-
-
-def _counterfact(r: Mapping[str, Any]) -> dict[str, Any]:
-    rewrite = r["requested_rewrite"]
-    true = rewrite["target_true"]["str"]
-    return {
-        "subject": rewrite["subject"],
-        "prompt": rewrite["prompt"],
-        "target_new": rewrite["target_new"]["str"],
-        "target_true": true,
-        "paraphrases": _texts(r.get("paraphrase_prompts")),
-        # A neighbourhood prompt asks for the same object of another subject: the true object must stay.
-        "locality": [{"prompt": prompt, "answer": true} for prompt in _texts(r.get("neighborhood_prompts"))],
-        "relation": rewrite.get("relation_id"),
-    }
-
-
-def _flat(r: Mapping[str, Any]) -> dict[str, Any]:
-    # EasyEdit's flattened CounterFact and KnowEdit share these names; KnowEdit nests locality by category.
-    probes = []
-    if r.get("locality_prompt") and _first(r.get("locality_ground_truth")):
-        probes.append({"prompt": r["locality_prompt"], "answer": _first(r["locality_ground_truth"])})
-    nested = r.get("locality") if isinstance(r.get("locality"), Mapping) else {}
-    for probe in (probe for group in nested.values() for probe in group):
-        answer = _first(probe.get("ground_truth"))
-        if probe.get("prompt") and answer:
-            probes.append({"prompt": probe["prompt"], "answer": answer})
-    return {
-        "subject": r["subject"],
-        "prompt": r["prompt"] if "prompt" in r else r["text"],
-        "target_new": _first(r["target_new"]) or "",
-        "target_true": _first(r.get("ground_truth")),
-        "paraphrases": _texts(r.get("rephrase_prompt") or r.get("rephrase")),
-        "locality": probes,
-    }
-
-
-def _own(r: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "subject": r["subject"],
-        "prompt": r["prompt"],
-        "target_new": r["target_new"],
-        "target_true": r.get("target_true"),
-        "prediction": r.get("prediction"),
-        "paraphrases": _texts(r.get("paraphrases")),
-        "question": r.get("question"),
-        "locality": list(r.get("locality") or []),
-        "relation": r.get("relation"),
-    }
-
-
-_REQUIRED = ("subject", "prompt", "target_new")
-_OPTIONAL = ("target_true", "prediction", "question", "relation")
-
-
-def _text(value: Any, where: str, what: str) -> str:
-    """A text field; a number (a year, say) is taken as its digits, and anything else refused."""
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return str(value)
-    if not isinstance(value, str):
-        raise UserError(f"{where}: {what} should be text; got {value!r}")
-    return value
-
-
-_FLAT_ONLY = {"ground_truth", "rephrase_prompt", "locality_prompt", "locality_ground_truth", "rephrase", "portability"}
-
-
-def _format(record: Mapping[str, Any]) -> tuple[Callable[[Mapping[str, Any]], dict[str, Any]], str]:
-    if "requested_rewrite" in record:
-        return _counterfact, "CounterFact"
-    if "src" in record or "alt" in record:
-        return _zsre, "ZsRE"
-    if _FLAT_ONLY & record.keys() or isinstance(record.get("locality"), Mapping) or "text" in record:
-        return _flat, "flat (EasyEdit, KnowEdit)"
-    return _own, "lm-eval-edit"
-
-
-def parse_record(record: Any, where: str, default_id: str) -> Fact:
-    """One record of any known format as a Fact.
+def parse_records(record: Any, where: str, default_id: str) -> list[Fact]:
+    """The facts of one record of any known form; all forms but MQuAKE's hold one.
 
     Args:
         record: The parsed JSON object.
@@ -260,33 +180,35 @@ def parse_record(record: Any, where: str, default_id: str) -> Fact:
         default_id: The fact's id when the record has none.
 
     Raises:
-        UserError: the record is not an object, lacks a field its format needs, or has something else for a text.
+        UserError: the record is not an object, lacks a field its form needs, or has something else for a text; a
+            ConfigurationError where that is several problems.
     """
     if not isinstance(record, Mapping):
         raise UserError(f"{where}: a fact is a JSON object with fields; got {type(record).__name__}")
-    reader, name = _format(record)
-    try:
-        values = reader(record)
-    except KeyError as missing:
-        raise UserError(
-            f"{where}: field {missing} is missing (read as a {name} record with the fields {', '.join(record)}). "
-            f"A fact needs at least subject, prompt and target_new"
-        ) from None
-    except (TypeError, AttributeError):
-        raise UserError(f"{where}: a field of this {name} record has another type than that format's") from None
-    for key in (*_REQUIRED, *(key for key in _OPTIONAL if values.get(key) is not None)):
-        values[key] = _text(values[key], where, key)
-    values["paraphrases"] = tuple(values.get("paraphrases") or ())
-    try:
-        probes = [(probe["prompt"], probe["answer"]) for probe in values.get("locality") or ()]
-    except (KeyError, TypeError):
-        raise UserError(f'{where}: locality should be a list of {{"prompt": ..., "answer": ...}}') from None
-    values["locality"] = tuple(
-        Probe(_text(prompt, where, "a locality prompt"), _text(answer, where, "a locality answer"))
-        for prompt, answer in probes
-    )
-    given = next((record[key] for key in ("id", "case_id") if record.get(key) is not None), default_id)
-    return Fact(id=str(given), **values)
+    values, problems = read_record(record, default_id)
+    if problems:
+        raise in_one_error([f"{where}: {problem}" for problem in problems])
+    return [_fact(entry) for entry in values]
+
+
+def _fact(values: dict[str, Any]) -> Fact:
+    probes = tuple(Probe(prompt, answer) for prompt, answer in values.pop("locality", ()))
+    fact = Fact(paraphrases=tuple(values.pop("paraphrases", ())), locality=probes, **values)
+    # The subject is taken as the prompt writes it, so that an editor and a task read the same characters.
+    span = subject_span(fact.prompt, fact.subject) if fact.subject and SLOT not in fact.prompt else None
+    return replace(fact, subject=fact.prompt[slice(*span)]) if span else fact
+
+
+def parse_record(record: Any, where: str, default_id: str) -> Fact:
+    """The fact of a record that holds one; see `parse_records`.
+
+    Raises:
+        UserError: as there, or the record holds several.
+    """
+    facts = parse_records(record, where, default_id)
+    if len(facts) != 1:
+        raise UserError(f"{where}: holds {len(facts)} facts; one was wanted")
+    return facts[0]
 
 
 def read_facts(records: Iterable[tuple[int, Any]], source: str) -> Facts:
@@ -297,19 +219,36 @@ def read_facts(records: Iterable[tuple[int, Any]], source: str) -> Facts:
         source: What errors and results call this data.
 
     Raises:
-        UserError: a record cannot be read, or two share an id.
+        UserError: there is none, a record cannot be read, or two facts share an id; a ConfigurationError where that is
+            several problems.
     """
     kept: list[Fact] = []
     skipped: list[SkippedFact] = []
+    problems: list[str] = []
     seen: dict[str, int] = {}
+    position = -1
     for position, (number, record) in enumerate(records):
-        fact = parse_record(record, f"{source}, record {number}", default_id=str(position))
-        if fact.id in seen:
-            raise UserError(f"{source}: records {seen[fact.id]} and {number} have the same id {fact.id!r}")
-        seen[fact.id] = number
-        reason = fact.problem()
-        if reason is None:
-            kept.append(fact)
-        else:
-            skipped.append(SkippedFact(fact.id, reason))
+        if isinstance(record, Unreadable):
+            problems.append(record.problem)
+            continue
+        try:
+            facts = parse_records(record, f"{source}, record {number}", default_id=str(position))
+        except UserError as error:
+            problems += problems_of(error)
+            continue
+        for fact in facts:
+            if fact.id in seen:
+                problems.append(f"{source}: records {seen[fact.id]} and {number} have the same id {fact.id!r}")
+                continue
+            seen[fact.id] = number
+            reason = fact.problem()
+            if reason is None:
+                kept.append(fact)
+            else:
+                skipped.append(SkippedFact(fact.id, reason, number))
+    if position < 0:
+        raise UserError(f"{source} holds no facts")
+    if problems:
+        more = len(problems) - MOST_PROBLEMS
+        raise in_one_error(problems[:MOST_PROBLEMS] + ([f"{source}: and {more} more problems"] if more > 0 else []))
     return Facts(tuple(kept), tuple(skipped), source)

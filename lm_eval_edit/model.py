@@ -26,6 +26,7 @@ from lm_eval_edit.parallel import Processes, SharedRun, join_processes
 from lm_eval_edit.plan import EditPlan, make_plan
 from lm_eval_edit.second_moments import SecondMoments
 from lm_eval_edit.settings import AFTER_ALL, NAMES
+from lm_eval_edit.skipped_facts import reasons
 from lm_eval_edit.states import answer_by_state, wanted_state
 from lm_eval_edit.versions import versions
 from lm_eval_edit.weights import model_fingerprint
@@ -146,14 +147,11 @@ class EditedHFLM(HFLM):
         for notice in plan.hyperparameters.notices:
             logger.warning(notice)
         if plan.facts.skipped:
-            first = ", ".join(f"{skipped.id} ({skipped.reason})" for skipped in plan.facts.skipped[:3])
-            logger.warning(
-                "%d of %d facts cannot be edited and are skipped: %s%s",
-                len(plan.facts.skipped),
-                len(plan.facts.skipped) + len(plan.facts),
-                first,
-                ", ..." if len(plan.facts.skipped) > 3 else "",
-            )
+            count = len(plan.facts.skipped)
+            why = reasons(plan.facts.skipped)
+            logger.warning("%d of %d facts cannot be edited and are skipped: %s", count, count + len(plan.facts), why)
+        for warning in plan.repetitions.warnings():
+            logger.warning(warning)
         settings = plan.settings
         return begin_editing(
             self.model,
@@ -280,6 +278,7 @@ class EditedHFLM(HFLM):
                 "sha256": plan.facts.sha256,
                 "usable": len(plan.facts),
                 "skipped": [{"id": skipped.id, "reason": skipped.reason} for skipped in plan.facts.skipped],
+                **plan.repetitions.record(),
             },
             "edit_seed": plan.settings.edit_seed,
             "edit_offset": plan.settings.edit_offset,

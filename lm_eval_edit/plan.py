@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,12 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from lm_eval_edit import demo, scheduled
 from lm_eval_edit.architecture import layer_problems
+from lm_eval_edit.contradictions import Repetitions, repetitions
 from lm_eval_edit.corpus import corpus_problem
 from lm_eval_edit.editing import batch_problems, no_second_moments
 from lm_eval_edit.editors.base import Editor, find_editor, option_names
 from lm_eval_edit.editors.hyperparameters import Hyperparameters, presets, read_options_file, resolve
-from lm_eval_edit.errors import ConfigurationError, UserError
+from lm_eval_edit.errors import ConfigurationError, UserError, problems_of
 from lm_eval_edit.facts import Fact, Facts
 from lm_eval_edit.ledger import differences, mismatch, read_header
 from lm_eval_edit.second_moments import SecondMoments
@@ -73,6 +75,11 @@ class EditPlan:
     model_options: Mapping[str, Any] = field(default_factory=dict)
     config: PretrainedConfig | None = None
     origins: Mapping[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def repetitions(self) -> Repetitions:
+        """The scheduled facts that contradict one another, and those that stand more than once."""
+        return repetitions([fact for operation in self.operations for fact in operation])
 
 
 def make_plan(pretrained: str | PreTrainedModel, ours: Mapping[str, Any], others: Mapping[str, Any]) -> EditPlan:
@@ -244,7 +251,7 @@ def _plan_edits(
         facts = scheduled.usable(everything, editor) if editor else everything
         operations = scheduled.operations(settings, everything, editor)
     except UserError as error:
-        problems.append(str(error))
+        problems += problems_of(error)
     if settings.edit_ledger and hyperparameters is not None:
         try:
             check_ledger_header(Path(settings.edit_ledger), hyperparameters, settings)

@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from lm_eval_edit.errors import UserError
-from lm_eval_edit.facts import Fact
+from lm_eval_edit.facts import Fact, SkippedFact
+from lm_eval_edit.skipped_facts import reasons
 
 
 @dataclass(frozen=True)
@@ -36,12 +37,18 @@ class EditSchedule:
             if getattr(self, name) < least:
                 raise UserError(f"{name}={getattr(self, name)}: want a whole number of at least {least}")
 
-    def order(self, facts: Sequence[Fact], editable: Callable[[Fact], bool] = lambda fact: True) -> list[Fact]:
+    def order(
+        self,
+        facts: Sequence[Fact],
+        editable: Callable[[Fact], bool] = lambda fact: True,
+        skipped: Sequence[SkippedFact] | None = None,
+    ) -> list[Fact]:
         """The facts to edit, first to last.
 
         Args:
             facts: All there are, in the order of their file.
             editable: Whether a fact can be edited.
+            skipped: All that cannot, to be told where too few remain; those of the facts' source where None is given.
 
         Raises:
             UserError: fewer facts than n_edits remain after the offset.
@@ -52,17 +59,24 @@ class EditSchedule:
         positions = [position for position in positions if editable(facts[position])]
         chosen = positions[self.offset : self.offset + self.n_edits]
         if len(chosen) < self.n_edits:
+            of_source = getattr(facts, "skipped", ())
+            skipped = of_source if skipped is None else skipped
             after = f" after edit_offset={self.offset}" if self.offset else ""
+            why = f" {reasons(skipped)}." if skipped else ""
             raise UserError(
                 f"n_edits={self.n_edits}: only {max(len(positions) - self.offset, 0)} usable facts are there{after} "
-                f"(of {len(positions)}); lower n_edits or give a larger edit_dataset"
+                f"(of {len(facts) + len(of_source)}){':' if why else ';'}{why} {'L' if why else 'l'}ower n_edits or "
+                f"give a larger edit_dataset"
             )
         return [facts[position] for position in chosen]
 
     def operations(
-        self, facts: Sequence[Fact], editable: Callable[[Fact], bool] = lambda fact: True
+        self,
+        facts: Sequence[Fact],
+        editable: Callable[[Fact], bool] = lambda fact: True,
+        skipped: Sequence[SkippedFact] | None = None,
     ) -> list[list[Fact]]:
         """The editing operations, each a batch of facts that is edited together; see `order`."""
-        order = self.order(facts, editable)
+        order = self.order(facts, editable, skipped)
         size = self.edit_batch_size
         return [order[start : start + size] for start in range(0, len(order), size)]

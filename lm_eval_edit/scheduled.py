@@ -55,4 +55,5 @@ def operations(settings: EditSettings, facts: Facts, editor: Editor | None) -> l
     schedule = EditSchedule(settings.n_edits, settings.edit_batch_size, settings.edit_seed, settings.edit_offset)
     if editor is None:
         return schedule.operations(facts)
-    return schedule.operations(facts, lambda fact: editor.fact_problem(fact) is None)
+    skipped = usable(facts, editor).skipped
+    return schedule.operations(facts, lambda fact: editor.fact_problem(fact) is None, skipped)

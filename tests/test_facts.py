@@ -158,8 +158,8 @@ def test_a_file_is_read_and_hashed_once_while_it_stays_as_it_is(tmp_path, monkey
     from lm_eval_edit import facts as module
 
     parsed, hashed = [], []
-    parse, hash_json = module.parse_record, module.hash_json
-    monkeypatch.setattr(module, "parse_record", lambda *args, **more: parsed.append(args) or parse(*args, **more))
+    parse, hash_json = module.parse_records, module.hash_json
+    monkeypatch.setattr(module, "parse_records", lambda *args, **more: parsed.append(args) or parse(*args, **more))
     monkeypatch.setattr(module, "hash_json", lambda *args: hashed.append(args) or hash_json(*args))
     file = write(tmp_path, OWN)
     metadata = {"edit_dataset": str(file), "editor": "none"}

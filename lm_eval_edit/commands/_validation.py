@@ -124,6 +124,7 @@ def _facts(plan: EditPlan) -> list[tuple[str, str]]:
         ids = [str(fact.id) for operation in operations for fact in operation]
         first = ", ".join(ids[:SHOWN]) + (", ..." if len(ids) > SHOWN else "")
         rows.append(("operations", f"{len(operations)} ({split}), first to last: {first}"))
+        rows += [("warning", warning) for warning in plan.repetitions.warnings()]
     return rows
 
 

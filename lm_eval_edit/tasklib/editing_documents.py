@@ -20,7 +20,7 @@ from dataclasses import replace
 from typing import Any
 
 from lm_eval_edit import demo
-from lm_eval_edit.errors import ConfigurationError, UserError
+from lm_eval_edit.errors import ConfigurationError, UserError, problems_of
 from lm_eval_edit.facts import Fact, Facts, in_clear
 from lm_eval_edit.scheduled import operations, read_facts, usable
 from lm_eval_edit.settings import NAMES, EditSettings, parse_settings
@@ -195,10 +195,8 @@ def check_tasks(names: Iterable[str], metadata: Mapping[str, Any]) -> None:
         return
     try:
         facts, scheduled = scheduled_facts(metadata)
-    except ConfigurationError:
-        raise
     except UserError as error:
-        raise ConfigurationError([str(error)]) from error
+        raise ConfigurationError(problems_of(error)) from error
     problems = []
     for task in wanted:
         try:

@@ -1,0 +1,97 @@
+"""Where a subject stands in a prompt, whichever Unicode form the two are written in.
+
+Two texts that a reader sees as one are one here: letters with their marks composed or apart (NFC, NFD and anything
+between), and white space of any kind and length (a non-breaking space is what a copied web page has for a space).
+Nothing else is equalled: compatibility forms (full-width letters, ligatures, superscripts) look different and are other
+tokens, and upper and lower case can be two names. The span counts the prompt's own characters, so that they, not a
+normalised copy, are what a model reads.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterator
+
+
+def one_form(text: str) -> str:
+    """`text` in the one form in which texts are compared: NFC, each run of white space a single space, none around."""
+    return " ".join(unicodedata.normalize("NFC", text).split())
+
+
+def subject_span(prompt: str, subject: str, *, any_case: bool = False) -> tuple[int, int] | None:
+    """Where the subject stands in a prompt in clear: its first occurrence as a word, else its first at all.
+
+    An occurrence in the very same characters wins over one in another Unicode form or without the white space around
+    the subject. One that ends inside a character
+    ("Jose" in "Jose" + a combining accent, which is "José") is none.
+
+    Args:
+        prompt: The prompt, with the subject in clear.
+        subject: The subject, not empty.
+        any_case: Take an occurrence that differs in upper and lower case, too (to tell a reader about it).
+
+    Returns:
+        (start, end) in characters of the prompt, or None.
+    """
+    spans = [] if any_case else list(_exact(prompt, subject))
+    spans = spans or list(_folded(prompt, subject, any_case))
+    words = (span for span in spans if _is_word(prompt, *span))
+    return next(words, spans[0] if spans else None)
+
+
+def _exact(prompt: str, subject: str) -> Iterator[tuple[int, int]]:
+    start = prompt.find(subject)
+    while start >= 0:
+        if _whole(prompt, start) and _whole(prompt, start + len(subject)):
+            yield start, start + len(subject)
+        start = prompt.find(subject, start + 1)
+
+
+def _folded(prompt: str, subject: str, any_case: bool) -> Iterator[tuple[int, int]]:
+    units, wanted = _units(prompt, any_case), "".join(unit for unit, _, _ in _units(subject.strip(), any_case))
+    text = "".join(unit for unit, _, _ in units)
+    start = text.find(wanted) if wanted else -1
+    while start >= 0:
+        inside, outside = units[start : start + len(wanted)], units[:start] + units[start + len(wanted) :]
+        span = min(first for _, first, _ in inside), max(last for _, _, last in inside)
+        # A character of the prompt is in the span as a whole or not at all.
+        if not any(span[0] <= first < span[1] for _, first, _ in outside) and all(_whole(prompt, at) for at in span):
+            yield span
+        start = text.find(wanted, start + 1)
+
+
+def _units(text: str, any_case: bool) -> list[tuple[str, int, int]]:
+    """The text decomposed, marks in canonical order (NFD), with where each unit comes from: (unit, start, end)."""
+    units: list[tuple[str, int, int]] = []
+    for match in re.finditer(r"\s+|\S", text):
+        start, end = match.span()
+        whole = " " if match[0].isspace() else unicodedata.normalize("NFD", match[0])
+        if any_case:
+            whole = unicodedata.normalize("NFD", whole.casefold())
+        units += [(unit, start, end) for unit in whole]
+    start = 0
+    while start < len(units):
+        end = start + 1
+        while end < len(units) and unicodedata.combining(units[end][0]):
+            end += 1
+        marks = start if unicodedata.combining(units[start][0]) else start + 1
+        units[marks:end] = sorted(units[marks:end], key=lambda unit: unicodedata.combining(unit[0]))
+        start = end
+    return units
+
+
+def _whole(prompt: str, at: int) -> bool:
+    """Whether the prompt can be cut here without cutting a character, composed of several code points, in two."""
+    if at in (0, len(prompt)) or prompt[at].isascii():
+        return True
+    before, after = prompt[:at], prompt[at:]
+    return unicodedata.normalize("NFC", before) + unicodedata.normalize("NFC", after) == unicodedata.normalize(
+        "NFC", prompt
+    )
+
+
+def _is_word(prompt: str, start: int, end: int) -> bool:
+    return not re.match(r"\w", prompt[end : end + 1]) and not re.match(
+        r"\w", prompt[start - 1 : start] if start else ""
+    )
