@@ -1,4 +1,4 @@
-"""Our editors against the published implementations, on the demo model: the part of the oracle that is in every clone."""
+"""Our editors against the published implementations, on the demo model: the oracle that is in every clone."""
 
 from __future__ import annotations
 
