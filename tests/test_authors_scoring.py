@@ -153,6 +153,12 @@ def test_an_output_survives_copies_and_the_response_cache():
     assert json.loads(json.dumps([output])) == ["a"]
 
 
+def test_an_output_of_a_text_alone():
+    """The harness calls the type of an output with a target: of other tasks too."""
+    output = Output(12)
+    assert output == "12" and (output.decoded, output.ended, output.known) == ("12", None, UNKNOWN)
+
+
 @pytest.mark.parametrize(
     ("text", "new_tokens", "decoded", "ended", "known"),
     [

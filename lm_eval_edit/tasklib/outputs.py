@@ -19,6 +19,8 @@ END_OF_TEXT = "<|endoftext|>"
 class Output(str):
     """An output as the harness hands it on, and what is known of it.
 
+    Made of a text alone it knows nothing: the harness brings a task's targets into the type of its outputs.
+
     Attributes:
         decoded: The text with its special tokens, up to and including the end-of-text token.
         ended: Whether the model ended it, within the tokens it was allowed; None where that is not known.
@@ -31,9 +33,17 @@ class Output(str):
     known: str
     edited: bool
 
-    def __new__(cls, text: str, decoded: str, ended: bool | None, known: str, edited: bool) -> Output:
+    def __new__(
+        cls,
+        text: str,
+        decoded: str | None = None,
+        ended: bool | None = None,
+        known: str = UNKNOWN,
+        edited: bool = False,
+    ) -> Output:
         output = super().__new__(cls, text)
-        output.decoded, output.ended, output.known, output.edited = decoded, ended, known, edited
+        output.decoded = str(text) if decoded is None else decoded
+        output.ended, output.known, output.edited = ended, known, edited
         return output
 
     def __getnewargs__(self) -> tuple[str, str, bool | None, str, bool]:
