@@ -35,7 +35,7 @@ class Listener:
 
     def __init__(self, lm: Any, edited: bool):
         self._tokenizer, self._edited, self._hook = lm.tokenizer, edited, lm.cache_hook
-        ends = getattr(lm.model.generation_config, "eos_token_id", None)
+        ends = getattr(getattr(lm.model, "generation_config", None), "eos_token_id", None)
         self._ends = {*(ends if isinstance(ends, list | tuple) else [ends]), lm.eot_token_id}
         self._rows: deque[tuple[list[int], list[int]]] = deque()
         self._heard: dict[bytes, Output] = {}
