@@ -353,8 +353,15 @@ def test_the_response_cache_keeps_what_is_known(reference, folder, tmp_path):
     path = reference / "models/gpt2-tiny"
     cache = str(tmp_path / "cache")
     first, second = (run("edited_hf", {"pretrained": str(path)}, folder, limit=4, use_cache=cache) for _ in range(2))
-    for name, result in first["results"].items():
-        assert result == second["results"][name]
+    logged = [
+        [
+            [each["resps"], repr(each["script"]), each["ended"]]
+            for samples in found["samples"].values()
+            for each in samples
+        ]
+        for found in (first, second)
+    ]
+    assert logged[0] == logged[1] and len(logged[0]) == 4 * len(TASKS)
     for task in TASKS:
         assert second["configs"][f"edithurt_{task}"]["metadata"]["provenance"]["ended_known"] == EXACT
 
