@@ -11,6 +11,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import CacheHook
 from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from lm_eval_edit import demo
@@ -19,6 +20,7 @@ from lm_eval_edit.architecture import Architecture
 from lm_eval_edit.collect import collect_second_moments
 from lm_eval_edit.corpus import load_corpus
 from lm_eval_edit.editing import EditRun, begin_editing
+from lm_eval_edit.endings import Listener, listening
 from lm_eval_edit.errors import UserError
 from lm_eval_edit.ledger import Ledger
 from lm_eval_edit.model_source import refuse_offloaded
@@ -208,7 +210,19 @@ class EditedHFLM(HFLM):
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """As in HFLM, each request in the state of the weights it names (`states.in_state`)."""
-        return self._by_state(super().generate_until, requests, disable_tqdm)
+        return self._by_state(self._generate, requests, disable_tqdm)
+
+    def _generate(self, requests: list[Instance], disable_tqdm: bool) -> list[str]:
+        """As in HFLM, each text with what its tokens tell of its end (`tasklib.outputs.Output`)."""
+        with listening(self, edited=self.ledger is not None and self.ledger.applied > 0) as listener:
+            texts = super().generate_until(requests, disable_tqdm=disable_tqdm)
+        return listener.outputs(requests, texts)
+
+    def _model_generate(self, context: Tensor, max_length: int, stop: list[str], **generation_kwargs: Any) -> Tensor:
+        rows = super()._model_generate(context, max_length, stop, **generation_kwargs)
+        if isinstance(self.cache_hook, Listener):
+            self.cache_hook.hear(context, generation_kwargs.get("attention_mask"), rows)
+        return rows
 
     def _by_state(self, method: Callable[..., list[Any]], requests: list[Instance], hidden: bool) -> list[Any]:
         stated = any(wanted_state(request) is not None for request in requests)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import json
 
 import pytest
 
+from lm_eval_edit.errors import UserError
 from lm_eval_edit.tasklib import documents, prompts, sources
 from lm_eval_edit.tasklib.catalogue import TASKS
 
@@ -149,14 +151,46 @@ def test_mutual_dialogues_are_in_numeric_order(load):
     ]
 
 
-def test_quotation_marks_survive_the_tsv(data, load):
-    """Compared with a plain split at tabs."""
-    lines = (data / "paper_layout/task-data/test-NLI.tsv").read_text(encoding="utf-8").split("\n")[1:]
+def test_the_tsv_is_read_with_quoting(data, load):
+    """As the paper's script does: `csv` with its defaults. 69 of the prompts differ from a plain split at tabs."""
+    path = data / "paper_layout/task-data/test-NLI.tsv"
+    with path.open(encoding="utf-8") as lines:
+        rows = list(csv.reader(lines, delimiter="\t"))[1:]
+    plain = [line.split("\t") for line in filter(None, path.read_text(encoding="utf-8").split("\n")[1:])]
     docs = load("rte", "paper_layout")[0]
-    for line, doc in zip(filter(None, lines), docs, strict=True):
-        _, sentence1, sentence2, label = line.split("\t")
+    for (_, sentence1, sentence2, label), doc in zip(rows, docs, strict=True):
         assert prompts.rte(doc) == f"{sentence1} entails the {sentence2}. True or False? answer:"
         assert prompts.rte_target(doc) == ("True" if label == "entailment" else "False")
+    assert sum(row != other for row, other in zip(rows, plain, strict=True)) == 69
+
+
+def test_quotation_marks_around_a_field_are_lost(tmp_path):
+    (tmp_path / "task-data").mkdir()
+    rows = [
+        ["0", '"No," he said.', "He said no.", "entailment"],
+        ["1", '"No"', 'He said "no".', "not_entailment"],
+        ["2", 'He said ""no"".', '"He ""said"" no."', "entailment"],
+    ]
+    lines = ["index\tsentence1\tsentence2\tlabel", *map("\t".join, rows)]
+    (tmp_path / "task-data/test-NLI.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    docs, known = sources.load("rte", {"data_dir": str(tmp_path)})
+    assert known["source"] == "folder:paper"
+    assert [(doc["sentence1"], doc["sentence2"]) for doc in docs] == [
+        ("No, he said.", "He said no."),
+        ("No", 'He said "no".'),
+        ('He said ""no"".', 'He "said" no.'),
+    ]
+
+
+def test_a_quotation_mark_that_is_never_closed_is_refused(tmp_path):
+    """It swallows the lines after it; with enough of them csv itself gives up."""
+    (tmp_path / "task-data").mkdir()
+    path = tmp_path / "task-data/test-NLI.tsv"
+    for many in (1, 20_000):
+        lines = ["index\tsentence1\tsentence2\tlabel", '0\t"No', *["1\tYes.\tYes.\tentailment"] * many]
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        with pytest.raises(UserError, match=r"test-NLI\.tsv"):
+            sources.load("rte", {"data_dir": str(tmp_path)})
 
 
 def test_carriage_returns_survive(data, load):

@@ -29,7 +29,7 @@ PAPER_TEXT = {
     "test-dialogue/dev_9.txt": repr({**RECORDS["mutual"], "article": "f : nine .", "id": "dev_9"}),
     "test-summarization.json": json.dumps([RECORDS["samsum"]], indent=2),
     "test-NER.txt": "-DOCSTART- -X- -X- O\n\nBerg NNP B-NP B-PER\nspoke VBD B-VP O\n\nOslo NNP B-NP B-LOC\n",
-    "test-SentimentAnalysis.tsv": 'sentence\tlabel\n"a charming journey . \t1\n',
+    "test-SentimentAnalysis.tsv": 'sentence\tlabel\n"a charming" journey . \t1\n',
 }
 
 
@@ -89,7 +89,7 @@ def test_papers_layout(task, root, write, tmp_path):
     if task == "conll2003":
         assert known["docstart_dropped"] == 1 and docs[0]["tags"] == ["B-PER", "O"]
     if task == "sst2":
-        assert docs[0]["text"] == '"a charming journey . '
+        assert docs[0]["text"] == "a charming journey . "  # as csv reads it
 
 
 def test_the_folder_itself_comes_before_its_sub_folders(write, tmp_path):

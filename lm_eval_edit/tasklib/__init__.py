@@ -8,8 +8,11 @@
     sources     which of the three to use; the harness's `custom_dataset`
     shorten     cut passages and dialogues so that no prompt loses its instruction
     prompts     document -> prompt, document -> target
+    outputs     an output with what is known of its end
     metrics     output -> number, for seven tasks; `ner` for the eighth
+    script      output -> what the paper's scripts count
     scoring     document and output -> the metrics of the results table (`process_results`)
+    suite_task  the task class: outputs with their ends to `scoring`
     aggregate   corpus-level metrics and their standard errors
 
 and for the edit-quality tasks

@@ -109,3 +109,8 @@ def entity_valid_stderr(items: Sequence[Sequence]) -> float:
 def count(items: Sequence[int]) -> int:
     """How many documents are marked."""
     return int(sum(items))
+
+
+def share(items: Sequence[float]) -> float:
+    """The share of documents that are marked, of those of which it is known."""
+    return float(sum(items) / len(items))

@@ -1,8 +1,8 @@
 """Output -> number for the seven tasks scored document by document. Named entities are in `ner`.
 
-Every task has three numbers in 0..1. `score` is the headline; `script` is what the released script of Gu et al.
-(arXiv 2401.04700) counts, quirks included, to be compared with its figures; `valid` says whether the output had the
-asked form at all, because a collapsing model loses the form first.
+Every task has three numbers in 0..1. `score`, the headline, is here; `script`, what the released scripts of Gu et al.
+(arXiv 2401.04700) count, is in `script`; `valid` says whether the output had the asked form at all, because a
+collapsing model loses the form first.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _LETTER = re.compile(r"(?<![^\W_])[A-D](?![^\W_])")
 _YES_NO = re.compile(r"\b(yes|no)\b")
-_END_OF_TEXT = len("<|endoftext|>")
 
 
 def first_number(text: str) -> Decimal | None:
@@ -71,11 +70,6 @@ def letter(output: str) -> str | None:
     return found[0] if found else None
 
 
-def letter_script(output: str, gold: str) -> bool:
-    """MuTual `script`: the gold letter is anywhere in the output, unless `Chi` (of "Chioces") is there too."""
-    return gold in output and "Chi" not in output
-
-
 def normalise(text: str) -> str:
     """SQuAD's normal form: lower case, no ASCII punctuation, no articles, single spaces."""
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
@@ -94,15 +88,6 @@ def exact_match(output: str, answers: list[str]) -> bool:
     return bool(said) and any(said == normalise(answer) for answer in answers)
 
 
-def span_match(output: str, answers: list[str]) -> bool:
-    """NQ `script`: some run of words of the normalised output equals a normalised answer.
-
-    The paper's script also searches the prompt and lets a hit leak into later questions; neither is kept.
-    """
-    text = f" {normalise(output)} "
-    return any(f" {gold} " in text for gold in map(normalise, answers) if gold)
-
-
 @lru_cache(maxsize=1)
 def _rouge_scorer():
     from rouge_score.rouge_scorer import RougeScorer  # pulls in nltk: only where a summary is scored
@@ -114,12 +99,6 @@ def rouge(prediction: str, reference: str) -> float:
     """Mean of the F measures of ROUGE-1, ROUGE-2 and ROUGE-L (rouge-score, no stemming)."""
     scores = _rouge_scorer().score(reference, prediction)
     return sum(score.fmeasure for score in scores.values()) / len(scores)
-
-
-def rouge_script(output: str, reference: str) -> float:
-    """SAMSum `script`: the last 13 characters go, whether they were `<|endoftext|>` or not; at most 1 left scores 0."""
-    text = output[:-_END_OF_TEXT]
-    return rouge(text, reference) if len(text) > 1 else 0.0
 
 
 def more_than_one_character(output: str) -> bool:

@@ -111,13 +111,17 @@ def script_mentions(tokens: list[str], tags: list[str], entity_type: str) -> lis
 def script_counts(output: str, tokens: list[str], tags: list[str], entity_type: str) -> tuple[int, int]:
     """(hits, asked) of one document as the paper's script counts them.
 
-    With gold mentions: how many of them are substrings of the output, and how many there are. Without: an empty
-    output is one hit of one; any other output is ignored for persons, locations and organizations, but one miss for
-    miscellaneous (the script's branches for the other three can never be reached).
+    With gold mentions: how many of them are substrings of the output up to a repeated `Entity:`, and how many there
+    are. Without: nothing for persons, locations and organizations, one miss for miscellaneous. The script has a reward
+    for an empty output too, but to it no output is empty: one that ended at once is `<|endoftext|>`.
+
+    Args:
+        output: As the script decodes it (`outputs.decoded`).
+        tokens, tags: Of the sentence.
+        entity_type: The type asked for.
     """
+    said = output.split("Entity:")[0]
     mentions = script_mentions(tokens, tags, entity_type)
     if mentions:
-        return sum(mention in output for mention in mentions), len(mentions)
-    if not output:
-        return 1, 1
+        return sum(mention in said for mention in mentions), len(mentions)
     return (0, 1) if entity_type == "MISC" else (0, 0)
