@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+from typing import Any
 
 # C0 and C1 controls but for tab and newline; the marks that reorder what is read; halves of surrogate pairs, which no
 # encoding takes; and the two characters that no XML document may hold.
@@ -30,3 +32,9 @@ def _escaped(found: re.Match[str]) -> str:
 
 def _short(character: str) -> str:
     return {"\t": "\\t", "\n": "\\n", "\r": "\\r"}.get(character, f"\\x{ord(character):02x}")
+
+
+def printable_json(content: Any, indent: int | None = None) -> str:
+    """JSON that any terminal and any encoding takes: what `printable` escapes stands there in JSON's own escapes."""
+    text = json.dumps(content, indent=indent, ensure_ascii=False)
+    return _UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
