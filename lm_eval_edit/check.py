@@ -49,8 +49,8 @@ class Gate:
     """What a run must keep to.
 
     Attributes:
-        max_drop, min_recovery: For every task without limits of its own; None sets no such limit. `max_drop` is in points
-            of a figure from 0 to 1; a metric on another scale needs a limit of its own, or a share.
+        max_drop, min_recovery: For every task without limits of its own; None sets no such limit. `max_drop` is in
+            points of a figure from 0 to 1; a metric on another scale needs a limit of its own, or a share.
         alpha: Level of the tests over all tasks, and of the intervals.
         seed: Of the permutations and bootstraps.
         tasks: Task -> its own limits.
@@ -219,7 +219,7 @@ def _directed(run: Run, gate: Gate) -> Run:
 
 
 def _unusable(comparison: Comparison, rows: Sequence[Row], gate: Gate) -> list[str]:
-    """What keeps tasks from being judged. No other metric takes the place of a task's own: that would pass in silence."""
+    """What keeps tasks from being judged. No other metric takes the place of a task's own."""
     problems = []
     for task, why in comparison.without_headline.items():
         there = [name for (of, _), pair in comparison.pairs.items() if of == task for name in pair.metrics]
@@ -231,15 +231,15 @@ def _unusable(comparison: Comparison, rows: Sequence[Row], gate: Gate) -> list[s
         pair, own = comparison.pairs[row.task, row.filter], gate.tasks.get(row.task, TaskLimits())
         if not pair.direction_known(row.metric):
             problems.append(
-                f"{row.task}: its results do not say whether a higher {row.metric} is better; say it in a --config file: "
+                f"{row.task}: its results do not say whether a higher {row.metric} is better; a --config file can: "
                 f"tasks: {{{row.task}: {{higher_is_better: true}}}}"
             )
         low, high = bounds(pair.base.metrics[row.metric], pair.edited.metrics[row.metric])
         share = gate.min_recovery if own.min_recovery is None else own.min_recovery
         if not math.isfinite(high - low) and own.max_drop is None and share is None:
             problems.append(
-                f"{row.task}: {row.metric} ({row.base:.4g}, now {row.edited:.4g}) is not on the scale from 0 to 1 that a "
-                f"max_drop of {gate.max_drop:g} is meant for; give the task its own in a --config file: "
+                f"{row.task}: {row.metric} ({row.base:.4g}, now {row.edited:.4g}) is not on the scale from 0 to 1 that "
+                f"a max_drop of {gate.max_drop:g} is meant for; give the task its own in a --config file: "
                 f"tasks: {{{row.task}: {{max_drop: NUMBER}}}}, or min_recovery, which is a share"
             )
     return problems

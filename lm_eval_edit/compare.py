@@ -59,8 +59,8 @@ class Flips:
     """How many documents changed, each way.
 
     Attributes:
-        worse, better: For 0/1 metrics right → wrong and wrong → right; for others by the document's own value. Nothing is
-            won by an output that says nothing (see `won`), so these may be fewer than those the test counts.
+        worse, better: For 0/1 metrics right → wrong and wrong → right; for others by the document's own value. Nothing
+            is won by an output that says nothing (see `won`), so these may be fewer than those the test counts.
         lost_format, lost_ability: Of `worse`: those whose output is no longer valid (the asked form is lost), and those
             still valid (the form is kept, the answer is not); None for tasks without a metric `valid`.
         answers: Documents whose answer changed at all.
@@ -140,8 +140,8 @@ class Comparison:
         base, edited: What was compared.
         pairs: (task, filter) -> the paired documents.
         rows: One for each task, filter and metric.
-        groups: One for each group mean, then that of all headline metrics of a kind where no group covers them, and that
-            of the tasks that are not at floor where some are.
+        groups: One for each group mean, then that of all headline metrics of a kind where no group covers them, and
+            that of the tasks that are not at floor where some are.
         without_headline: Task -> why its headline metric is not compared. No other metric takes its place.
     """
 
@@ -194,7 +194,7 @@ def _headlines(
         elif (name := pair.headline) in pair.metrics:
             found[first] = name
         else:
-            without[task] = f"{name} cannot be compared: {pair.why_not(name)}" if name else "it has no metric"
+            without[task] = f"{name} cannot be compared: {pair.why_not(name)}" if name else "is none: it has no metric"
     return found, without
 
 

@@ -89,7 +89,7 @@ def floors(run: Run, alpha: float = 0.05) -> dict[str, str]:
 
 
 def lost_formats(run: Run) -> dict[str, float]:
-    """Task -> share of outputs in the asked form, where that is below half: there the form is measured, not the ability."""
+    """Task -> share of outputs in the asked form, where below half: the form is measured then, not the ability."""
     shares = {
         samples.task: samples.metrics[FORMAT].value
         for samples in run.samples.values()

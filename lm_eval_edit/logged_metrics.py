@@ -25,7 +25,7 @@ class Metric:
         counts: (n, k) what each document adds.
         higher_is_better: The task's word; True where it has none.
         direction_known: Whether the task has a word on that.
-        chance: What guessing scores; None for metrics that have no such floor: without bounds, or where lower is better.
+        chance: What guessing scores; None for metrics that have no such floor: unbounded, or better where lower.
     """
 
     name: str

@@ -55,8 +55,10 @@ class Pair:
 
     @property
     def headline(self) -> str | None:
-        """The metric that stands for the task, comparable or not: its first; by the edited run where the base, frozen by
-        an earlier version, does not say."""
+        """The metric that stands for the task, comparable or not: its first.
+
+        The edited run's word counts where the base, frozen by an earlier version, has none.
+        """
         return self.base.headline or self.edited.headline
 
     def why_not(self, metric: str) -> str:
@@ -181,12 +183,12 @@ def _why_prompts(base: Run, edited: Run) -> str:
 
 def _other_values(pair: Pair) -> list[str]:
     a, b = pair.base, pair.edited
-    if a.headline and b.headline and a.headline != b.headline:
-        return [f"the headline metric is {a.headline} of base and {b.headline} of edited"]
     if a.metrics.keys() != b.metrics.keys():
         differing = sorted(a.metrics.keys() ^ b.metrics.keys())
         reasons = [f"{name} ({(a.left_out | b.left_out).get(name, 'absent')})" for name in differing]
         return [f"only one of the runs has metric {', '.join(reasons)}"]
+    if a.headline and b.headline and a.headline != b.headline:
+        return [f"the headline metric is {a.headline} of base and {b.headline} of edited"]
     problems = []
     for name, metric in a.metrics.items():
         other = b.metrics[name]

@@ -35,8 +35,8 @@ class Estimate:
         low, high: The two-sided confidence interval.
         df: Degrees of freedom of `stderr`; infinite for normal and bootstrap intervals.
         method: How the interval was made, in a word or two.
-        least, most: The smallest and the largest that the difference can be, to which the interval is cut; infinite where
-            unknown.
+        least, most: The smallest and the largest that the difference can be, to which the interval is cut; infinite
+            where unknown.
     """
 
     value: float
