@@ -76,14 +76,15 @@ def _lower_bound(samples: TaskSamples, metric: Metric, alpha: float) -> float:
     return statistics.mean_difference(values, samples.clusters, alpha=2 * alpha).low
 
 
-def floors(run: Run, alpha: float = 0.05) -> dict[str, str]:
-    """Task -> why its headline metric cannot show damage, of an unedited model's run."""
+def floors(run: Run, alpha: float = 0.05, metric: str | None = None) -> dict[str, str]:
+    """Task -> why its headline metric, or another one, cannot show damage, of an unedited model's run."""
     found: dict[str, str] = {}
     seen: set[str] = set()
     for samples in run.samples.values():
-        if samples.task not in seen and samples.headline in samples.metrics:
+        name = metric or samples.headline
+        if samples.task not in seen and name in samples.metrics:
             seen.add(samples.task)
-            if why := floor(samples, samples.headline, alpha):
+            if why := floor(samples, name, alpha):
                 found[samples.task] = why
     return found
 
