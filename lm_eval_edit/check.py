@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lm_eval_edit import __version__
-from lm_eval_edit.compare import INCONCLUSIVE, REGRESSED, Comparison, Row, Settings, bounds, compare_runs
+from lm_eval_edit.compare import INCONCLUSIVE, REGRESSED, Comparison, Row, Settings, bounds, compare_runs, reported
 from lm_eval_edit.comparison_json import REVISION, row_json, run_json
 from lm_eval_edit.errors import UserError, nearest
 from lm_eval_edit.floors import AT_FLOOR, format_advice, lost_formats
@@ -224,8 +224,8 @@ def _unusable(comparison: Comparison, rows: Sequence[Row], gate: Gate) -> list[s
     for task, why in comparison.without_headline.items():
         there = [name for (of, _), pair in comparison.pairs.items() if of == task for name in pair.metrics]
         problems.append(
-            f"{task}: its headline metric {why}. To judge another one, name it in a --config file: "
-            f"tasks: {{{task}: {{metric: NAME}}}}; there {'are ' + ', '.join(there) if there else 'is none'}"
+            f"{task}: its headline metric {why}{reported(comparison, task)}. To judge another one, name it in a "
+            f"--config file: tasks: {{{task}: {{metric: NAME}}}}; there {'are ' + ', '.join(there) if there else 'is none'}"
         )
     for row in rows:
         pair, own = comparison.pairs[row.task, row.filter], gate.tasks.get(row.task, TaskLimits())

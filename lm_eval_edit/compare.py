@@ -198,6 +198,16 @@ def _headlines(
     return found, without
 
 
+def reported(comparison: Comparison, task: str) -> str:
+    """The figures that both results files report for a task whose headline metric is not compared."""
+    key, pair = next((key, pair) for key, pair in comparison.pairs.items() if key[0] == task)
+    figures = [
+        ((run.results.get("results") or {}).get(task) or {}).get(f"{pair.headline},{key[1]}")
+        for run in (comparison.base, comparison.edited)
+    ]
+    return " (reported: {} → {})".format(*figures) if None not in figures else ""
+
+
 def _check_metrics(pairs: Mapping[tuple[str, str], Pair], settings: Settings) -> None:
     known = {metric for pair in pairs.values() for metric in pair.metrics}
     for metric in settings.metrics or ():

@@ -10,7 +10,7 @@ from typing import Any
 from lm_eval_edit import floors
 from lm_eval_edit._spreadsheet import csv_text as as_csv
 from lm_eval_edit._terminal import one_line, printable
-from lm_eval_edit.compare import INCONCLUSIVE, REGRESSED, UNHARMED, Comparison, Row
+from lm_eval_edit.compare import INCONCLUSIVE, REGRESSED, UNHARMED, Comparison, Row, reported
 from lm_eval_edit.comparison_json import left_out, row_json
 from lm_eval_edit.floors import AT_FLOOR
 from lm_eval_edit.group_means import SeedRow, mixed_groups
@@ -196,7 +196,10 @@ def notices(comparisons: Sequence[Comparison]) -> list[str]:
 
 def _cautions(comparison: Comparison) -> list[str]:
     """What may be read into a comparison's figures and is not in them."""
-    found = [f"{task}: its headline metric {why}" for task, why in comparison.without_headline.items()]
+    found = [
+        f"{task}: its headline metric {why}{reported(comparison, task)}"
+        for task, why in comparison.without_headline.items()
+    ]
     if groups := mixed_groups(comparison.base, comparison.rows):
         found.append(f"{', '.join(groups)}: no mean, it mixes edit quality with ability")
     tasks = dict.fromkeys(task for task, _ in comparison.pairs)

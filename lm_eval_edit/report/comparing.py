@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from lm_eval_edit.compare import Comparison, Row, Settings, compare_runs
+from lm_eval_edit.compare import Comparison, Row, Settings, compare_runs, reported
 from lm_eval_edit.errors import UserError
 from lm_eval_edit.group_means import SeedRow, seed_rows
 from lm_eval_edit.measures import ABILITY
@@ -140,7 +140,10 @@ def _compared(sweep: Sweep, row: RowData, cell: CellData, base: Run | None, sett
         said.append(cell.reason or f"not evaluated: {', '.join(missing)}")
     said += [_within(sweep, problem) for problems in apart.values() for problem in problems]
     if comparison is not None:
-        said += [f"{task}: its headline metric {why}" for task, why in comparison.without_headline.items()]
+        said += [
+            f"{task}: its headline metric {why}{reported(comparison, task)}"
+            for task, why in comparison.without_headline.items()
+        ]
     broken = tuple(task for task in apart if _not_finite(base, edited, task))
     return Compared(row, cell, comparison, "; ".join(said) or None, tasks, broken)
 
