@@ -222,10 +222,11 @@ def _unusable(comparison: Comparison, rows: Sequence[Row], gate: Gate) -> list[s
     """What keeps tasks from being judged. No other metric takes the place of a task's own."""
     problems = []
     for task, why in comparison.without_headline.items():
-        there = [name for (of, _), pair in comparison.pairs.items() if of == task for name in pair.metrics]
+        names = [name for (of, _), pair in comparison.pairs.items() if of == task for name in pair.metrics]
+        there = f"there are {', '.join(names)}" if names else "there is none"
         problems.append(
             f"{task}: its headline metric {why}{reported(comparison, task)}. To judge another one, name it in a "
-            f"--config file: tasks: {{{task}: {{metric: NAME}}}}; there {'are ' + ', '.join(there) if there else 'is none'}"
+            f"--config file: tasks: {{{task}: {{metric: NAME}}}}; {there}"
         )
     for row in rows:
         pair, own = comparison.pairs[row.task, row.filter], gate.tasks.get(row.task, TaskLimits())
