@@ -13,13 +13,19 @@ from dataclasses import dataclass
 import numpy as np
 
 from lm_eval_edit import statistics
+from lm_eval_edit.changed_documents import Flips, flips_of, gains, is_binary, won
 from lm_eval_edit.errors import UserError, nearest
 from lm_eval_edit.floors import NEAR_ZERO, floor
 from lm_eval_edit.logged_metrics import Metric
-from lm_eval_edit.measures import ABILITY, FORMAT
+from lm_eval_edit.measures import ABILITY
 from lm_eval_edit.pairing import Pair, pair_runs
 from lm_eval_edit.results import Run
 from lm_eval_edit.statistics import Estimate
+
+__all__ = [
+    "IMPROVED", "INCONCLUSIVE", "REGRESSED", "UNHARMED", "Comparison", "Flips", "Row", "Settings", "bounds",
+    "compare_runs", "gains", "is_binary", "judge", "recovered", "reported", "won",
+]  # fmt: skip
 
 REGRESSED, IMPROVED, UNHARMED, INCONCLUSIVE = "regressed", "improved", "no regression", "inconclusive"
 
@@ -52,25 +58,6 @@ class Settings:
         for delta in (self.delta, *self.limits.values()):
             if not (math.isfinite(delta) and delta >= 0):
                 raise UserError(f"{delta}: want a tolerated drop of at least 0, such as 0.02")
-
-
-@dataclass(frozen=True)
-class Flips:
-    """How many documents changed, each way.
-
-    Attributes:
-        worse, better: For 0/1 metrics right → wrong and wrong → right; for others by the document's own value. Nothing
-            is won by an output that says nothing (see `won`), so these may be fewer than those the test counts.
-        lost_format, lost_ability: Of `worse`: those whose output is no longer valid (the asked form is lost), and those
-            still valid (the form is kept, the answer is not); None for tasks without a metric `valid`.
-        answers: Documents whose answer changed at all.
-    """
-
-    worse: int
-    better: int
-    lost_format: int | None
-    lost_ability: int | None
-    answers: int
 
 
 @dataclass(frozen=True)
@@ -229,7 +216,7 @@ def _check_metrics(pairs: Mapping[tuple[str, str], Pair], settings: Settings) ->
 
 def _row(pair: Pair, task: str, filter_name: str, name: str, headline: bool, settings: Settings) -> Row:
     before, after = pair.base.metrics[name], pair.edited.metrics[name]
-    flips = _flips(pair, name)
+    flips = flips_of(pair, name)
     difference, p, test = _difference(pair, before, after, settings)
     why_floor = floor(pair.base, name, settings.alpha)
     recovery, undefined = recovered(before.value, after.value, before.higher_is_better, difference, why_floor)
@@ -271,48 +258,6 @@ def recovered(
     if whole <= 0 or (math.isfinite(difference.most) and whole < NEAR_ZERO):
         return None, f"{'the base' if higher_is_better else 'the edited figure'} of {whole:.3g} is too near 0"
     return statistics.recovery(base, edited, higher_is_better), None
-
-
-def gains(before: Metric, after: Metric) -> np.ndarray:
-    """(n,) how much better each document did, whichever way the metric points."""
-    change = after.aggregation.gain(after.counts) - before.aggregation.gain(before.counts)
-    return change * before.sign
-
-
-def is_binary(before: Metric, after: Metric) -> bool:
-    """Whether each document is simply right or wrong."""
-    return before.is_binary and after.is_binary
-
-
-def won(pair: Pair, name: str) -> np.ndarray:
-    """(n,) whether a document is won: it does better, and not by saying nothing.
-
-    A model that stops naming entities makes no false ones any more, so its errors become fewer while it breaks down.
-    What was named falsely and is passed over now is no ability gained; nor is an output that has lost its form.
-    """
-    before, after = pair.base.metrics[name], pair.edited.metrics[name]
-    better = gains(before, after) > 0
-    if (silent := after.aggregation.silent) is not None:
-        better &= ~silent(after.counts)
-    valid = pair.edited.metrics.get(FORMAT)
-    if name != FORMAT and valid is not None and valid.aggregation.is_mean:
-        better &= valid.counts[:, 0] != 0
-    return better
-
-
-def _flips(pair: Pair, name: str) -> Flips:
-    worse = gains(pair.base.metrics[name], pair.edited.metrics[name]) < 0
-    lost_format = None
-    if name != FORMAT and (valid := pair.edited.metrics.get(FORMAT)) is not None and valid.aggregation.is_mean:
-        lost_format = int((worse & (valid.counts[:, 0] == 0)).sum())
-    n_worse = int(worse.sum())
-    return Flips(
-        worse=n_worse,
-        better=int(won(pair, name).sum()),
-        lost_format=lost_format,
-        lost_ability=None if lost_format is None else n_worse - lost_format,
-        answers=int(pair.answers_changed.sum()),
-    )
 
 
 def _difference(pair: Pair, before: Metric, after: Metric, settings: Settings) -> tuple[Estimate, float, str]:
