@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -78,7 +78,7 @@ def with_chance(metric: Metric, *, is_headline: bool, stated: float | None, coun
     chance = 0.0
     if metric.name != measures.FORMAT and (metric.is_binary or (is_headline and stated is not None)):
         chance = stated if stated is not None else counted or 0.0
-    return Metric(**(vars(metric) | {"chance": chance}))
+    return replace(metric, chance=chance)
 
 
 def read_metrics(

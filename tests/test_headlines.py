@@ -11,9 +11,12 @@ import pytest
 
 from lm_eval_edit import cli
 from lm_eval_edit.compare import compare_runs
+from lm_eval_edit.plots import figures
+from lm_eval_edit.plots.picture import drawing
 from lm_eval_edit.report.page import render
 from lm_eval_edit.results import load_run
-from lm_eval_edit.sweep.reading import load_sweep
+from lm_eval_edit.sweep.folder import write_summary
+from lm_eval_edit.sweep.reading import load_sweep, summary_rows
 from tests import sweep_folders
 from tests.results_files import answers, sample, samples, write_run
 
@@ -265,6 +268,21 @@ def test_the_report_says_what_it_cannot_compare(tmp_path, monkeypatch):
     page = render(load_sweep(root), [])
     assert "t: its headline metric quality cannot be compared" in page and "no other takes its place" in page
     assert "(reported: 1.0 → 0.0)" in page and "answered" not in page.split('id="budget"')[0].split('id="summary"')[1]
+
+
+def test_pictures_and_pages_of_hostile_names(tmp_path):
+    name = f"$x_{ESCAPES}\x9b <b>$"
+    rows = {n: {name: samples(answers(50, 5 + n)), "b": samples(answers(50, 5))} for n in (0, 5)}
+    sweep = load_sweep(sweep_folders.write_cells(tmp_path / "x", rows))
+    with drawing():
+        pictures = figures(sweep)
+        for picture in pictures:
+            ElementTree.fromstring(picture.content("svg"))
+            assert not set(picture.title + picture.alt) & {"\x1b", "\x9b"}
+    page = render(sweep, pictures)
+    assert pictures and not set(page) & {"\x1b", "\x9b"} and "<b>$" not in page and "\\x1b[31mred" in page
+    write_summary(sweep.root, summary_rows(sweep))
+    assert "\x1b" not in (sweep.root / "summary.csv").read_text()
 
 
 @pytest.mark.skipif(not CASE.is_dir(), reason="the shared case is not on this machine")
