@@ -28,12 +28,15 @@ class Aggregation:
             that are not of its kind.
         statistic: (b, k) sums -> (b,) values.
         gain: (n, k) counts -> (n,) what each document contributes, so that more is a larger metric.
+        silent: (n, k) counts -> (n,) whether a document's output says nothing that counts, so that it makes no errors
+            but those of omission; None where silence is no way to fewer errors.
     """
 
     name: str
     counts: Callable[[Sequence[Any]], np.ndarray]
     statistic: Statistic
     gain: Callable[[np.ndarray], np.ndarray]
+    silent: Callable[[np.ndarray], np.ndarray] | None = None
 
     @property
     def is_mean(self) -> bool:
@@ -115,6 +118,7 @@ _ALL = (
         lambda values: aggregate.entity_counts(values)[1],
         aggregate.f1,
         lambda c: 2 * c[:, 0] - c[:, 1] - c[:, 2],
+        silent=lambda c: c[:, 1] == 0,
     ),
     Aggregation(
         "entity_script",

@@ -6,6 +6,7 @@ line for each document keeps the differences between two versions readable.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,10 +14,12 @@ from typing import Any
 
 import numpy as np
 
+from lm_eval_edit import measures
 from lm_eval_edit._files import write_bytes
 from lm_eval_edit.aggregations import AGGREGATIONS
 from lm_eval_edit.errors import UserError
-from lm_eval_edit.results import HASHES, Metric, Run, TaskSamples
+from lm_eval_edit.logged_metrics import Metric, with_chance
+from lm_eval_edit.results import HASHES, Run, TaskSamples
 
 FORMAT = "lm-eval-edit baseline"
 VERSION = 1
@@ -45,7 +48,7 @@ def freeze(run: Run, file: Path) -> None:
     head = {"format": FORMAT, "version": VERSION, "results": kept}
     text = json.dumps(head, indent=1, ensure_ascii=False)[:-2] + ',\n "samples": [\n'
     text += ",\n".join(_frozen_samples(samples) for samples in run.samples.values())
-    write_bytes(file, (text + "\n ]\n}\n").encode())
+    write_bytes(file, (text + "\n ]\n}\n").encode("utf-8", "backslashreplace"))
 
 
 def _frozen_samples(samples: TaskSamples) -> str:
@@ -54,6 +57,8 @@ def _frozen_samples(samples: TaskSamples) -> str:
             "name": metric.name,
             "aggregation": metric.aggregation.name,
             "higher_is_better": metric.higher_is_better,
+            "direction_known": metric.direction_known,
+            "chance": metric.chance,
             "value": metric.value,
         }
         for metric in samples.metrics.values()
@@ -62,6 +67,9 @@ def _frozen_samples(samples: TaskSamples) -> str:
         "task": samples.task,
         "filter": samples.filter,
         "cluster_field": samples.cluster_field,
+        "measures": samples.measures,
+        "headline": samples.headline,
+        "left_out": dict(samples.left_out),
         "metrics": metrics,
         "columns": ["doc_id", *HASHES, "answer", "cluster", *samples.metrics],
     }
@@ -119,7 +127,13 @@ def _thawed_samples(each: Mapping[str, Any], file: Path) -> TaskSamples:
                 f"{file}: {each['task']} {metric['name']} is {metric['value']} in its head but {value} by its rows; "
                 f"freeze it again"
             )
-        metrics[metric["name"]] = Metric(metric["name"], aggregation, counts, metric["higher_is_better"])
+        known = metric.get("direction_known", True)
+        read = Metric(metric["name"], aggregation, counts, metric["higher_is_better"], known)
+        if "chance" in metric:
+            metrics[read.name] = dataclasses.replace(read, chance=metric["chance"])
+        else:  # frozen before that was kept
+            stated = measures.stated_chance(each["task"], {})
+            metrics[read.name] = with_chance(read, is_headline=not metrics, stated=stated, counted=None)
     hashes = [np.array([int(text, 16) for text in column], dtype=np.uint64) for column in columns[1:5]]
     return TaskSamples(
         task=each["task"],
@@ -130,4 +144,7 @@ def _thawed_samples(each: Mapping[str, Any], file: Path) -> TaskSamples:
         clusters=np.array(columns[5], dtype=np.int64),
         cluster_field=each["cluster_field"],
         metrics=metrics,
+        left_out=each.get("left_out") or {},
+        headline=each.get("headline"),
+        measures=each.get("measures") or measures.measures(each["task"], {}),
     )

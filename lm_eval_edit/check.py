@@ -9,19 +9,21 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from lm_eval_edit import __version__
-from lm_eval_edit.compare import INCONCLUSIVE, REGRESSED, Comparison, Row, Settings, compare_runs
-from lm_eval_edit.comparison_json import row_json, run_json
+from lm_eval_edit.compare import INCONCLUSIVE, REGRESSED, Comparison, Row, Settings, bounds, compare_runs, reported
+from lm_eval_edit.comparison_json import REVISION, row_json, run_json
 from lm_eval_edit.errors import UserError, nearest
-from lm_eval_edit.results import Metric, Run
+from lm_eval_edit.floors import AT_FLOOR, format_advice, lost_formats
+from lm_eval_edit.logged_metrics import Metric
+from lm_eval_edit.results import Run
 
 PASS, REGRESSION, UNUSABLE = 0, 1, 2
 STATUS = {PASS: "pass", REGRESSION: "regression", UNUSABLE: "inconclusive"}
-_TASK_KEYS = ("max_drop", "min_recovery", "metric")
+_TASK_KEYS = ("max_drop", "min_recovery", "metric", "higher_is_better")
 _KEYS = ("max_drop", "min_recovery", "alpha", "seed", "tasks", "min")
 
 
@@ -33,11 +35,13 @@ class TaskLimits:
         max_drop: The largest drop allowed, in the metric's units.
         min_recovery: The smallest edited / base allowed. With both, the stricter one holds.
         metric: The metric to judge, instead of the first in the task's YAML.
+        higher_is_better: The direction of that metric, where the task does not say.
     """
 
     max_drop: float | None = None
     min_recovery: float | None = None
     metric: str | None = None
+    higher_is_better: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,8 @@ class Gate:
     """What a run must keep to.
 
     Attributes:
-        max_drop, min_recovery: For every task without limits of its own; None sets no such limit.
+        max_drop, min_recovery: For every task without limits of its own; None sets no such limit. `max_drop` is in
+            points of a figure from 0 to 1; a metric on another scale needs a limit of its own, or a share.
         alpha: Level of the tests over all tasks, and of the intervals.
         seed: Of the permutations and bootstraps.
         tasks: Task -> its own limits.
@@ -67,6 +72,9 @@ class Gate:
                 raise UserError(f"max_drop={drop}: want a number of at least 0, such as 0.02")
             if share is not None and not (_number(share) and 0 < share <= 1):
                 raise UserError(f"min_recovery={share}: want a share above 0 and up to 1, such as 0.95")
+        for task, own in self.tasks.items():
+            if own.higher_is_better not in (None, True, False):
+                raise UserError(f"tasks.{task}.higher_is_better={own.higher_is_better!r}: want true or false")
         for name, value in (("alpha", self.alpha), ("seed", self.seed)):
             if not _number(value):
                 raise UserError(f"{name}={value}: want a number")
@@ -122,12 +130,14 @@ class Finding:
         status: 0, 1 or 2, as the exit status.
         detail: One sentence with the figures.
         row: The comparison behind it; None for floors.
+        shows: Whether it says anything: not of a task whose unedited score leaves nothing to lose.
     """
 
     name: str
     status: int
     detail: str
     row: Row | None = None
+    shows: bool = True
 
 
 @dataclass(frozen=True)
@@ -165,24 +175,75 @@ def check(baseline: Run, current: Run, gate: Gate) -> Report:
     for task in gate.tasks:
         if task not in baseline.tasks:
             raise UserError(f"tasks.{task}: the baseline has no such task.{nearest(task, baseline.tasks)}")
+    baseline, current = (_directed(run, gate) for run in (baseline, current))
     extra = [task for task in current.tasks if task not in baseline.tasks]
     headlines = {task: limits.metric for task, limits in gate.tasks.items() if limits.metric}
     limits: dict[str, float] = {}
     for samples in baseline.samples.values():
-        name = headlines.get(samples.task, next(iter(samples.metrics), None))
+        name = headlines.get(samples.task, samples.headline or next(iter(samples.metrics), None))
         if name in samples.metrics and math.isfinite(samples.metrics[name].value):
             limits.setdefault(samples.task, limit(samples.task, samples.metrics[name], gate))
     settings = Settings(gate.alpha, 0.0, gate.seed, baseline.tasks, None, headlines, limits)
     comparison = compare_runs(baseline, current, settings)
     rows = [row for row in comparison.rows if row.headline]
-    if missing := [task for task in baseline.tasks if task not in {row.task for row in rows}]:
-        raise UserError(f"{', '.join(missing)}: no metric of the task can be compared")
+    if problems := _unusable(comparison, rows, gate):
+        raise UserError("\n".join(problems))
     findings = [_finding(row) for row in rows]
-    findings += [_floor(name, floor, current) for name, floor in gate.floors.items()]
     notices = [*baseline.notices, *current.notices]
     if extra:
         notices.append(f"not in the baseline, so not checked: {', '.join(extra)}")
-    return Report(tuple(findings), None, tuple(notices), comparison)
+    if advice := format_advice(baseline.results, lost_formats(baseline)):
+        notices.append(advice)
+    error = None
+    if not any(finding.shows for finding in findings):
+        error = "every task is at floor: what the baseline cannot do, nothing can damage; use tasks that it can do"
+    findings += [_floor(name, floor, current) for name, floor in gate.floors.items()]
+    return Report(tuple(findings), error, tuple(notices), comparison)
+
+
+def _directed(run: Run, gate: Gate) -> Run:
+    """The run with the directions that the gate gives to metrics whose task does not say."""
+    samples = dict(run.samples)
+    for key, each in run.samples.items():
+        own = gate.tasks.get(key[0], TaskLimits())
+        name = own.metric or each.headline
+        if own.higher_is_better is None or name not in each.metrics:
+            continue
+        metric = each.metrics[name]
+        if metric.direction_known and metric.higher_is_better != own.higher_is_better:
+            said = "higher" if metric.higher_is_better else "lower"
+            raise UserError(f"tasks.{key[0]}.higher_is_better: the task itself says that a {said} {name} is better")
+        told = dataclasses.replace(metric, higher_is_better=own.higher_is_better, direction_known=True)
+        samples[key] = dataclasses.replace(each, metrics={**each.metrics, name: told})
+    return dataclasses.replace(run, samples=samples)
+
+
+def _unusable(comparison: Comparison, rows: Sequence[Row], gate: Gate) -> list[str]:
+    """What keeps tasks from being judged. No other metric takes the place of a task's own."""
+    problems = []
+    for task, why in comparison.without_headline.items():
+        names = [name for (of, _), pair in comparison.pairs.items() if of == task for name in pair.metrics]
+        there = f"there are {', '.join(names)}" if names else "there is none"
+        problems.append(
+            f"{task}: its headline metric {why}{reported(comparison, task)}. To judge another one, name it in a "
+            f"--config file: tasks: {{{task}: {{metric: NAME}}}}; {there}"
+        )
+    for row in rows:
+        pair, own = comparison.pairs[row.task, row.filter], gate.tasks.get(row.task, TaskLimits())
+        if not pair.direction_known(row.metric):
+            problems.append(
+                f"{row.task}: its results do not say whether a higher {row.metric} is better; a --config file can: "
+                f"tasks: {{{row.task}: {{higher_is_better: true}}}}"
+            )
+        low, high = bounds(pair.base.metrics[row.metric], pair.edited.metrics[row.metric])
+        share = gate.min_recovery if own.min_recovery is None else own.min_recovery
+        if not math.isfinite(high - low) and own.max_drop is None and share is None:
+            problems.append(
+                f"{row.task}: {row.metric} ({row.base:.4g}, now {row.edited:.4g}) is not on the scale from 0 to 1 that "
+                f"a max_drop of {gate.max_drop:g} is meant for; give the task its own in a --config file: "
+                f"tasks: {{{row.task}: {{max_drop: NUMBER}}}}, or min_recovery, which is a share"
+            )
+    return problems
 
 
 def limit(task: str, base: Metric, gate: Gate) -> float:
@@ -190,6 +251,8 @@ def limit(task: str, base: Metric, gate: Gate) -> float:
     own = gate.tasks.get(task, TaskLimits())
     drop = gate.max_drop if own.max_drop is None else own.max_drop
     share = gate.min_recovery if own.min_recovery is None else own.min_recovery
+    if own.max_drop is None and share is not None and not math.isfinite(base.bounds[1]):
+        drop = None  # meant for figures from 0 to 1
     limits = [] if drop is None else [drop]
     if share is not None:
         limits.append(base.value * (1 - share if base.higher_is_better else 1 / share - 1))
@@ -203,6 +266,8 @@ def _finding(row: Row) -> Finding:
         f"{row.metric} {row.base:.4f} → {row.edited:.4f} ({row.difference.value:+.4f}, "
         f"interval {row.difference.low:+.4f} to {row.difference.high:+.4f}, p {row.p_holm:.2g})"
     )
+    if row.floor is not None and status == UNUSABLE and gain.low >= -row.delta:
+        return Finding(row.task, PASS, f"{figures}: {AT_FLOOR} ({row.floor}); it counts for nothing", row, shows=False)
     if row.identical:
         detail = f"{figures}: all {row.n} documents are answered identically"
     elif status == PASS:
@@ -212,9 +277,10 @@ def _finding(row: Row) -> Finding:
     elif status == REGRESSION:
         detail = f"{figures}: a real drop, not shown to stay within {row.delta:.4g}"
     else:
+        shown = f"a drop of {row.detectable:.3g}" if math.isfinite(row.detectable) else "no drop at all"
         detail = (
             f"{figures}: too few documents to tell whether the drop stays within {row.delta:.4g} "
-            f"({row.n} documents could show a drop of {row.detectable:.3g})"
+            f"({row.n} documents could show {shown})" + (f"; {AT_FLOOR} ({row.floor})" if row.floor else "")
         )
     return Finding(row.task, status, detail, row)
 
@@ -257,6 +323,7 @@ def to_json(report: Report, gate: Gate) -> dict[str, Any]:
     comparison = report.comparison
     return {
         "schema": "lm-eval-edit check 1",
+        "revision": REVISION,
         "version": __version__,
         "status": report.status,
         "verdict": STATUS[report.status],

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from xml.etree import ElementTree
 
-from lm_eval_edit.check import PASS, REGRESSION, STATUS, Report
+from lm_eval_edit._terminal import one_line, printable
+from lm_eval_edit.check import PASS, REGRESSION, STATUS, Finding, Report
 from lm_eval_edit.comparison_tables import interval, markdown_table, number, p_value
+from lm_eval_edit.floors import AT_FLOOR
 
 _WORDS = {PASS: "✅ pass", REGRESSION: "❌ regression"}
 _OPEN = "⚠️ inconclusive"
+
+
+def _word(finding: Finding) -> str:
+    return _WORDS.get(finding.status, _OPEN) if finding.shows else f"– {AT_FLOOR}"
 
 
 def markdown(report: Report) -> str:
@@ -18,12 +24,12 @@ def markdown(report: Report) -> str:
     if report.error:
         parts.append(f"**Unusable input.** {report.error}")
     if report.comparison:
-        parts.append(f"{report.comparison.base.label} → {report.comparison.edited.label}")
+        parts.append(one_line(f"{report.comparison.base.label} → {report.comparison.edited.label}"))
     tasks = [
         (
             row.task, row.metric, str(row.n), number(row.base), number(row.edited),
             f"{number(row.difference.value, sign=True)} {interval(row.difference.low, row.difference.high)}",
-            number(row.delta), p_value(row.p_holm), _WORDS.get(finding.status, _OPEN),
+            number(row.delta), p_value(row.p_holm), _word(finding),
         )
         for finding in report.findings
         if (row := finding.row) is not None
@@ -36,11 +42,12 @@ def markdown(report: Report) -> str:
     ]
     if floors:
         parts.append(markdown_table(("floor", "", ""), floors))
-    remarks = [f"- {finding.name}: {finding.detail}" for finding in report.findings if finding.status != PASS]
-    remarks += [f"- {notice}" for notice in report.notices]
+    told = [finding for finding in report.findings if finding.status != PASS or not finding.shows]
+    remarks = [f"- {one_line(f'{finding.name}: {finding.detail}')}" for finding in told]
+    remarks += [f"- {one_line(notice)}" for notice in report.notices]
     if remarks:
         parts.append("\n".join(remarks))
-    return "\n\n".join(parts) + "\n"
+    return printable("\n\n".join(parts)) + "\n"
 
 
 def junit(report: Report) -> bytes:
@@ -56,14 +63,15 @@ def junit(report: Report) -> bytes:
         errors=str(errors),
     )
     for finding in findings:
-        case = ElementTree.SubElement(suite, "testcase", classname="lm-eval-edit.check", name=finding.name)
+        name, detail = one_line(finding.name), one_line(finding.detail)  # XML has no room for controls, escaped or not
+        case = ElementTree.SubElement(suite, "testcase", classname="lm-eval-edit.check", name=name)
         if finding.status == PASS:
-            ElementTree.SubElement(case, "system-out").text = finding.detail
+            ElementTree.SubElement(case, "system-out").text = detail
         else:
             kind = "failure" if finding.status == REGRESSION else "error"
-            ElementTree.SubElement(case, kind, message=finding.detail)
+            ElementTree.SubElement(case, kind, message=detail)
     if report.error is not None:
         case = ElementTree.SubElement(suite, "testcase", classname="lm-eval-edit.check", name="input")
-        ElementTree.SubElement(case, "error", message=report.error)
+        ElementTree.SubElement(case, "error", message=printable(report.error))
     ElementTree.indent(suite)
     return ElementTree.tostring(suite, encoding="utf-8", xml_declaration=True) + b"\n"

@@ -13,12 +13,20 @@ from dataclasses import dataclass
 import numpy as np
 
 from lm_eval_edit import statistics
+from lm_eval_edit.changed_documents import Flips, flips_of, gains, is_binary, won
 from lm_eval_edit.errors import UserError, nearest
+from lm_eval_edit.floors import NEAR_ZERO, floor
+from lm_eval_edit.logged_metrics import Metric
+from lm_eval_edit.measures import ABILITY
 from lm_eval_edit.pairing import Pair, pair_runs
-from lm_eval_edit.results import Metric, Run
+from lm_eval_edit.results import Run
 from lm_eval_edit.statistics import Estimate
 
-_SHARES = ("f1", "entity_f1", "entity_script", "agg_inst_level_acc", "counterfact_score")  # from 0 to 1 by definition
+__all__ = [
+    "IMPROVED", "INCONCLUSIVE", "REGRESSED", "UNHARMED", "Comparison", "Flips", "Row", "Settings", "bounds",
+    "compare_runs", "gains", "is_binary", "judge", "recovered", "reported", "won",
+]  # fmt: skip
+
 REGRESSED, IMPROVED, UNHARMED, INCONCLUSIVE = "regressed", "improved", "no regression", "inconclusive"
 
 
@@ -53,24 +61,6 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Flips:
-    """How many documents changed, each way.
-
-    Attributes:
-        worse, better: For 0/1 metrics right → wrong and wrong → right; for others by the document's own value.
-        lost_format, lost_ability: Of `worse`: those whose output is no longer valid (the asked form is lost), and those
-            still valid (the form is kept, the answer is not); None for tasks without a metric `valid`.
-        answers: Documents whose answer changed at all.
-    """
-
-    worse: int
-    better: int
-    lost_format: int | None
-    lost_ability: int | None
-    answers: int
-
-
-@dataclass(frozen=True)
 class Row:
     """One metric of one task (or of a group), before and after.
 
@@ -80,7 +70,7 @@ class Row:
         n, clusters: Documents, and how many independent clusters they form.
         cluster_field: What the documents of a cluster share; None without clusters.
         base, edited: The figures.
-        recovery: edited / base (base / edited where lower is better); None over 0.
+        recovery: edited / base (base / edited where lower is better); None where it is not defined.
         difference: edited − base, with its interval.
         p, test: Two-sided p of "nothing but chance", and the test it is of.
         p_holm: p adjusted for the family: the headline metrics of all tasks, or the metrics of one name.
@@ -91,6 +81,10 @@ class Row:
         identical: Whether every document was answered the same and scored the same.
         flips: Counts of changed documents; None for groups.
         members: For groups: the tasks, with their weights.
+        measures: `ability` or `edit_quality`, as the task says; a group is of tasks of one kind.
+        floor: Why the unedited model's score leaves no damage to be shown; None where it can be shown.
+        at_floor: For groups: the tasks of which that is so.
+        recovery_undefined: Why there is no recovery; None where there is one.
     """
 
     task: str
@@ -114,12 +108,15 @@ class Row:
     identical: bool
     flips: Flips | None
     members: Mapping[str, float] | None = None
+    measures: str = ABILITY
+    floor: str | None = None
+    at_floor: tuple[str, ...] = ()
+    recovery_undefined: str | None = None
 
     @property
     def gain(self) -> Estimate:
         """The difference in the direction in which more is better."""
-        d = self.difference
-        return d if self.higher_is_better else dataclasses.replace(d, value=-d.value, low=-d.high, high=-d.low)
+        return self.difference if self.higher_is_better else self.difference.reversed()
 
 
 @dataclass(frozen=True)
@@ -130,7 +127,9 @@ class Comparison:
         base, edited: What was compared.
         pairs: (task, filter) -> the paired documents.
         rows: One for each task, filter and metric.
-        groups: One for each group mean; the last is that of all headline metrics where no group covers them.
+        groups: One for each group mean, then that of all headline metrics of a kind where no group covers them, and
+            that of the tasks that are not at floor where some are.
+        without_headline: Task -> why its headline metric is not compared. No other metric takes its place.
     """
 
     base: Run
@@ -138,6 +137,7 @@ class Comparison:
     pairs: Mapping[tuple[str, str], Pair]
     rows: tuple[Row, ...]
     groups: tuple[Row, ...]
+    without_headline: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def compare_runs(base: Run, edited: Run, settings: Settings | None = None) -> Comparison:
@@ -152,18 +152,47 @@ def compare_runs(base: Run, edited: Run, settings: Settings | None = None) -> Co
     settings = settings or Settings()
     pairs = pair_runs(base, edited, settings.tasks)
     _check_metrics(pairs, settings)
-    rows = []
-    seen: set[str] = set()
-    for (task, filter_name), pair in pairs.items():
-        headline = settings.headlines.get(task, pair.metrics[0] if pair.metrics else None)
-        for metric in pair.metrics:
-            is_headline = metric == headline and task not in seen
-            if is_headline:
-                seen.add(task)
-            if settings.metrics is None or metric in settings.metrics:
-                rows.append(_row(pair, task, filter_name, metric, is_headline, settings))
+    headlines, without = _headlines(pairs, settings)
+    rows = [
+        _row(pair, *key, metric, headlines.get(key) == metric, settings)
+        for key, pair in pairs.items()
+        for metric in pair.metrics
+        if settings.metrics is None or metric in settings.metrics
+    ]
     rows = _judge(rows, settings)
-    return Comparison(base, edited, pairs, tuple(rows), tuple(group_rows(base, rows, pairs, settings)))
+    return Comparison(base, edited, pairs, tuple(rows), tuple(group_rows(base, rows, pairs, settings)), without)
+
+
+def _headlines(
+    pairs: Mapping[tuple[str, str], Pair], settings: Settings
+) -> tuple[dict[tuple[str, str], str], dict[str, str]]:
+    """(task, filter) -> the headline metric of the task's first filter, and task -> why it has none.
+
+    A metric that the settings name is that of the first filter that has it.
+    """
+    found: dict[tuple[str, str], str] = {}
+    without: dict[str, str] = {}
+    for task in dict.fromkeys(task for task, _ in pairs):
+        own = {key: pair for key, pair in pairs.items() if key[0] == task}
+        first, pair = next(iter(own.items()))
+        name = settings.headlines.get(task)
+        if name is not None:
+            found[next(key for key, pair in own.items() if name in pair.metrics)] = name
+        elif (name := pair.headline) in pair.metrics:
+            found[first] = name
+        else:
+            without[task] = f"{name} cannot be compared: {pair.why_not(name)}" if name else "is none: it has no metric"
+    return found, without
+
+
+def reported(comparison: Comparison, task: str) -> str:
+    """The figures that both results files report for a task whose headline metric is not compared."""
+    key, pair = next((key, pair) for key, pair in comparison.pairs.items() if key[0] == task)
+    figures = [
+        ((run.results.get("results") or {}).get(task) or {}).get(f"{pair.headline},{key[1]}")
+        for run in (comparison.base, comparison.edited)
+    ]
+    return " (reported: {} → {})".format(*figures) if None not in figures else ""
 
 
 def _check_metrics(pairs: Mapping[tuple[str, str], Pair], settings: Settings) -> None:
@@ -173,16 +202,24 @@ def _check_metrics(pairs: Mapping[tuple[str, str], Pair], settings: Settings) ->
             raise UserError(f"no metric {metric} in the results; there are {', '.join(sorted(known))}")
     for task, metric in settings.headlines.items():
         metrics = [name for (of, _), pair in pairs.items() if of == task for name in pair.metrics]
+        reasons = [pair.why_not(metric) for (of, _), pair in pairs.items() if of == task]
+        if metric not in metrics and any(metric in pair.base.left_out for (of, _), pair in pairs.items() if of == task):
+            raise UserError(f"{task}: {metric} cannot be compared: {'; '.join(dict.fromkeys(reasons))}")
         if metric not in metrics:
             raise UserError(f"{task} has no metric {metric}.{nearest(metric, metrics)} There are {', '.join(metrics)}")
     if not known:
-        raise UserError("the runs have no metric that can be compared")
+        why = [
+            f"{key[0]}: {name}: {reason}" for key, pair in pairs.items() for name, reason in pair.base.left_out.items()
+        ]
+        raise UserError("the runs have no metric that can be compared" + "".join(f"\n  - {each}" for each in why))
 
 
 def _row(pair: Pair, task: str, filter_name: str, name: str, headline: bool, settings: Settings) -> Row:
     before, after = pair.base.metrics[name], pair.edited.metrics[name]
-    flips = _flips(pair, name)
-    difference, p, test = _difference(pair, before, after, flips, settings)
+    flips = flips_of(pair, name)
+    difference, p, test = _difference(pair, before, after, settings)
+    why_floor = floor(pair.base, name, settings.alpha)
+    recovery, undefined = recovered(before.value, after.value, before.higher_is_better, difference, why_floor)
     changed = bool((before.counts != after.counts).any())
     return Row(
         task=task,
@@ -195,7 +232,7 @@ def _row(pair: Pair, task: str, filter_name: str, name: str, headline: bool, set
         cluster_field=pair.base.cluster_field,
         base=before.value,
         edited=after.value,
-        recovery=statistics.recovery(before.value, after.value, before.higher_is_better),
+        recovery=recovery,
         difference=difference,
         p=p,
         test=test,
@@ -205,50 +242,35 @@ def _row(pair: Pair, task: str, filter_name: str, name: str, headline: bool, set
         verdict=INCONCLUSIVE,
         identical=not changed and not bool(pair.answers_changed.any()),
         flips=flips,
+        measures=pair.base.measures,
+        floor=why_floor,
+        recovery_undefined=undefined,
     )
 
 
-def gains(before: Metric, after: Metric) -> np.ndarray:
-    """(n,) how much better each document did, whichever way the metric points."""
-    change = after.aggregation.gain(after.counts) - before.aggregation.gain(before.counts)
-    return change * before.sign
+def recovered(
+    base: float, edited: float, higher_is_better: bool, difference: Estimate, why_floor: str | None
+) -> tuple[float | None, str | None]:
+    """The recovery, or None and why it is not defined: a share of next to nothing says nothing."""
+    whole = base if higher_is_better else edited
+    if why_floor is not None:
+        return None, f"the base is at floor ({why_floor})"
+    if whole <= 0 or (math.isfinite(difference.most) and whole < NEAR_ZERO):
+        return None, f"{'the base' if higher_is_better else 'the edited figure'} of {whole:.3g} is too near 0"
+    return statistics.recovery(base, edited, higher_is_better), None
 
 
-def is_binary(before: Metric, after: Metric) -> bool:
-    """Whether each document is simply right or wrong."""
-    values = np.concatenate([before.counts[:, 0], after.counts[:, 0]])
-    return before.aggregation.is_mean and bool(np.isin(values, (0, 1)).all())
-
-
-def _flips(pair: Pair, name: str) -> Flips:
-    moved = gains(pair.base.metrics[name], pair.edited.metrics[name])
-    worse = moved < 0
-    lost_format = None
-    if name != "valid" and (valid := pair.edited.metrics.get("valid")) is not None and valid.aggregation.is_mean:
-        lost_format = int((worse & (valid.counts[:, 0] == 0)).sum())
-    n_worse = int(worse.sum())
-    return Flips(
-        worse=n_worse,
-        better=int((moved > 0).sum()),
-        lost_format=lost_format,
-        lost_ability=None if lost_format is None else n_worse - lost_format,
-        answers=int(pair.answers_changed.sum()),
-    )
-
-
-def _difference(
-    pair: Pair, before: Metric, after: Metric, flips: Flips, settings: Settings
-) -> tuple[Estimate, float, str]:
+def _difference(pair: Pair, before: Metric, after: Metric, settings: Settings) -> tuple[Estimate, float, str]:
     """The difference with its interval, its p, and the test's name."""
     alpha, seed, clusters = settings.alpha, settings.seed, pair.base.clusters
+    least, most = _possible_difference(before, after)
     if before.aggregation.is_mean:
         changes = after.counts[:, 0] - before.counts[:, 0]
         binary = is_binary(before, after)
         if binary and not pair.clustered:
-            low_good = before.sign < 0  # worse counts documents that went up where lower is better
-            down, up = (flips.better, flips.worse) if low_good else (flips.worse, flips.better)
+            down, up = int((changes < 0).sum()), int((changes > 0).sum())
             estimate = statistics.proportion_difference(down, up, len(changes), alpha=alpha)
-            return estimate, statistics.mcnemar(flips.worse, flips.better), "McNemar"
+            return estimate.within(most, least), statistics.mcnemar(down, up), "McNemar"
         p = statistics.sign_flip(changes, clusters, seed=seed)
         estimate = statistics.mean_difference(changes, clusters, alpha=alpha, binary=binary)
         return _possible(estimate, before, after, pair, alpha), p, "sign flip"
@@ -259,20 +281,25 @@ def _difference(
 
 
 def _possible(estimate: Estimate, before: Metric, after: Metric, pair: Pair, alpha: float) -> Estimate:
-    """The interval, not closed to nothing where few documents changed, nor wider than the metric allows."""
+    """The interval, not closed to nothing where few documents changed, nor wider than base and metric allow."""
     changed = (before.counts != after.counts).any(axis=1)
     n_changed = len(np.unique(pair.base.clusters[changed]))
-    most = _most(before, after)
-    scale = most if math.isfinite(most) else float(np.ptp(before.aggregation.gain(before.counts))) or 1.0
-    return statistics.few_changed(estimate, n_changed, pair.n_clusters, scale, alpha=alpha).within(most)
+    low, high = bounds(before, after)
+    scale = high - low if math.isfinite(high - low) else float(np.ptp(before.aggregation.gain(before.counts))) or 1.0
+    least, most = _possible_difference(before, after)
+    return statistics.few_changed(estimate, n_changed, pair.n_clusters, scale, alpha=alpha).within(most, least)
 
 
-def _most(before: Metric, after: Metric) -> float:
-    """The most that a metric, and each document's part in it, can differ; infinite where that is not known."""
-    values = np.concatenate([before.counts[:, 0], after.counts[:, 0]])
-    if before.aggregation.name in _SHARES or (before.aggregation.is_mean and values.min() >= 0 and values.max() <= 1):
-        return 1.0
-    return 2.0 if before.aggregation.name == "mcc" else math.inf
+def bounds(before: Metric, after: Metric) -> tuple[float, float]:
+    """The smallest and the largest figure there can be, on both sides; infinite where that is not known."""
+    (low, high), (other_low, other_high) = before.bounds, after.bounds
+    return min(low, other_low), max(high, other_high)
+
+
+def _possible_difference(before: Metric, after: Metric) -> tuple[float, float]:
+    """What this base leaves possible: a score of 0.02 cannot fall by more than 0.02."""
+    low, high = bounds(before, after)
+    return low - before.value, high - before.value
 
 
 def _judge(rows: Sequence[Row], settings: Settings) -> list[Row]:
@@ -300,12 +327,14 @@ def judge(row: Row, alpha: float, tests: int) -> Row:
     if row.test == "McNemar":
         detectable = max(detectable, statistics.detectable_share(row.n, alpha=alpha, tests=tests))
     gain = row.gain
+    if detectable > -gain.least:  # more than there is to lose
+        detectable = math.inf
     if row.identical:
         verdict = UNHARMED
     elif row.p_holm <= alpha and gain.value > 0:
         verdict = IMPROVED
     elif gain.low >= -row.delta:
-        verdict = UNHARMED
+        verdict = UNHARMED if row.floor is None else INCONCLUSIVE  # of nothing, nothing can be lost
     elif row.p_holm <= alpha and gain.value < 0:
         verdict = REGRESSED
     else:

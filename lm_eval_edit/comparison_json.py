@@ -11,6 +11,8 @@ from lm_eval_edit import __version__
 from lm_eval_edit.compare import Comparison, Row, Settings
 from lm_eval_edit.results import Run
 
+REVISION = 2  # of both schemas: 2 added fields to 1, and changed none
+
 
 def row_json(row: Row) -> dict[str, Any]:
     """A row with the names of the schema; infinite and undefined figures are null."""
@@ -40,6 +42,10 @@ def row_json(row: Row) -> dict[str, Any]:
         "identical": row.identical,
         "flips": dataclasses.asdict(row.flips) if row.flips else None,
         "members": dict(row.members) if row.members else None,
+        "measures": row.measures,
+        "floor": row.floor,
+        "at_floor": list(row.at_floor),
+        "recovery_undefined": row.recovery_undefined,
     }
 
 
@@ -71,6 +77,7 @@ def to_json(comparisons: Sequence[Comparison], settings: Settings, extra: Mappin
     """
     return {
         "schema": "lm-eval-edit compare 1",
+        "revision": REVISION,
         "version": __version__,
         "alpha": settings.alpha,
         "delta": settings.delta,
@@ -82,6 +89,7 @@ def to_json(comparisons: Sequence[Comparison], settings: Settings, extra: Mappin
                 "rows": [row_json(row) for row in each.rows],
                 "groups": [row_json(row) for row in each.groups],
                 "left_out": left_out(each),
+                "without_headline": dict(each.without_headline),
             }
             for each in comparisons
         ],
@@ -93,6 +101,7 @@ def left_out(comparison: Comparison) -> dict[str, list[str]]:
     """The metrics left out, as "metric: reason" -> tasks, so that nothing goes missing silently."""
     found: dict[str, list[str]] = {}
     for (task, _), pair in comparison.pairs.items():
-        for metric, reason in pair.base.left_out.items():
-            found.setdefault(f"{metric}: {reason}", []).append(task)
+        for metric in dict.fromkeys((*pair.base.left_out, *pair.edited.left_out)):
+            if metric not in pair.metrics:
+                found.setdefault(f"{metric}: {pair.why_not(metric)}", []).append(task)
     return {reason: sorted(set(tasks)) for reason, tasks in found.items()}

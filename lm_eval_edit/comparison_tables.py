@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
-from lm_eval_edit.compare import INCONCLUSIVE, REGRESSED, UNHARMED, Comparison, Row
+from lm_eval_edit import floors
+from lm_eval_edit._spreadsheet import csv_text as as_csv
+from lm_eval_edit._terminal import one_line, printable
+from lm_eval_edit.compare import INCONCLUSIVE, REGRESSED, UNHARMED, Comparison, Row, reported
 from lm_eval_edit.comparison_json import left_out, row_json
-from lm_eval_edit.group_means import SeedRow
+from lm_eval_edit.floors import AT_FLOOR
+from lm_eval_edit.group_means import SeedRow, mixed_groups
 
 HEAD = (
     "task", "metric", "n", "base", "edited", "difference", "95% interval", "recovery", "p (Holm)", "lost/won",
@@ -42,36 +45,46 @@ def p_value(p: float) -> str:
 
 def verdict(row: Row) -> str:
     """The verdict, with what it leaves open: no difference is said only together with what could have been seen."""
+    if row.floor is not None:
+        said = {UNHARMED: "identical answers; ", INCONCLUSIVE: ""}.get(row.verdict, f"{row.verdict}; ")
+        return f"{said}{AT_FLOOR} ({row.floor})"
+    flag = f"; {len(row.at_floor)} of {len(row.members)} tasks at floor" if row.at_floor else ""
     if row.verdict == UNHARMED:
         beyond = "" if row.identical else f" beyond {row.delta:g}"
         same = "identical answers; " if row.identical else ""
-        return f"{row.verdict}{beyond} ({same}detectable: {number(row.detectable)})"
+        return f"{row.verdict}{beyond} ({same}detectable: {_detectable(row)}{flag})"
     if row.verdict == INCONCLUSIVE:
-        return f"{row.verdict} (detectable: {number(row.detectable)})"
-    return row.verdict
+        return f"{row.verdict} (detectable: {_detectable(row)}{flag})"
+    return row.verdict + (f" ({flag[2:]})" if flag else "")
+
+
+def _detectable(row: Row) -> str:
+    return "no drop" if math.isinf(row.detectable) else number(row.detectable)
 
 
 def cells(row: Row) -> tuple[str, ...]:
     """The cells of a row under `HEAD`."""
     name = row.task if row.filter in ("none", "") else f"{row.task} ({row.filter})"
     n = f"{row.n}" if row.cluster_field is None else f"{row.n} in {row.clusters}"
-    recovered = "–" if row.recovery is None else f"{100 * row.recovery:.0f}%"
+    recovered = "not defined" if row.recovery is None else f"{100 * row.recovery:.0f}%"
     d = row.difference
     flips = "" if row.flips is None else f"{row.flips.worse}/{row.flips.better}"
     if row.flips is not None and row.flips.lost_format:
         flips += f" ({row.flips.lost_format} by format)"
-    return (
+    found = (
         name, row.metric, n, number(row.base), number(row.edited), number(d.value, sign=True),
         interval(d.low, d.high), recovered, p_value(row.p_holm), flips, verdict(row),
     )  # fmt: skip
+    return tuple(map(one_line, found))
 
 
 def seed_cells(row: SeedRow) -> tuple[str, ...]:
     """The cells of a row under `SEED_HEAD`."""
-    return (
+    found = (
         row.method, row.task, row.metric, str(row.runs), number(row.difference, sign=True), interval(*row.between),
         interval(*row.within),
     )  # fmt: skip
+    return tuple(map(one_line, found))
 
 
 def noise_column(noise: Comparison | None) -> dict[tuple[str, str, str], str]:
@@ -87,7 +100,7 @@ def noise_column(noise: Comparison | None) -> dict[tuple[str, str, str], str]:
 
 def title(comparison: Comparison) -> str:
     """What is compared."""
-    return f"{comparison.base.label} → {comparison.edited.label}"
+    return one_line(f"{comparison.base.label} → {comparison.edited.label}")
 
 
 def _head(alpha: float, noise: Comparison | None) -> tuple[str, ...]:
@@ -113,7 +126,7 @@ def print_tables(
         console = Console(width=200)
     columns = noise_column(noise)
     for each in comparisons:
-        table = Table(title=title(each), title_justify="left")
+        table = Table(title=Text(title(each)), title_justify="left")
         for name in _head(alpha, noise):
             table.add_column(name, justify="left" if name in ("task", "metric", "verdict") else "right")
         last = None
@@ -122,19 +135,24 @@ def print_tables(
                 table.add_section()
             last = row.task
             *start, end = _cells(row, columns, noise is not None)
-            table.add_row(*start, Text(end, style=_STYLES.get(row.verdict, "")))
+            style = _STYLES[INCONCLUSIVE] if row.floor is not None else _STYLES.get(row.verdict, "")
+            table.add_row(*map(Text, start), Text(end, style=style))  # texts: a name in brackets is no markup
         console.print(table)
     if seeds:
         table = Table(*SEED_HEAD, title="Between edit seeds", title_justify="left")
         for row in seeds:
-            table.add_row(*seed_cells(row))
+            table.add_row(*map(Text, seed_cells(row)))
         console.print(table)
 
 
 def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A markdown table; pipes in cells are escaped."""
+    """A markdown table; pipes, angle brackets and controls in cells are escaped."""
     lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(map(_markdown_cell, line)) + " |" for line in lines)
+
+
+def _markdown_cell(text: str) -> str:
+    return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", one_line(text).replace("|", "\\|"))
 
 
 def markdown(
@@ -160,12 +178,9 @@ def csv_text(comparisons: Sequence[Comparison]) -> str:
             record["low"], record["high"] = record.pop("interval")
             flips = record.pop("flips") or dict.fromkeys(("worse", "better", "lost_format", "lost_ability", "answers"))
             record.pop("members")
+            record["at_floor"] = " ".join(row.at_floor)
             records.append(record | flips)
-    out = io.StringIO()
-    writer = csv.DictWriter(out, fieldnames=list(records[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(records)
-    return out.getvalue()
+    return as_csv(list(records[0]), records)
 
 
 def notices(comparisons: Sequence[Comparison]) -> list[str]:
@@ -173,6 +188,34 @@ def notices(comparisons: Sequence[Comparison]) -> list[str]:
     found: dict[str, None] = {}
     for each in comparisons:
         found.update(dict.fromkeys((*each.base.notices, *each.edited.notices)))
+        found.update(dict.fromkeys(_cautions(each)))
         for reason, tasks in left_out(each).items():
             found[f"left out of {len(tasks)} task{'s' * (len(tasks) > 1)}: {reason}"] = None
-    return list(found)
+    return [printable(text) for text in found]
+
+
+def _cautions(comparison: Comparison) -> list[str]:
+    """What may be read into a comparison's figures and is not in them."""
+    found = [
+        f"{task}: its headline metric {why}{reported(comparison, task)}"
+        for task, why in comparison.without_headline.items()
+    ]
+    if groups := mixed_groups(comparison.base, comparison.rows):
+        found.append(f"{', '.join(groups)}: no mean, it mixes edit quality with ability")
+    tasks = dict.fromkeys(task for task, _ in comparison.pairs)
+    lost = {task: share for task, share in floors.lost_formats(comparison.base).items() if task in tasks}
+    if advice := floors.format_advice(comparison.base.results, lost):
+        found.append(advice)
+    undefined: dict[str, list[str]] = {}
+    for row in (*comparison.rows, *comparison.groups):
+        if row.recovery_undefined and row.floor is None:
+            undefined.setdefault(row.task, []).append(f"{row.metric}: {row.recovery_undefined}")
+    found += [f"{task}: recovery is not defined ({'; '.join(whys)})" for task, whys in undefined.items()]
+    unknown = {
+        f"{row.task} {row.metric}"
+        for row in comparison.rows
+        if not comparison.pairs[row.task, row.filter].direction_known(row.metric)
+    }
+    if unknown:
+        found.append(f"whether higher is better is not said of {', '.join(sorted(unknown))}; it is taken to be so")
+    return found

@@ -10,22 +10,38 @@ from typing import Any
 import numpy as np
 
 from lm_eval_edit._files import write_bytes
-from lm_eval_edit.compare import Comparison, gains, is_binary
+from lm_eval_edit.compare import Comparison, gains, is_binary, won
+from lm_eval_edit.errors import UserError, nearest
 from lm_eval_edit.pairing import Pair
 from lm_eval_edit.tasklib import editing_metrics
 
+SILENT = "silent"  # fewer errors, because nothing is said
 
-def write_flips(comparison: Comparison, file: Path) -> int:
+
+def write_flips(comparison: Comparison, file: Path, metric: str | None = None) -> int:
     """Write every document whose headline metric changed as JSONL and return how many there are.
 
     A line has task, filter, doc_id, metric, change (`right to wrong`, `wrong to right`, or `worse`, `better` where the
-    metric is not 0/1), the prompt, the target, and for `base` and `edited` the output, the logged value and `valid`.
+    metric is not 0/1; `silent` where a document does better only by saying nothing, see `compare.won`), the prompt, the
+    target, and for `base` and `edited` the output, the logged value and `valid`.
+
+    Args:
+        metric: By this metric instead, of every task and filter that has it.
+
+    Raises:
+        UserError: no task has it.
     """
-    headlines = {(row.task, row.filter): row.metric for row in comparison.rows if row.headline}
+    if metric is None:
+        chosen = {(row.task, row.filter): row.metric for row in comparison.rows if row.headline}
+    else:
+        chosen = {key: metric for key, pair in comparison.pairs.items() if metric in pair.metrics}
+        known = sorted({name for pair in comparison.pairs.values() for name in pair.metrics})
+        if not chosen:
+            raise UserError(f"--metric {metric}: no task has it.{nearest(metric, known)} There are {', '.join(known)}")
     lines = [
         json.dumps(record, ensure_ascii=False)
-        for key, metric in headlines.items()
-        for record in records(comparison.pairs[key], metric)
+        for key, name in chosen.items()
+        for record in records(comparison.pairs[key], name)
     ]
     write_bytes(file, "".join(f"{line}\n" for line in lines).encode("utf-8", "backslashreplace"))
     return len(lines)
@@ -38,7 +54,7 @@ def records(pair: Pair, metric: str, places: Iterable[int] | None = None) -> Ite
         places: Where they stand among the pair's documents; every document that changed by default.
     """
     before, after = pair.base.metrics[metric], pair.edited.metrics[metric]
-    moved = gains(before, after)
+    moved, winning = gains(before, after), won(pair, metric)
     words = ("right to wrong", "wrong to right") if is_binary(before, after) else ("worse", "better")
     for row in np.flatnonzero(moved) if places is None else places:
         base, edited = pair.base.line(row), pair.edited.line(row)
@@ -47,7 +63,7 @@ def records(pair: Pair, metric: str, places: Iterable[int] | None = None) -> Ite
             "filter": pair.base.filter,
             "doc_id": int(pair.base.doc_id[row]),
             "metric": metric,
-            "change": words[int(moved[row] > 0)],
+            "change": words[int(moved[row] > 0)] if moved[row] <= 0 or winning[row] else SILENT,
             "prompt": prompt(base),
             "target": base.get("target"),
             "base": _side(base, metric),

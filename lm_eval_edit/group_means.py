@@ -13,13 +13,15 @@ import numpy as np
 from scipy import stats
 
 from lm_eval_edit import statistics
-from lm_eval_edit.compare import INCONCLUSIVE, Comparison, Row, Settings, judge
+from lm_eval_edit.compare import INCONCLUSIVE, Comparison, Row, Settings, judge, recovered
+from lm_eval_edit.measures import ABILITY, EDIT_QUALITY
 from lm_eval_edit.pairing import Pair
 from lm_eval_edit.results import Run
 from lm_eval_edit.statistics import Estimate
 
-OVERALL = "mean of tasks"
-
+OVERALL, OF_EDITS = "mean of tasks", "mean of edit quality"
+ABLE = "mean of tasks not at floor"
+KINDS = {ABILITY: OVERALL, EDIT_QUALITY: OF_EDITS}
 
 Pairs = Mapping[tuple[str, str], Pair]
 
@@ -28,11 +30,38 @@ def group_rows(base: Run, rows: Sequence[Row], pairs: Pairs, settings: Settings)
     """The means that the harness reports for groups, and the mean of all headline metrics where no group has it.
 
     A group's weights (by task or by document) are not in the results; those are taken that give its reported figure. A
-    group whose tasks were not all compared, or whose figure neither gives, is left out.
+    group whose tasks were not all compared, or whose figure neither gives, is left out; so is one that mixes tasks
+    about the edits with others, since a gain of the one would hide a loss of the other. Where some tasks are at floor
+    (`floors`), the mean of those that are not follows.
     """
-    children = base.results.get("group_subtasks") or {}
     headlines = {(row.task, row.metric, row.filter): row for row in rows if row.headline}
-    covered = False
+    kinds = {kind: [row for row in headlines.values() if row.measures == kind] for kind in KINDS}
+    covered: set[str] = set()
+    for group, members, weights in _reported(base, rows):
+        if len({row.measures for row in members}) > 1:
+            continue
+        yield _mean(group, members, weights, pairs, settings)
+        names = {(row.task, row.metric, row.filter) for row in members}
+        covered |= {kind for kind, own in kinds.items() if own and all(_key(row) in names for row in own)}
+    for kind, own in kinds.items():
+        if kind not in covered and _can_be_averaged(own):
+            yield _mean(KINDS[kind], own, [1 / len(own)] * len(own), pairs, settings)
+    able = [row for row in kinds[ABILITY] if row.floor is None]
+    if able and len(able) < len(kinds[ABILITY]) and _can_be_averaged(able, at_least=1):
+        yield _mean(ABLE, able, [1 / len(able)] * len(able), pairs, settings)
+
+
+def _key(row: Row) -> tuple[str, str, str]:
+    return row.task, row.metric, row.filter
+
+
+def _can_be_averaged(rows: Sequence[Row], at_least: int = 2) -> bool:
+    return len(rows) >= at_least and len({row.higher_is_better for row in rows}) == 1
+
+
+def _reported(base: Run, rows: Sequence[Row]) -> Iterator[tuple[str, list[Row], list[float]]]:
+    """The harness's groups that were compared as a whole: name, members, weights."""
+    children = base.results.get("group_subtasks") or {}
     for group, figures in (base.results.get("groups") or {}).items():
         leaves = list(dict.fromkeys(_leaves(group, children)))
         for key, figure in figures.items():
@@ -42,11 +71,13 @@ def group_rows(base: Run, rows: Sequence[Row], pairs: Pairs, settings: Settings)
                 continue
             weights = _weights(members, figure)
             if weights is not None:
-                yield _mean(group, members, weights, pairs, settings)
-                covered |= {(row.task, row.metric, row.filter) for row in members} >= headlines.keys()
-    members = list(headlines.values())
-    if len(members) > 1 and not covered and len({row.higher_is_better for row in members}) == 1:
-        yield _mean(OVERALL, members, [1 / len(members)] * len(members), pairs, settings)
+                yield group, members, weights
+
+
+def mixed_groups(base: Run, rows: Sequence[Row]) -> list[str]:
+    """The groups that are left out because they average edit quality with ability."""
+    found = (group for group, members, _ in _reported(base, rows) if len({row.measures for row in members}) > 1)
+    return list(dict.fromkeys(found))
 
 
 def _leaves(group: str, children: Mapping[str, Sequence[str]]) -> Iterator[str]:
@@ -85,18 +116,22 @@ def _mean(name: str, members: Sequence[Row], weights: Sequence[float], pairs: Pa
     difference, p = statistics.weighted_mean(differences, weights, alpha=settings.alpha, shared=shared)
     base, edited = (float(np.dot(weights, [getattr(row, side) for row in members])) for side in ("base", "edited"))
     names = {row.metric for row in members}
+    at_floor = tuple(row.task for row in members if row.floor is not None)
+    why = f"all {len(members)} tasks are at floor" if len(at_floor) == len(members) else None
+    better = members[0].higher_is_better
+    recovery, undefined = recovered(base, edited, better, difference, why)
     row = Row(
         task=name,
         filter=members[0].filter if len({row.filter for row in members}) == 1 else "",
         metric=names.pop() if len(names) == 1 else "headline",
         headline=all(row.headline for row in members),
-        higher_is_better=members[0].higher_is_better,
+        higher_is_better=better,
         n=sum(row.n for row in members),
         clusters=sum(row.clusters for row in members),
         cluster_field=None,
         base=base,
         edited=edited,
-        recovery=statistics.recovery(base, edited, members[0].higher_is_better),
+        recovery=recovery,
         difference=difference,
         p=p,
         test="t",
@@ -107,6 +142,10 @@ def _mean(name: str, members: Sequence[Row], weights: Sequence[float], pairs: Pa
         identical=all(row.identical for row in members),
         flips=None,
         members={row.task: w for row, w in zip(members, weights, strict=True)},
+        measures=members[0].measures,
+        floor=why,
+        at_floor=at_floor,
+        recovery_undefined=undefined,
     )
     return judge(row, settings.alpha, 1)
 
@@ -172,8 +211,8 @@ def seed_rows(comparisons: Sequence[Comparison], alpha: float) -> list[SeedRow]:
         edit = runs[0].edited.edit
         name = f"{edit['editor']} n={edit['n_edits']}"
         for rows in zip(*((*run.rows, *run.groups) for run in runs), strict=True):
-            most = max(row.difference.most for row in rows)
-            between = statistics.between_runs([row.difference.value for row in rows], alpha=alpha).within(most)
+            most, least = max(row.difference.most for row in rows), min(row.difference.least for row in rows)
+            between = statistics.between_runs([row.difference.value for row in rows], alpha=alpha).within(most, least)
             within = _typical([row.difference for row in rows], between.value, alpha)
             first = rows[0]
             what = (name, first.task, first.filter, first.metric, len(rows))
@@ -184,5 +223,5 @@ def seed_rows(comparisons: Sequence[Comparison], alpha: float) -> list[SeedRow]:
 def _typical(differences: Sequence[Estimate], mean: float, alpha: float) -> tuple[float, float]:
     stderr = math.sqrt(sum(d.stderr**2 for d in differences) / len(differences))
     half = float(stats.norm.isf(alpha / 2)) * stderr
-    most = max(d.most for d in differences)
-    return max(mean - half, -most), min(mean + half, most)
+    most, least = max(d.most for d in differences), min(d.least for d in differences)
+    return max(mean - half, least), min(mean + half, most)

@@ -54,6 +54,30 @@ class Pair:
         return list(self.base.metrics)
 
     @property
+    def headline(self) -> str | None:
+        """The metric that stands for the task, comparable or not: its first.
+
+        The edited run's word counts where the base, frozen by an earlier version, has none.
+        """
+        return self.base.headline or self.edited.headline
+
+    def why_not(self, metric: str) -> str:
+        """Why a metric is not among those of both."""
+        sides = (("base", self.base), ("edited", self.edited))
+        reasons = {
+            side: samples.left_out.get(metric, "it is not in the results")
+            for side, samples in sides
+            if metric not in samples.metrics
+        }
+        if len(set(reasons.values())) == 1 and len(reasons) == 2:
+            return next(iter(reasons.values()))
+        return "; ".join(f"{reason} ({side})" for side, reason in reasons.items())
+
+    def direction_known(self, metric: str) -> bool:
+        """Whether either run says if higher is better."""
+        return self.base.metrics[metric].direction_known or self.edited.metrics[metric].direction_known
+
+    @property
     def answers_changed(self) -> np.ndarray:
         """(n,) whether the answers differ, be they right or wrong."""
         return self.base.answers != self.edited.answers
@@ -163,8 +187,13 @@ def _other_values(pair: Pair) -> list[str]:
         differing = sorted(a.metrics.keys() ^ b.metrics.keys())
         reasons = [f"{name} ({(a.left_out | b.left_out).get(name, 'absent')})" for name in differing]
         return [f"only one of the runs has metric {', '.join(reasons)}"]
+    if a.headline and b.headline and a.headline != b.headline:
+        return [f"the headline metric is {a.headline} of base and {b.headline} of edited"]
     problems = []
     for name, metric in a.metrics.items():
+        other = b.metrics[name]
+        if metric.higher_is_better != other.higher_is_better:
+            problems.append(f"{name} is better when higher in one run and when lower in the other")
         if metric.aggregation.name != b.metrics[name].aggregation.name:
             problems.append(f"{name} is aggregated by {metric.aggregation.name} and {b.metrics[name].aggregation.name}")
         for side, samples in (("base", a), ("edited", b)):

@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from lm_eval_edit import aggregations
+from lm_eval_edit import measures
 from lm_eval_edit._files import read_json
-from lm_eval_edit.aggregations import Aggregation
 from lm_eval_edit.errors import UserError
+from lm_eval_edit.logged_metrics import Metric, read_metrics, with_chance
 from lm_eval_edit.tasklib import editing_metrics
 
 DATE = r"\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d(?:\.\d+)?"
@@ -38,33 +38,6 @@ HASHES = ("doc_hash", "prompt_hash", "target_hash")
 
 
 @dataclass(frozen=True)
-class Metric:
-    """One metric of one task and filter.
-
-    Attributes:
-        name: As in the results, without the filter.
-        aggregation: How the documents' values become the figure.
-        counts: (n, k) what each document adds.
-        higher_is_better: The task's word; True where it has none.
-    """
-
-    name: str
-    aggregation: Aggregation
-    counts: np.ndarray
-    higher_is_better: bool = True
-
-    @property
-    def value(self) -> float:
-        """The figure."""
-        return self.aggregation.value(self.counts)
-
-    @property
-    def sign(self) -> int:
-        """1 where higher is better, else −1."""
-        return 1 if self.higher_is_better else -1
-
-
-@dataclass(frozen=True)
 class TaskSamples:
     """The documents of one task under one filter, in the order of their ids.
 
@@ -77,6 +50,9 @@ class TaskSamples:
         metrics: By name, the headline metric first.
         left_out: Metric -> why it cannot be compared.
         file, offsets: The samples file and where in it each document's line begins; None for frozen baselines.
+        headline: The metric that stands for the task, the first in its YAML, whether or not it is among `metrics`; None
+            where the results do not say.
+        measures: `ability` or `edit_quality`.
         facts: (n,) uint64, a hash of the edited fact that a document is about, the same in every task; None for other
             tasks and frozen baselines.
     """
@@ -93,6 +69,8 @@ class TaskSamples:
     file: Path | None = None
     offsets: np.ndarray | None = None
     facts: np.ndarray | None = None
+    headline: str | None = None
+    measures: str = measures.ABILITY
 
     def __len__(self) -> int:
         return len(self.doc_id)
@@ -239,6 +217,7 @@ class _Rows:
         self.hashes: dict[str, list[int]] = {name: [] for name in HASHES}
         self.answers: list[int] = []
         self.offsets: list[int] = []
+        self.requests: list[int] = []
         self.values: dict[str, list[Any]] = {}
         self.shared: dict[str, dict[Any, int]] = {}
         self.clusters: dict[str, list[int]] = {}
@@ -258,6 +237,7 @@ class _Rows:
             column.append(int(sample[name][:16], 16))
         self.answers.append(_answer_hash(sample.get("filtered_resps")))
         self.offsets.append(offset)
+        self.requests.append(len(sample.get("arguments") or ()))
         for name, column in self.values.items():
             column.append(sample.get(name))
         for name, ids in self.shared.items():
@@ -321,6 +301,10 @@ def read_samples(
             offset += len(line)
     if not by_filter:
         raise UserError(f"{file} is empty")
+    config = (results.get("configs") or {}).get(task) or {}
+    named = [entry.get("name") for entry in config.get("filter_list") or () if isinstance(entry, dict)]
+    if lost := [name for name in named if isinstance(name, str) and name not in by_filter]:
+        raise UserError(f"{file} is incomplete: it has no sample of filter {', '.join(lost)}")
     expected = ((results.get("n-samples") or {}).get(task) or {}).get("effective") or 0
     for name, rows in by_filter.items():
         if len(rows.doc_id) < expected:
@@ -337,25 +321,11 @@ def _finish(file: Path, task: str, filter_name: str, rows: _Rows, results: Mappi
         raise UserError(f"{file}: document {twice[0]} is there twice under filter '{filter_name}'; two runs?")
     field_name, clusters = _choose_clusters(rows)
     config = (results.get("configs") or {}).get(task) or {}
-    figures = results["results"].get(task) or {}
+    figures = _figures(results["results"].get(task) or {}, filter_name)
     better = (results.get("higher_is_better") or {}).get(task) or {}
-    listed = [entry.get("metric") for entry in config.get("metric_list") or ()]
-    names = sorted(rows.values, key=lambda name: listed.index(name) if name in listed else len(listed))
-    metrics: dict[str, Metric] = {}
-    left_out: dict[str, str] = {}
-    for name in names:
-        if name.endswith("_stderr") and name.removesuffix("_stderr") in rows.values:
-            continue  # the task's own way to a standard error, not a metric
-        values = rows.values[name]
-        if any(value is None for value in values):
-            left_out[name] = f"{sum(value is None for value in values)} documents have no value"
-            continue
-        figure = figures.get(f"{name},{filter_name}")
-        found = aggregations.find(config, name, values, figure if isinstance(figure, int | float) else None)
-        if isinstance(found, str):
-            left_out[name] = found
-        else:
-            metrics[name] = Metric(name, found, found.counts(values)[order], better.get(name) is not False)
+    metrics, left_out = read_metrics(rows.values, config, figures, better, order)
+    headline = measures.headline(config, (*rows.values, *figures))
+    stated, counted = measures.stated_chance(task, config), measures.counted_chance(config, rows.requests)
     return TaskSamples(
         task=task,
         filter=filter_name,
@@ -364,12 +334,23 @@ def _finish(file: Path, task: str, filter_name: str, rows: _Rows, results: Mappi
         answers=np.array(rows.answers, dtype=np.uint64)[order],
         clusters=renumber(clusters[order]),
         cluster_field=field_name,
-        metrics=metrics,
+        metrics={
+            name: with_chance(metric, is_headline=name == headline, stated=stated, counted=counted)
+            for name, metric in metrics.items()
+        },
         left_out=left_out,
         file=file,
         offsets=np.array(rows.offsets, dtype=np.int64)[order],
         facts=_facts(rows, order),
+        headline=headline,
+        measures=measures.measures(task, config),
     )
+
+
+def _figures(reported: Mapping[str, Any], filter_name: str) -> dict[str, Any]:
+    """Metric -> its figure under one filter."""
+    parted = ((*key.rpartition(","), value) for key, value in reported.items() if "," in key)
+    return {metric: value for metric, _, of, value in parted if of == filter_name}
 
 
 def _facts(rows: _Rows, order: np.ndarray) -> np.ndarray | None:

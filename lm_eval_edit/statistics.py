@@ -35,7 +35,8 @@ class Estimate:
         low, high: The two-sided confidence interval.
         df: Degrees of freedom of `stderr`; infinite for normal and bootstrap intervals.
         method: How the interval was made, in a word or two.
-        most: The largest size that the difference can have, to which the interval is cut; infinite where unknown.
+        least, most: The smallest and the largest that the difference can be, to which the interval is cut; infinite
+            where unknown.
     """
 
     value: float
@@ -45,11 +46,18 @@ class Estimate:
     df: float
     method: str
     most: float = np.inf
+    least: float = -np.inf
 
-    def within(self, most: float) -> Estimate:
-        """The same, cut to what is possible."""
-        low, high = max(self.low, -most), min(self.high, most)
-        return replace(self, low=low, high=high, most=most)
+    def within(self, most: float, least: float | None = None) -> Estimate:
+        """The same, cut to what is possible: from `least` (−`most` by default) to `most`."""
+        least = -most if least is None else least
+        return replace(self, low=max(self.low, least), high=min(self.high, most), most=most, least=least)
+
+    def reversed(self) -> Estimate:
+        """The same of the differences with their signs turned."""
+        return replace(
+            self, value=-self.value, low=-self.high, high=-self.low, most=-self.least, least=-self.most
+        )  # fmt: skip
 
 
 def cluster_sums(values: np.ndarray, clusters: np.ndarray) -> np.ndarray:
@@ -297,7 +305,8 @@ def weighted_mean(
         The mean with a t interval, degrees of freedom by Welch and Satterthwaite, or m − 1; and its two-sided p.
     """
     mean, p = _weighted_mean(parts, weights, alpha, shared)
-    return mean.within(float(np.dot(weights, [part.most for part in parts]))), p
+    most, least = (float(np.dot(weights, [getattr(part, end) for part in parts])) for end in ("most", "least"))
+    return mean.within(most, least), p
 
 
 def _weighted_mean(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.stats import beta
 
 from lm_eval_edit import statistics as s
 from lm_eval_edit.tasklib.aggregate import f1
@@ -28,6 +29,8 @@ PROPORTION = s.proportion_difference(30, 10, 400)
 CLUSTERED = s.mean_difference(DIFFERENCES, CLUSTERS)
 MEAN, MEAN_P = s.weighted_mean([PROPORTION, CLUSTERED], [0.5, 0.5])
 ONE_LOST = s.mean_difference(np.append(np.zeros(99), -0.2), np.arange(100))
+LOST = s.proportion_difference(2, 0, 40)
+BOUNDS = [float(beta.ppf(0.05, right, 101 - right)) for right in (59, 58)]
 HOLM = ", ".join(number(p, sign=False) for p in s.holm([s.mcnemar(30, 10), 0.03, 0.2]))
 
 
@@ -36,6 +39,8 @@ HOLM = ", ".join(number(p, sign=False) for p in s.holm([s.mcnemar(30, 10), 0.03,
     [
         f"the difference is {number(PROPORTION.value)}, the interval {interval(PROPORTION)}",
         f"no change at all it is {interval(s.proportion_difference(0, 0, 100))}",
+        f"after: {interval(LOST.within(0.95, -0.05))}, where the formula alone has {interval(LOST)}",
+        f"59 right are above chance (bound {BOUNDS[0]:.4f}), 58 are not ({BOUNDS[1]:.4f})",
         f"mean {number(CLUSTERED.value)}, SE {CLUSTERED.stderr:.4f}, interval {interval(CLUSTERED)}",
         f"As if independent, it would be {interval(s.mean_difference(DIFFERENCES, ALONE))}",
         f"F1 falls from {f1(BEFORE.sum(0)[None])[0]:.4f} to {f1(AFTER.sum(0)[None])[0]:.4f}, "

@@ -20,6 +20,7 @@ a --config file:
   min_recovery: 0.95
   tasks:
     hellaswag: {metric: acc_norm, max_drop: 0.01}
+    wikitext: {max_drop: 0.5}    # max_drop above is in points of a figure from 0 to 1
   min: {efficacy.em: 0.9}
 """
 
@@ -54,6 +55,7 @@ def run(args: argparse.Namespace) -> int:
     """Check, print the summary, write the reports; whatever goes wrong is status 2, never a pass."""
     from lm_eval_edit import baseline, check, check_reports
     from lm_eval_edit._files import write_bytes, write_json
+    from lm_eval_edit._terminal import printable
     from lm_eval_edit.results import load_run
 
     gate = check.Gate()
@@ -77,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
     summary = check_reports.markdown(report)
     print(summary, end="")
     if report.error:
-        print(report.error, file=sys.stderr)
+        print(printable(report.error), file=sys.stderr)
     if args.summary:
         write_bytes(args.summary, summary.encode())
     if step_summary := os.environ.get("GITHUB_STEP_SUMMARY"):

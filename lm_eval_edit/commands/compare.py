@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -31,6 +30,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
     parser.add_argument("--cluster", metavar="FIELD", help="document field that dependent documents share, or none")
     parser.add_argument("--noise", metavar="RUN", help="a second unedited run: shows what differs without any edit")
     parser.add_argument("--flips", metavar="FILE", type=Path, help="write the documents that changed, as JSONL")
+    parser.add_argument("--metric", metavar="NAME", help="with --flips: by this metric (default: each task's headline)")
     parser.add_argument("--format", choices=FORMATS, default="table", help="(default: %(default)s)")
     return parser
 
@@ -38,6 +38,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
 def run(args: argparse.Namespace) -> int:
     """Compare and print; the exit status is 0 whatever the verdicts (`check` is the gate)."""
     from lm_eval_edit import comparison_tables as tables
+    from lm_eval_edit._terminal import printable_json
     from lm_eval_edit.compare import Settings, compare_runs
     from lm_eval_edit.comparison_json import to_json
     from lm_eval_edit.flips import write_flips
@@ -45,6 +46,8 @@ def run(args: argparse.Namespace) -> int:
     from lm_eval_edit.results import load_run
 
     settings = Settings(args.alpha, args.delta, args.seed, names(args.tasks), names(args.metrics))
+    if args.metric and not args.flips:
+        raise UserError("--metric says by which metric documents are written; it needs --flips FILE (or use --metrics)")
     if args.flips and len(args.edited) > 1:
         raise UserError(f"--flips takes one EDITED, {len(args.edited)} are given; call compare once for each")
     base = load_run(args.base, cluster=args.cluster)
@@ -56,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
         extra = {"seeds": [row.json() for row in seeds], "noise": None}
         if noise is not None:
             extra["noise"] = to_json([noise], settings, {})["comparisons"][0]
-        print(json.dumps(to_json(comparisons, settings, extra), indent=2, ensure_ascii=False))
+        print(printable_json(to_json(comparisons, settings, extra), indent=2))
     elif args.format == "csv":
         print(tables.csv_text(comparisons), end="")
     elif args.format == "markdown":
@@ -66,6 +69,6 @@ def run(args: argparse.Namespace) -> int:
     for notice in tables.notices(comparisons):
         print(notice, file=sys.stderr)
     if args.flips:
-        count = write_flips(comparisons[0], args.flips)
+        count = write_flips(comparisons[0], args.flips, args.metric)
         print(f"{count} documents that changed are in {args.flips}", file=sys.stderr)
     return 0

@@ -30,6 +30,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
 def run(args: argparse.Namespace) -> int:
     """Draw and save; prints the files."""
     from lm_eval_edit._files import writing
+    from lm_eval_edit._terminal import printable
     from lm_eval_edit.plots import FORMATS, KINDS, choose, figures, gaps
     from lm_eval_edit.sweep.reading import load_sweep
 
@@ -60,5 +61,5 @@ def run(args: argparse.Namespace) -> int:
         if kind not in drawn:
             print(f"{kind}: nothing to draw; it needs {KINDS[kind]}", file=sys.stderr)
     for line in dict.fromkeys([*(line for choice in choices for line in choice.notices), *gaps(sweep)]):
-        print(line, file=sys.stderr)
+        print(printable(line), file=sys.stderr)
     return 0

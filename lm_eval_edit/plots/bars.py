@@ -31,7 +31,7 @@ def _bars(choice: Choice, series: Series) -> Picture | None:
     step = 1 / (len(counts) + 1.2)
     offset = {n: (j - (len(counts) - 1) / 2) * step for j, n in enumerate(counts)}  # of a bar from its task's middle
     handles = _batches(axes, series, lines, offset, step)
-    notes = words.intervals(lines)
+    notes = words.intervals(lines) + choice.at_floor([series])
     if published := choice.published_of(series):
         names = [line.name for line in lines]
         for task, points in published.items():

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from lm_eval_edit.errors import ConfigurationError, UserError, nearest
-from lm_eval_edit.plots.series import EDITING, MEAN, Measure, Series, all_series, mean_score, score, unique
+from lm_eval_edit.floors import AT_FLOOR, floors
+from lm_eval_edit.plots.series import MEAN, Measure, Series, about_edits, all_series, mean_score, score, unique
+from lm_eval_edit.results import load_run
 from lm_eval_edit.sweep.reading import DONE, PREFIX, CellData, Sweep
 
 MOST_TASKS = 13  # with more lines in one panel, no one could follow them
@@ -18,11 +22,14 @@ class Choice:
     """What is drawn.
 
     Attributes:
-        tasks: What means are over; the first `MOST_TASKS` of them have a line.
+        tasks: What is drawn; the first `MOST_TASKS` of them have a line.
+        averaged: What means are over: those of them that measure ability, never mixed with those about the edits; all
+            of them where all are about the edits.
         published: The paper's values, as a preset has them: metric, source, n_edits, tasks. Empty without.
         published_method: The editor that the published edited points are of, in small letters; None where the design
             does not say.
         notices: What was left out, one sentence each.
+        floors: Folder of an unedited model -> task -> why it cannot show damage.
     """
 
     sweep: Sweep
@@ -32,6 +39,19 @@ class Choice:
     published: Mapping[str, Any]
     published_method: str | None
     notices: tuple[str, ...] = ()
+    floors: Mapping[Path, Mapping[str, str]] = field(default_factory=dict)
+
+    @cached_property
+    def averaged(self) -> tuple[str, ...]:
+        """See the class."""
+        apart = about_edits(self.sweep)
+        return tuple(task for task in self.tasks if task not in apart) or self.tasks
+
+    def at_floor(self, series: Iterable[Series]) -> list[str]:
+        """A sentence for pictures that show tasks which the unedited model cannot do; nothing without such tasks."""
+        low = {task for one in series for task in self.floors.get(one.first.baseline.folder, ())}
+        names = ", ".join(self.short(task) for task in self.tasks if task in low)
+        return [f"{AT_FLOOR}: {names}"] if names else []
 
     def short(self, task: str) -> str:
         """A task's name in a picture."""
@@ -45,7 +65,7 @@ class Choice:
     def measures(self) -> dict[str, Measure]:
         """What a panel with all tasks shows, by name: the tasks and, of several, their mean."""
         found = {self.short(task): score(task, self.metric) for task in self.shown}
-        return found | ({MEAN: mean_score(self.tasks, self.metric)} if len(self.tasks) > 1 else {})
+        return found | ({MEAN: mean_score(self.averaged, self.metric)} if len(self.averaged) > 1 else {})
 
     def published_of(self, series: Series) -> dict[str, list[tuple[int, float]]]:
         """Task -> (n_edits, value): the unedited model's, and the edited models' if the series is of their method."""
@@ -92,7 +112,8 @@ def choose(sweep: Sweep, tasks: Sequence[str] | None = None, metric: str | None 
         )
     known = sweep.tasks()
     have = {task: unique(m for cell in cells for m in cell.metrics(task)) for task in [*known, *sweep.groups()]}
-    mine = [task for task in known if task not in EDITING] or known
+    apart = about_edits(sweep)
+    mine = [task for task in known if task not in apart] or known
     named, problems = _named(tasks or (), have, metric)
     problems += _metric_problems(metric, {task: have[task] for task in known}, () if named else mine)
     header = sweep.header.get("published") or {}
@@ -111,9 +132,23 @@ def choose(sweep: Sweep, tasks: Sequence[str] | None = None, metric: str | None 
     without = [task for task in known if not named and metric and metric not in have[task]]
     notices = [f"{', '.join(without)}: no metric {metric}; --metric draws another"] if without else []
     return tuple(
-        Choice(sweep, series, tuple(chosen), its, header, method, (*notices, *_too_many(chosen)))
+        Choice(sweep, series, tuple(chosen), its, header, method, (*notices, *_too_many(chosen)), _floors(series, its))
         for its, chosen in (together or {"": []}).items()
     )
+
+
+def _floors(series: Iterable[Series], metric: str) -> dict[Path, dict[str, str]]:
+    """Of each unedited model the tasks that it cannot do; nothing of one whose samples were not kept."""
+    found: dict[Path, dict[str, str]] = {}
+    for one in series:
+        cell = one.first.baseline
+        if cell.folder in found or cell.results_file is None:
+            continue
+        try:
+            found[cell.folder] = floors(load_run(cell.results_file), metric=metric.partition(",")[0])
+        except UserError:  # drawn all the same: a picture needs no samples
+            found[cell.folder] = {}
+    return found
 
 
 def _named(

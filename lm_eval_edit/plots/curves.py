@@ -55,7 +55,7 @@ def _tasks(choice: Choice, series: Series) -> Picture | None:
     notes = words.intervals([line for line, _ in lines.values()], bands=series.seeds == 1)
     if len(choice.shown) < len(choice.tasks):
         notes.append(f"{len(choice.shown)} of {len(choice.tasks)} tasks are shown; the mean is over all of them")
-    notes += _published(axes, choice, series)
+    notes += _published(axes, choice, series) + choice.at_floor([series])
     title = f"{series.label} on {series.where}: {choice.metric} of the tasks"
     return _finished(axes, f"tasks-{series.file_name}", title, [series], lines, notes)
 
@@ -80,7 +80,7 @@ def methods(choice: Choice) -> list[Picture]:
 
 
 def _methods(choice: Choice, where: str, group: list[Series]) -> Picture | None:
-    mean = mean_score(choice.tasks, choice.metric)
+    mean = mean_score(choice.averaged, choice.metric)
     found = [(series, line) for series in group if (line := series.line(series.label, mean)).known]
     if len(found) < 2:
         return None
@@ -97,9 +97,10 @@ def _methods(choice: Choice, where: str, group: list[Series]) -> Picture | None:
         name = f"{line.name}, {words.from_where(series)}" if series.collapsed else line.name
         ends[name] = (line, style)
     label_ends(axes, _ends(ends), HEIGHT)
-    names = ", ".join(choice.short(task) for task in choice.tasks[:8])
-    more = f" and {len(choice.tasks) - 8} more" if len(choice.tasks) > 8 else ""
-    notes = [f"mean of {len(choice.tasks)} tasks: {names}{more}"] if len(choice.tasks) > 1 else [names]
+    names = ", ".join(choice.short(task) for task in choice.averaged[:8])
+    more = f" and {len(choice.averaged) - 8} more" if len(choice.averaged) > 8 else ""
+    notes = [f"mean of {len(choice.averaged)} tasks: {names}{more}"] if len(choice.averaged) > 1 else [names]
+    notes += choice.at_floor(group)
     notes += words.intervals([line for _, line in found], bands=not bars)
     notes += ["× the model had collapsed"] if any(series.collapsed for series, _ in found) else []
     title = f"Methods on {group[0].where}: mean {choice.metric} of the tasks"

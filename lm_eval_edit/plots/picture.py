@@ -27,6 +27,7 @@ _RC = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.unicode_minus": False,
+    "text.parse_math": False,  # a dollar in a task's name is a dollar
     "hatch.linewidth": 0.6,
     "path.simplify": False,
     "svg.fonttype": "path",  # a viewer's own font would be wider or narrower than what was laid out

@@ -24,13 +24,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
+from lm_eval_edit.floors import NEAR_ZERO
+from lm_eval_edit.measures import EDIT_QUALITY
 from lm_eval_edit.statistics import between_runs
 from lm_eval_edit.sweep.reading import COLLAPSED, DONE, FAILED, CellData, RowData, Sweep, Value, by_series
 
 ALPHA = 0.05
 MEAN = "mean"
-#: Tasks that ask about the edits themselves: what an edit is for, not what it must leave alone.
-EDITING = ("edithurt_efficacy", "edithurt_generalization", "edithurt_locality", "edithurt_counterfact")
 EFFICACY = "edithurt_efficacy"
 
 Item = TypeVar("Item")
@@ -198,8 +198,9 @@ def mean_score(tasks: Sequence[str], metric: str) -> Measure:
 def retained(tasks: Sequence[str], metric: str) -> Measure:
     """The mean of tasks over the unedited model's: r = m_n / m_0, with stderr² = (s_n² + r² s_0²) / m_0².
 
-    Where lower is better it is m_0 / m_n. Both models were asked the same documents; that their errors go together is
-    left out, so the interval is rather too wide.
+    None where m_0 is so near 0 that a share of it says nothing. Where lower is better it is m_0 / m_n.
+    Both models were asked the same documents; that their errors go together is left out, so the interval is rather too
+    wide.
     """
     mean = mean_score(tasks, metric)
 
@@ -209,8 +210,8 @@ def retained(tasks: Sequence[str], metric: str) -> Measure:
             return None
         if part.higher_is_better is False:
             part, whole = whole, part
-        if whole.value <= 0:
-            return None
+        if whole.value < NEAR_ZERO:
+            return None  # a share of next to nothing
         if cell.n_edits == 0:
             return Value(1.0, 0.0)
         ratio = part.value / whole.value
@@ -280,6 +281,11 @@ def gaps(sweep: Sweep) -> list[str]:
         name = cell.folder.relative_to(sweep.root).as_posix()
         lines.append(f"{name}: {state}" + (f" ({cell.reason})" if cell.reason else ""))
     return lines
+
+
+def about_edits(sweep: Sweep) -> set[str]:
+    """Tasks that ask about the edits themselves: what an edit is for, not what it must leave alone."""
+    return {task for _, cell in sweep.cells() for task in cell.tasks() if cell.measures(task) == EDIT_QUALITY}
 
 
 def unique(items: Iterable[Item]) -> list[Item]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from lm_eval_edit.plots import words
 from lm_eval_edit.plots.choice import Choice
 from lm_eval_edit.plots.picture import Picture
-from lm_eval_edit.plots.series import EDITING, EFFICACY, Line, Point, Series, efficacy, recalled, retained
+from lm_eval_edit.plots.series import EFFICACY, Line, Point, Series, efficacy, recalled, retained
 from lm_eval_edit.plots.style import HEIGHT, Look, footer, grid, label_ends, look, panel
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def tradeoff(choice: Choice) -> list[Picture]:
 
 
 def _tradeoff(choice: Choice, where: str, group: Sequence[Series]) -> Picture | None:
-    tasks = [task for task in choice.tasks if task not in EDITING]
+    tasks = choice.averaged
     measured = EFFICACY in choice.sweep.tasks()
     found = {series.label: (series, _path(series, tasks, choice.metric, measured)) for series in group}
     paths = {label: (series, path) for label, (series, path) in found.items() if path}
@@ -56,6 +56,7 @@ def _tradeoff(choice: Choice, where: str, group: Sequence[Series]) -> Picture | 
     label_ends(axes, ends, HEIGHT, leaders=False)
     last = [Line(label, path[-1]) for label, (_, path) in paths.items()]
     notes = ["small marks: earlier checkpoints, large: the last; upper right is best", *without]
+    notes += choice.at_floor(group)
     title = f"Edit quality against ability left ({choice.metric}), {group[0].where}"
     axes.set_title(title, loc="left")
     footer(axes, notes + words.intervals(last), HEIGHT)

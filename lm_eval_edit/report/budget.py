@@ -3,7 +3,8 @@
 A budget is the largest checkpoint up to which, itself included, no checkpoint of the row drops by more than δ. That a
 score recovers at a later checkpoint does not give the edits between back. A collapsed cell has dropped beyond any δ,
 and so has a task whose figure is no finite number any more; a cell that was not measured ends the count, for nothing
-is known from there on.
+is known from there on. Tasks that the unedited model cannot do (`floors`) have nothing to lose and do not count; nor do
+tasks about the edits themselves.
 """
 
 from __future__ import annotations
@@ -70,12 +71,10 @@ def drops(cells: Sequence[Compared], scope: str, *, certain: bool) -> list[tuple
     for each in cells:
         if each.cell.status == COLLAPSED or (scope == WORST and each.broken):
             drop = math.inf
-        elif not each.whole or (scope == MEAN and each.mean is None):
-            drop = None
         elif scope == MEAN:
-            drop = size(each.mean)
+            drop = None if (mean := each.able_mean) is None else size(mean)
         else:
-            drop = max(map(size, each.headlines.values()))
+            drop = max(map(size, each.able.values())) if each.whole and each.able else None
         found.append((each.cell.n_edits, drop))
     return found
 

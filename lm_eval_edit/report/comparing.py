@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from lm_eval_edit.compare import Comparison, Row, Settings, compare_runs
+from lm_eval_edit.compare import Comparison, Row, Settings, compare_runs, reported
 from lm_eval_edit.errors import UserError
 from lm_eval_edit.group_means import SeedRow, seed_rows
+from lm_eval_edit.measures import ABILITY
 from lm_eval_edit.pairing import PairingError, pair_runs
 from lm_eval_edit.results import Run, load_run
 from lm_eval_edit.sweep.reading import DONE, CellData, RowData, Sweep, by_series
@@ -41,22 +42,44 @@ class Compared:
         return {row.task: row for row in self.comparison.rows if row.headline} if self.comparison else {}
 
     @property
+    def judged(self) -> dict[str, Row]:
+        """The headline metrics that say what was lost: of ability, never mixed with those about the edits themselves.
+
+        Where every task is about the edits, those.
+        """
+        ability = {task: row for task, row in self.headlines.items() if row.measures == ABILITY}
+        return ability or self.headlines
+
+    @property
+    def able(self) -> dict[str, Row]:
+        """Those that can show damage: not at floor in the unedited model."""
+        return {task: row for task, row in self.judged.items() if row.floor is None}
+
+    @property
     def whole(self) -> bool:
         """Whether every task of the unedited model is compared."""
         return bool(self.tasks) and set(self.tasks) <= self.headlines.keys()
 
     @property
     def mean(self) -> Row | None:
-        """The mean over the most tasks: that of the suite, or of all headline metrics; a lone task is its own mean.
+        """The mean over all judged tasks: that of the suite, or of their headline metrics; a lone task is its own mean.
 
         None where tasks are missing, so that means of different tasks are never held against each other, and where
         more is better in some tasks and worse in others.
         """
-        if not self.whole:
+        return self._mean_of(self.judged) if self.whole else None
+
+    @property
+    def able_mean(self) -> Row | None:
+        """The same over the tasks that can show damage; None where none can."""
+        return self._mean_of(self.able) if self.whole else None
+
+    def _mean_of(self, rows: Mapping[str, Row]) -> Row | None:
+        if len(rows) == 1:
+            return next(iter(rows.values()))
+        if not rows:
             return None
-        if len(self.headlines) == 1:
-            return next(iter(self.headlines.values()))
-        means = [row for row in self.comparison.groups if row.headline and len(row.members) == len(self.headlines)]
+        means = [row for row in self.comparison.groups if row.headline and row.members.keys() == rows.keys()]
         return means[0] if means else None
 
 
@@ -116,6 +139,11 @@ def _compared(sweep: Sweep, row: RowData, cell: CellData, base: Run | None, sett
     if missing or cell.status != DONE:
         said.append(cell.reason or f"not evaluated: {', '.join(missing)}")
     said += [_within(sweep, problem) for problems in apart.values() for problem in problems]
+    if comparison is not None:
+        said += [
+            f"{task}: its headline metric {why}{reported(comparison, task)}"
+            for task, why in comparison.without_headline.items()
+        ]
     broken = tuple(task for task in apart if _not_finite(base, edited, task))
     return Compared(row, cell, comparison, "; ".join(said) or None, tasks, broken)
 
@@ -140,8 +168,7 @@ def _as_far_as_paired(
 def _not_finite(base: Run, edited: Run, task: str) -> bool:
     """Whether the task's headline metric was a finite number and is none after the edits."""
     for key, samples in base.samples.items():
-        if key[0] == task and samples.metrics:
-            name, before = next(iter(samples.metrics.items()))
+        if key[0] == task and (before := samples.metrics.get(name := samples.headline)) is not None:
             after = edited.samples[key].metrics.get(name) if key in edited.samples else None
             return after is not None and math.isfinite(before.value) and not math.isfinite(after.value)
     return False

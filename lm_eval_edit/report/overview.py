@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lm_eval_edit.floors import AT_FLOOR, format_advice, lost_formats
 from lm_eval_edit.report.comparing import Compared, below
 from lm_eval_edit.sweep.reading import COLLAPSED, DONE, FAILED, LEFT_OUT, Sweep
 
@@ -77,7 +78,32 @@ def warnings(sweep: Sweep, compared: Sequence[Compared]) -> list[str]:
         found.append(f"{cells} not done; what is said below is of the others")
     if sweep.header["about_model"]:
         found += _baselines(compared)
-    return [*found, *_guards(compared)]
+    return [*found, *_floors(compared), *_without_headline(compared), *_guards(compared)]
+
+
+def _floors(compared: Sequence[Compared]) -> Iterable[str]:
+    """The tasks that the unedited models cannot do, and why that may be."""
+    first: dict[str, Compared] = {}
+    for each in compared:
+        if each.comparison is not None:
+            first.setdefault(each.row.model, each)
+    for model, each in first.items():
+        if low := {task: row.floor for task, row in each.headlines.items() if row.floor is not None}:
+            tasks = "; ".join(f"{task}: {why}" for task, why in low.items())
+            yield f"the unedited {model} is {AT_FLOOR} ({tasks}); these tasks are left out of the damage budget"
+        if advice := format_advice(each.comparison.base.results, lost_formats(each.comparison.base)):
+            yield f"{model}: {advice}"
+
+
+def _without_headline(compared: Sequence[Compared]) -> Iterable[str]:
+    """The tasks whose headline metric is not compared: each once, no other metric in its place."""
+    found = {
+        f"{task}: its headline metric {why}; no other takes its place"
+        for each in compared
+        if each.comparison is not None
+        for task, why in each.comparison.without_headline.items()
+    }
+    return sorted(found)
 
 
 def _baselines(compared: Sequence[Compared]) -> Iterable[str]:

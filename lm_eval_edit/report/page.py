@@ -13,6 +13,7 @@ import jinja2
 from markupsafe import Markup
 
 from lm_eval_edit import __version__
+from lm_eval_edit._terminal import printable
 from lm_eval_edit.compare import IMPROVED, INCONCLUSIVE, REGRESSED, UNHARMED, Row, Settings
 from lm_eval_edit.comparison_tables import interval, number
 from lm_eval_edit.report import budget, overview, settings, tables
@@ -67,7 +68,7 @@ def render(
     found = broken(tables.by_row(compared), options.items)
     shown_pictures = _embedded(pictures)
     script = (_TEMPLATES / "folds.js").read_text(encoding="utf-8")
-    return _environment(sweep).get_template("report.html.j2").render(
+    page = _environment(sweep).get_template("report.html.j2").render(
         sweep=sweep,
         design=sweep.header["design"],
         options=options,
@@ -97,6 +98,7 @@ def render(
         design_yaml=settings.design_yaml(sweep),
         delta=Settings().delta,
     )  # fmt: skip
+    return printable(page)  # HTML has no room for controls, and a page may be read by `less` too
 
 
 def _environment(sweep: Sweep) -> jinja2.Environment:

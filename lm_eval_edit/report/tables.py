@@ -59,7 +59,8 @@ def model_tables(compared: Sequence[Compared]) -> list[ModelTable]:
         cells = list(group)
         whole = next((each for each in cells if each.whole), None)
         rows = tuple((each[0].row, each) for each in by_row(cells))
-        mean, heads = (whole.mean, whole.headlines) if whole else (None, {})
+        some = whole or next((each for each in cells if each.comparison), None)
+        mean, heads = whole.mean if whole else None, some.headlines if some else {}
         short = tuple(_short(each, cells) for each in by_series(row for row, _ in rows))
         tables.append(ModelTable(model, cells[0].tasks, mean, heads, short, rows))
     return tables

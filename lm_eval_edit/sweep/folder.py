@@ -30,6 +30,7 @@ from filelock import FileLock, Timeout
 
 from lm_eval_edit._differences import differences
 from lm_eval_edit._files import read_json, sha256, write_bytes, write_json, writing
+from lm_eval_edit._spreadsheet import csv_text
 from lm_eval_edit.errors import UserError
 from lm_eval_edit.sweep.design import Design, Row
 
@@ -278,15 +279,9 @@ def cell_state(folder: Path) -> tuple[str | None, str | None]:
 
 def write_summary(root: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """`summary.csv`: one line for each metric of each cell."""
-    import csv
-    import io
-
-    text = io.StringIO()
-    names = ("model", "row", "editor", "dataset", "edit_seed", "edit_batch_size", "n_edits", "n_operations", "status")
-    writer = csv.DictWriter(text, [*names, "task", "metric", "value", "stderr"], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    file, content = root / "summary.csv", text.getvalue().encode()
+    names = ("model", "row", "editor", "dataset", "edit_seed", "edit_batch_size", "n_edits", "n_operations", "status",
+             "task", "metric", "value", "stderr", "measures")  # fmt: skip
+    file, content = root / "summary.csv", csv_text(names, rows).encode()
     with writing(root):
         if not file.exists() or file.read_bytes() != content:
             write_bytes(file, content)

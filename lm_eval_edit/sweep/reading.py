@@ -9,7 +9,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from lm_eval_edit import measures
 from lm_eval_edit._files import read_json
+from lm_eval_edit._terminal import one_line
 from lm_eval_edit.errors import UserError
 from lm_eval_edit.sweep.folder import COLLAPSED, DONE, FAILED, FORMAT, cell_state
 
@@ -78,6 +80,15 @@ class CellData:
     def tasks(self) -> list[str]:
         """Names in the results that are tasks."""
         return [name for name in self.results.get("results", {}) if name in self.results.get("configs", {})]
+
+    def measures(self, name: str) -> str:
+        """What a task measures; of a group what all its tasks do, or `mixed`."""
+        configs = self.results.get("configs") or {}
+        if name in configs:
+            return measures.measures(name, configs[name])
+        children = (self.results.get("group_subtasks") or {}).get(name) or ()
+        kinds = {self.measures(child) for child in children if child != name}
+        return kinds.pop() if len(kinds) == 1 else "mixed" if kinds else measures.ABILITY
 
     def metrics(self, name: str) -> list[str]:
         """The metrics of a task or group, in its own order, the default filter's without its name."""
@@ -213,7 +224,7 @@ class Sweep:
     def short(self, name: str) -> str:
         """A task or group for people: without our prefix, unless that is another one's name."""
         stem = name.removeprefix(PREFIX)
-        return name if stem in self._names else stem
+        return one_line(name if stem in self._names else stem)
 
 
 def load_sweep(root: str | Path) -> Sweep:
@@ -284,7 +295,8 @@ def summary_rows(sweep: Sweep) -> list[dict[str, Any]]:
             for metric in cell.metrics(name):
                 if (value := cell.value(name, metric)) is not None:
                     stderr = "" if value.stderr is None else value.stderr
-                    lines.append(what | {"task": name, "metric": metric, "value": value.value, "stderr": stderr})
+                    found = {"task": name, "metric": metric, "value": value.value, "stderr": stderr}
+                    lines.append(what | found | {"measures": cell.measures(name)})
         if not names:
             lines.append(what)
     return lines
