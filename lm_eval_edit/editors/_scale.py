@@ -45,7 +45,9 @@ def update_weight(context: EditContext, facts: Sequence[Fact], layers: Sequence[
     keys = subject_states(context, facts, layers, layers[-1]).keys
     sizes = []
     for layer in layers:
-        factor = context.second_moments.cholesky(context.architecture.down_projections[layer], device=keys[layer].device)
+        factor = context.second_moments.cholesky(
+            context.architecture.down_projections[layer], device=keys[layer].device
+        )
         whitened = torch.linalg.solve_triangular(factor, keys[layer], upper=False)  # (f, n), kᵀC⁻¹k = ‖L⁻¹k‖²
         sizes.append((whitened**2).sum(dim=0).cpu())
     return float(torch.cat(sizes).quantile(0.5)) / key_weight
