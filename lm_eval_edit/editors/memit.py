@@ -19,7 +19,7 @@ from lm_eval_edit.architecture import is_transposed
 from lm_eval_edit.delta import Delta, linear_update
 from lm_eval_edit.editors._keys import solve_normal_equations, subject_states
 from lm_eval_edit.editors._progress import steps
-from lm_eval_edit.editors._scale import MEMIT_KEY_WEIGHT, NOTHING, kept, to_keep, update_weight
+from lm_eval_edit.editors._scale import MEMIT_CLOSED, NOTHING, kept, to_keep, update_weight
 from lm_eval_edit.editors._target import optimise_targets
 from lm_eval_edit.editors.base import EditContext, Editor, EditResult, option
 from lm_eval_edit.editors.templates import TemplatePlan
@@ -64,7 +64,7 @@ class MemitOptions(BatchOptions):
 
     mom2_update_weight: float | None = option(
         "λ, how much ordinary text weighs against the facts",
-        from_model="such that the median key of the first operation counts as it does at the published settings",
+        from_model="such that the first operation closes as much of the residual as GPT-J's published settings do",
     )
 
     def __post_init__(self) -> None:
@@ -81,7 +81,6 @@ class Memit(Editor):
     source = "Meng et al. 2023, arXiv 2210.07229"
     Options = MemitOptions
     batches = True
-    key_weight = MEMIT_KEY_WEIGHT
 
     @classmethod
     def default_layers(cls, n_layers: int) -> tuple[int, ...]:
@@ -127,7 +126,7 @@ class Memit(Editor):
         """{option: value} of the options that are None: found on the weights before the schedule's first operation."""
         if self.options.mom2_update_weight is not None:
             return {}
-        return {"mom2_update_weight": update_weight(context, facts, self.options.layers, self.key_weight)}
+        return {"mom2_update_weight": update_weight(context, facts, self.options.layers, MEMIT_CLOSED)}
 
     def _targets(self, context: EditContext, facts: Sequence[Fact]) -> tuple[Tensor, dict[str, Any]]:
         """(z (n, d) in float64, figures): what the last edited block should give for each bare prompt (eq. 16)."""

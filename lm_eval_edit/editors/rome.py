@@ -24,7 +24,7 @@ from lm_eval_edit.weights import temporarily_applied
 
 logger = logging.getLogger("lm_eval_edit")
 
-#: Cosine of the bare prompt's key and the mean key below which a fact is warned of; docs/defaults.md has the measurement.
+#: Cosine of the bare prompt's key and the mean key below which a fact is warned of; measured in docs/defaults.md.
 UNLIKE = 0.5
 
 
@@ -58,8 +58,8 @@ def _likeness(fact: Fact, bare: Tensor, mean: Tensor) -> float:
     cosine = float(torch.nn.functional.cosine_similarity(bare.double(), mean.double(), dim=0))
     if cosine < UNLIKE:
         logger.warning(
-            "fact %s: the key of its bare prompt %r is unlike its keys behind other text (cosine %.2f). ROME divides by "
-            "how far the two agree, so this edit is large, may break the model, and holds at that very prompt only: "
+            "fact %s: the key of its bare prompt %r is unlike its keys behind other text (cosine %.2f). ROME divides "
+            "by how far the two agree, so this edit is large, may break the model, and holds at that very prompt only: "
             "the subject may stand at the text's beginning, without a beginning-of-sequence token before it. "
             "editor=r_rome uses one key throughout",
             fact.id,
