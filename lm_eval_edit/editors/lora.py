@@ -52,8 +52,8 @@ class LoraOptions:
     target_modules: Any = option(
         "names of the adapted modules, as a list or q_proj:v_proj; by default peft's choice for the model", default=None
     )
-    batch_size: int = option("facts in one gradient step, within the facts of one operation", default=1)
-    kl_factor: float = option("only 0, as in EasyEdit's files: EasyEdit never reads it", default=0.0)
+    batch_size: int = option("facts in one gradient step, within the facts of one operation", default=1, tuned=False)
+    kl_factor: float = option("only 0, as in EasyEdit's files: EasyEdit never reads it", default=0.0, tuned=False)
     norm_constraint: Any = option("only false, as in EasyEdit's files: EasyEdit never reads it", default=None)
 
     def __post_init__(self) -> None:
