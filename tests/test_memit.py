@@ -342,7 +342,7 @@ def test_easyedits_hparams_are_accepted_and_those_for_another_size_are_not():
     }  # fmt: skip
     found, problems = resolve(Memit, tiny_model().config, published)
     assert not problems and found.editor.options.mom2_update_weight == 20000
-    assert len(found.notices) == 1 and "v_lr 0.5" in found.notices[0] and "layer" not in found.notices[0].split(": ")[1]
+    assert len(found.notices) == 1 and "v_lr 0.5" in found.notices[0] and "relative depth" not in found.notices[0]
     _, problems = resolve(Memit, tiny_model().config, published | {"v_loss_layer": 47})
     assert len(problems) == 1 and "for a model of another size, this one's last layer is 2" in problems[0]
 
