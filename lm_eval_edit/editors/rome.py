@@ -25,7 +25,7 @@ from lm_eval_edit.weights import temporarily_applied
 logger = logging.getLogger("lm_eval_edit")
 
 #: Cosine of the bare prompt's key and the mean key below which a fact is warned of; measured in docs/defaults.md.
-UNLIKE = 0.5
+UNLIKE = 0.3
 
 
 @dataclass(frozen=True)
