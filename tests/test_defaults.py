@@ -216,7 +216,7 @@ class Unlike(Rome):
         keys = targets.keys.clone()
         mean = keys[0, 1:].mean(dim=0)
         other = torch.roll(mean, 1)
-        keys[0, 0] = other - (other @ mean) / (mean @ mean) * mean
+        keys[0, 0] = 0.1 * (other - (other @ mean) / (mean @ mean) * mean)
         return type(targets)(targets.delta, targets.init, keys, targets.outputs, targets.losses, targets.steps)
 
 
