@@ -14,15 +14,20 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from lm_eval_edit.editors._keys import solve_small_batch
+from lm_eval_edit.editors._scale import EMMET_CLOSED, NOTHING, update_weight
 from lm_eval_edit.editors.base import EditContext, Editor, option
 from lm_eval_edit.editors.memit import Memit, MemitOptions
+from lm_eval_edit.facts import Fact
 
 
 @dataclass(frozen=True)
 class EmmetOptions(MemitOptions):
     """Hyper-parameters of EMMET, under EasyEdit's names: MEMIT's, and two that make its systems well conditioned."""
 
-    mom2_update_weight: float = option("λ, how much ordinary text weighs", default=10000.0)
+    mom2_update_weight: float | None = option(
+        "λ, how much ordinary text weighs",
+        from_model="such that the first operation closes as much of the residual as GPT-2 XL's published settings do",
+    )
     emmet_lambda: float = option("ρ, by how much the constraints W K = V are relaxed", default=0.1)
     update_norm_lambda: float = option("μ, weight of the update's own norm", default=0.0)
 
@@ -46,12 +51,25 @@ class Emmet(Memit):
         """One layer, as deep as ROME's."""
         return Editor.default_layers(n_layers)
 
+    def _from_model(self, context: EditContext, facts: Sequence[Fact]) -> dict[str, float]:
+        o = self.options
+        if o.mom2_update_weight is not None:
+            return {}
+        # With ρ = 0 the constraints hold whatever λ is; it only has to be of the systems' size.
+        ridge = o.emmet_lambda or 0.1
+        return {"mom2_update_weight": update_weight(context, facts, o.layers, EMMET_CLOSED, ridge)}
+
     def _directions(
-        self, context: EditContext, layer: int, keys: Tensor, history: Sequence[Mapping[str, Tensor]]
+        self,
+        context: EditContext,
+        layer: int,
+        keys: Tensor,
+        history: Sequence[Mapping[str, Tensor]],
+        scale: Mapping[str, float] = NOTHING,
     ) -> Tensor:
         """A (f, n) = C'⁻¹ K (Kᵀ C'⁻¹ K + ρI)⁻¹."""
         o = self.options
         module = context.architecture.down_projections[layer]
-        ridge = o.update_norm_lambda / o.mom2_update_weight
-        factor = context.second_moments.cholesky(module, ridge, keys.device)
-        return solve_small_batch(factor, o.mom2_update_weight, keys, ridge=o.emmet_lambda)
+        weight = scale.get("mom2_update_weight", o.mom2_update_weight)
+        factor = context.second_moments.cholesky(module, o.update_norm_lambda / weight, keys.device)
+        return solve_small_batch(factor, weight, keys, ridge=o.emmet_lambda)
