@@ -15,11 +15,14 @@ The package's own JSON(L) fields, one object per fact, all texts (numbers are ta
     question     the fact as a question ({} or in clear)
     locality     [{"prompt": ..., "answer": ...}], prompts whose answers must stay
     relation     a name of the relation
+    separator    what stands between a prompt of the fact and the object that continues it, "" allowed; left out, what
+                 stands on both sides decides (`separators`)
+    subject_at   at which character of the prompt the subject's place begins, from 0; for a prompt that holds the
+                 subject in clear and {} too
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -27,8 +30,12 @@ from typing import Any
 
 from lm_eval_edit._files import hash_json
 from lm_eval_edit.errors import UserError
-
-SLOT = "{}"
+from lm_eval_edit.separators import continuing
+from lm_eval_edit.slots import SLOT as SLOT
+from lm_eval_edit.slots import Template as Template
+from lm_eval_edit.slots import in_clear as in_clear
+from lm_eval_edit.slots import place_at, subject_place
+from lm_eval_edit.slots import with_slot as with_slot
 
 
 @dataclass(frozen=True)
@@ -54,6 +61,8 @@ class Fact:
         question: The fact as a question.
         locality: Prompts whose answers must not change.
         relation: The relation's name.
+        separator: What stands between prompt and object; None where both decide (`separators`).
+        subject_at: Where the subject's place in the prompt begins (`{}`, or it in clear); None where that is plain.
     """
 
     subject: str
@@ -66,6 +75,8 @@ class Fact:
     question: str | None = None
     locality: tuple[Probe, ...] = ()
     relation: str | None = None
+    separator: str | None = None
+    subject_at: int | None = None
 
     def problem(self) -> str | None:
         """Why this fact cannot be edited, or None."""
@@ -73,44 +84,47 @@ class Fact:
             return "the subject is empty"
         if not self.target_new.strip():
             return "the target is empty"
-        if self.prompt.count(SLOT) > 1:
-            return f"the prompt holds {SLOT} more than once"
-        if SLOT not in self.prompt and self.subject not in self.prompt:
-            return f"the subject {self.subject!r} is not in the prompt {self.prompt!r}"
-        return None
+        if self.subject_at is not None:
+            if place_at(self.prompt, self.subject, self.subject_at) is None:
+                return f"subject_at={self.subject_at}: neither {SLOT} nor the subject begins there in {self.prompt!r}"
+            return None
+        place = subject_place(self.prompt, self.subject)
+        return place if isinstance(place, str) else None
 
     @property
-    def template(self) -> str:
+    def _place(self) -> tuple[int, int]:
+        """Where in the prompt the subject's place begins and ends."""
+        if self.subject_at is None:
+            place = subject_place(self.prompt, self.subject)
+        else:
+            place = place_at(self.prompt, self.subject, self.subject_at)
+        if not isinstance(place, tuple):
+            raise UserError(f"fact {self.id}: {self.problem()}")
+        return place
+
+    @property
+    def template(self) -> Template:
         """The prompt with `{}` at the subject's place: its first occurrence as a word, else its first at all."""
-        return with_slot(self.prompt, self.subject)
+        start, end = self._place
+        return Template(self.prompt[:start], self.prompt[end:])
 
     @property
     def text(self) -> str:
         """The prompt in clear."""
-        return in_clear(self.prompt, self.subject)
+        return self.template.about(self.subject)
 
     @property
     def target(self) -> str:
-        """The new object with exactly one leading space, as it continues the prompt."""
-        return " " + self.target_new.lstrip()
+        """The new object as it continues the prompt, its separator included."""
+        return self.continuing(self.text, self.target_new)
+
+    def continuing(self, prompt: str, text: str) -> str:
+        """An object as it continues one of the fact's prompts (in clear), its separator included."""
+        return continuing(prompt, text, self.separator)
 
     def record(self) -> dict[str, Any]:
         """This fact in the package's own fields, empty ones left out."""
         return {name: value for name, value in asdict(self).items() if value not in (None, (), [])}
-
-
-def with_slot(prompt: str, subject: str) -> str:
-    """`prompt` with `{}` in place of the subject (as it is when it already holds `{}`)."""
-    if SLOT in prompt:
-        return prompt
-    word = re.search(rf"(?<!\w){re.escape(subject)}(?!\w)", prompt)
-    start = word.start() if word else prompt.index(subject)
-    return prompt[:start] + SLOT + prompt[start + len(subject) :]
-
-
-def in_clear(prompt: str, subject: str) -> str:
-    """`prompt` with the subject in place of `{}`."""
-    return prompt.replace(SLOT, subject, 1)
 
 
 @dataclass(frozen=True)
@@ -222,6 +236,8 @@ def _own(r: Mapping[str, Any]) -> dict[str, Any]:
         "question": r.get("question"),
         "locality": list(r.get("locality") or []),
         "relation": r.get("relation"),
+        "separator": r.get("separator"),
+        "subject_at": r.get("subject_at"),
     }
 
 
@@ -285,8 +301,24 @@ def parse_record(record: Any, where: str, default_id: str) -> Fact:
         Probe(_text(prompt, where, "a locality prompt"), _text(answer, where, "a locality answer"))
         for prompt, answer in probes
     )
+    _check_place(values, name, where)
     given = next((record[key] for key in ("id", "case_id") if record.get(key) is not None), default_id)
     return Fact(id=str(given), **values)
+
+
+def _check_place(values: dict[str, Any], form: str, where: str) -> None:
+    """Check `separator` and `subject_at`; where a prompt holds `{}` and the subject in clear, its form says which."""
+    separator, at = values.get("separator"), values.get("subject_at")
+    if separator is not None and not isinstance(separator, str):
+        raise UserError(f'{where}: separator should be text ("" for none); got {separator!r}')
+    if at is not None and (isinstance(at, bool) or not isinstance(at, int)):
+        raise UserError(f"{where}: subject_at should be a whole number, the place of a character; got {at!r}")
+    prompt, subject = values["prompt"], values["subject"]
+    if form == "lm-eval-edit" or SLOT not in prompt or not subject.strip():
+        return
+    if isinstance(subject_place(prompt, subject), str):
+        start = prompt.index(SLOT) if form == "CounterFact" else prompt.find(subject)
+        values["subject_at"] = start if start >= 0 else None
 
 
 def read_facts(records: Iterable[tuple[int, Any]], source: str) -> Facts:
