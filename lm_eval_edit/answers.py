@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lm_eval_edit._continuation import continuation
 from lm_eval_edit.facts import Fact
+from lm_eval_edit.tokens import check_fits, context_size, continuation
 
 
 @dataclass(frozen=True)
@@ -45,10 +45,14 @@ def answers(
     targets: Sequence[str],
     batch_size: int = 32,
 ) -> list[Answer]:
-    """Answers to prompts against targets, each target continuing its prompt (leading space included).
+    """Answers to prompts against targets, each target continuing its prompt (its separator included).
 
-    A target's tokens are those it has behind its prompt (`_continuation.continuation`).
+    A target's tokens are those it has behind its prompt (`tokens.continuation`).
+
+    Raises:
+        UserError: a prompt with its target is longer than the model's context.
     """
+    size = context_size(model.config)
     device = model.get_input_embeddings().weight.device
     out: list[Answer] = []
     for start in range(0, len(prompts), batch_size):
@@ -58,6 +62,8 @@ def answers(
                 prompts[start : start + batch_size], targets[start : start + batch_size], strict=True
             )
         ]
+        for (prompt, target), text in zip(rows, prompts[start : start + batch_size], strict=True):
+            check_fits([*prompt, *target[:-1]], size, text)
         width = max(len(prompt) + len(target) for prompt, target in rows)
         ids = torch.zeros(len(rows), width, dtype=torch.long)
         mask = torch.zeros_like(ids)

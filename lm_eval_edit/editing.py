@@ -24,9 +24,11 @@ from lm_eval_edit.errors import ConfigurationError, UserError
 from lm_eval_edit.facts import Fact
 from lm_eval_edit.ledger import Ledger, check_schedule, open_ledger, read_header
 from lm_eval_edit.model_source import describe_source
+from lm_eval_edit.prompt_lengths import flat, too_long
 from lm_eval_edit.schedule import EditSchedule
 from lm_eval_edit.second_moments import SecondMoments
 from lm_eval_edit.success import FEW, Success
+from lm_eval_edit.tokens import context_size
 from lm_eval_edit.versions import versions
 from lm_eval_edit.weights import EditedWeights, model_fingerprint
 
@@ -172,11 +174,15 @@ def begin_editing(
 
     Raises:
         UserError: second moments are missing, or the ledger's folder belongs to another run.
+        ConfigurationError: naming every fact whose prompt is longer than the model's context.
     """
     second_moments = second_moments or SecondMoments()
     architecture = Architecture.discover(model)
     needed = check_second_moments(editor, architecture, second_moments)
     templates = _templates(model, tokenizer, editor, context_templates, directory, seed)
+    facts = [fact for operation in operations for fact in operation]
+    if problems := too_long(facts, context_size(model.config), lambda: tokenizer, flat(templates)):
+        raise ConfigurationError(problems)
     identity = {
         "model": {"fingerprint": model_fingerprint(model), "class": type(model).__name__},
         "editor": editor.name,

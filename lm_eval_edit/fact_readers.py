@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from lm_eval_edit.fact_fields import Field, named, shown
+from lm_eval_edit.slots import SLOT, subject_place
+from lm_eval_edit.subject_span import subject_span
 
 
 def read_record(record: Mapping[str, Any], default_id: str) -> tuple[list[dict[str, Any]], list[str]]:
@@ -39,6 +41,8 @@ def read_record(record: Mapping[str, Any], default_id: str) -> tuple[list[dict[s
             entry[name] = entry[name] or ""
     given = root["id"].name() or root["case_id"].name() or default_id
     for number, entry in enumerate(values):
+        if form is not _OWN and entry.get("subject_at") is None:
+            entry["subject_at"] = _place_of_form(form, entry["prompt"], entry["subject"])
         entry["id"] = f"{given}.{number}" if form is _MQUAKE else given
     return values, list(root.problems)
 
@@ -212,8 +216,29 @@ def _flat(r: Field) -> list[dict[str, Any]]:
             "question": r["question"].text(),
             "locality": flat + _probes(r["locality"], strict=False),
             "relation": r["relation"].text(),
+            **_place(r),
         }
     ]
+
+
+def _place(r: Field) -> dict[str, Any]:
+    """`separator`, which may be empty, and `subject_at`."""
+    separator, at = r["separator"], r["subject_at"]
+    if not separator.missing and not isinstance(separator.value, str):
+        separator.wrong(f'{separator.path} should be text ("" for none); got {shown(separator.value)}')
+    if not at.missing and (isinstance(at.value, bool) or not isinstance(at.value, int)):
+        at.wrong(f"{at.path} should be a whole number, the place of a character; got {shown(at.value)}")
+    return {"separator": separator.text(), "subject_at": None if at.missing else at.value}
+
+
+def _place_of_form(form: Form, prompt: str, subject: str) -> int | None:
+    """Where a prompt holds `{}` and the subject in clear, its form says which is the subject's place."""
+    if SLOT not in prompt or not subject.strip() or not isinstance(subject_place(prompt, subject), str):
+        return None
+    if form in (_COUNTERFACT, _MQUAKE):
+        return prompt.index(SLOT)
+    span = subject_span(prompt, subject)
+    return span[0] if span else None
 
 
 def _own(r: Field) -> list[dict[str, Any]]:
@@ -221,6 +246,7 @@ def _own(r: Field) -> list[dict[str, Any]]:
     return [
         {name: r[name].text() for name in ("subject", "prompt", "target_new", *optional)}
         | {"paraphrases": r["paraphrases"].texts(), "locality": _probes(r["locality"], strict=True)}
+        | _place(r)
     ]
 
 

@@ -15,6 +15,10 @@ null and NaN are missing):
     question     the fact as a question ({} or in clear)
     locality     [{"prompt": ..., "answer": ...}], prompts whose answers must stay
     relation     a name of the relation
+    separator    what stands between a prompt of the fact and the object that continues it, "" allowed; left out, what
+                 stands on both sides decides (`separators`)
+    subject_at   at which character of the prompt the subject's place begins, from 0; for a prompt that holds the
+                 subject in clear and {} too
 """
 
 from __future__ import annotations
@@ -28,9 +32,13 @@ from lm_eval_edit._files import hash_json
 from lm_eval_edit.errors import UserError, in_one_error, problems_of
 from lm_eval_edit.fact_files import Unreadable
 from lm_eval_edit.fact_readers import read_record
+from lm_eval_edit.separators import continuing
+from lm_eval_edit.slots import SLOT as SLOT
+from lm_eval_edit.slots import Template as Template
+from lm_eval_edit.slots import in_clear as in_clear
+from lm_eval_edit.slots import place_at, subject_place
+from lm_eval_edit.slots import with_slot as with_slot
 from lm_eval_edit.subject_span import subject_span
-
-SLOT = "{}"
 
 
 @dataclass(frozen=True)
@@ -56,6 +64,8 @@ class Fact:
         question: The fact as a question.
         locality: Prompts whose answers must not change.
         relation: The relation's name.
+        separator: What stands between prompt and object; None where both decide (`separators`).
+        subject_at: Where the subject's place in the prompt begins (`{}`, or it in clear); None where that is plain.
     """
 
     subject: str
@@ -68,6 +78,8 @@ class Fact:
     question: str | None = None
     locality: tuple[Probe, ...] = ()
     relation: str | None = None
+    separator: str | None = None
+    subject_at: int | None = None
 
     def problem(self) -> str | None:
         """Why this fact cannot be edited, or None."""
@@ -77,52 +89,47 @@ class Fact:
             return "the target is empty"
         if not self.prompt.strip():
             return "the prompt is empty"
-        if self.prompt.count(SLOT) > 1:
-            return f"the prompt holds {SLOT} more than once"
-        if SLOT not in self.prompt and subject_span(self.prompt, self.subject) is None:
-            reason = f"the subject {self.subject!r} is not in the prompt {self.prompt!r}"
-            if span := subject_span(self.prompt, self.subject, any_case=True):
-                reason += f"; {self.prompt[slice(*span)]!r} differs from it in upper and lower case only"
-            return reason
-        return None
+        if self.subject_at is not None:
+            if place_at(self.prompt, self.subject, self.subject_at) is None:
+                return f"subject_at={self.subject_at}: neither {SLOT} nor the subject begins there in {self.prompt!r}"
+            return None
+        place = subject_place(self.prompt, self.subject)
+        return place if isinstance(place, str) else None
 
     @property
-    def template(self) -> str:
+    def _place(self) -> tuple[int, int]:
+        """Where in the prompt the subject's place begins and ends."""
+        if self.subject_at is None:
+            place = subject_place(self.prompt, self.subject)
+        else:
+            place = place_at(self.prompt, self.subject, self.subject_at)
+        if not isinstance(place, tuple):
+            raise UserError(f"fact {self.id}: {self.problem()}")
+        return place
+
+    @property
+    def template(self) -> Template:
         """The prompt with `{}` at the subject's place: its first occurrence as a word, else its first at all."""
-        return with_slot(self.prompt, self.subject)
+        start, end = self._place
+        return Template(self.prompt[:start], self.prompt[end:])
 
     @property
     def text(self) -> str:
         """The prompt in clear."""
-        return in_clear(self.prompt, self.subject)
+        return self.template.about(self.subject)
 
     @property
     def target(self) -> str:
-        """The new object with exactly one leading space, as it continues the prompt."""
-        return " " + self.target_new.lstrip()
+        """The new object as it continues the prompt, its separator included."""
+        return self.continuing(self.text, self.target_new)
+
+    def continuing(self, prompt: str, text: str) -> str:
+        """An object as it continues one of the fact's prompts (in clear), its separator included."""
+        return continuing(prompt, text, self.separator)
 
     def record(self) -> dict[str, Any]:
         """This fact in the package's own fields, empty ones left out."""
         return {name: value for name, value in asdict(self).items() if value not in (None, (), [])}
-
-
-def with_slot(prompt: str, subject: str) -> str:
-    """`prompt` with `{}` in place of the subject (as it is when it already holds `{}`); see `subject_span`.
-
-    Raises:
-        ValueError: the subject is not in it.
-    """
-    if SLOT in prompt:
-        return prompt
-    span = subject_span(prompt, subject)
-    if span is None:
-        raise ValueError(f"the subject {subject!r} is not in the prompt {prompt!r}")
-    return prompt[: span[0]] + SLOT + prompt[span[1] :]
-
-
-def in_clear(prompt: str, subject: str) -> str:
-    """`prompt` with the subject in place of `{}`."""
-    return prompt.replace(SLOT, subject, 1)
 
 
 @dataclass(frozen=True)

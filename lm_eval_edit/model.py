@@ -10,7 +10,6 @@ from typing import Any
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import CacheHook
 from lm_eval.api.registry import register_model
-from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -22,6 +21,7 @@ from lm_eval_edit.corpus import load_corpus
 from lm_eval_edit.editing import EditRun, begin_editing
 from lm_eval_edit.endings import Listener, listening
 from lm_eval_edit.errors import UserError
+from lm_eval_edit.exact_model import ExactHFLM
 from lm_eval_edit.ledger import Ledger
 from lm_eval_edit.model_source import refuse_offloaded
 from lm_eval_edit.parallel import Processes, SharedRun, join_processes
@@ -52,7 +52,7 @@ def _demo_batches(pretrained: str | PreTrainedModel, options: Mapping[str, Any])
 
 
 @register_model("edited_hf")
-class EditedHFLM(HFLM):
+class EditedHFLM(ExactHFLM):
     """HFLM whose model has been edited. Every argument of HFLM passes through; ours are described in `EditSettings`.
 
     Without `pretrained`, or with `pretrained=demo`, the embedded demo world is used: its model, facts and task data.

@@ -28,9 +28,11 @@ from lm_eval_edit.editors.hyperparameters import (
 from lm_eval_edit.errors import ConfigurationError, UserError, problems_of
 from lm_eval_edit.facts import Fact, Facts
 from lm_eval_edit.ledger import differences, mismatch, read_header
+from lm_eval_edit.prompt_lengths import flat, planned_tokenizer, too_long
 from lm_eval_edit.second_moments import SecondMoments
 from lm_eval_edit.settings import EditSettings, parse_settings, unknown_option_problems
 from lm_eval_edit.tasklib.sources import check_data_dir
+from lm_eval_edit.tokens import context_size
 
 _HFLM_OPTIONS = tuple(inspect.signature(HFLM).parameters)
 
@@ -128,7 +130,7 @@ def draft_plan(
     problems += _facts_for(settings)
     if settings.editor != "none":
         plan, found = _plan_edits(settings, source, config, {**given, **direct})
-        problems += found
+        problems += found + _too_long(plan, config, others)
         if plan.hyperparameters is not None:
             plan = replace(plan, origins=_origins(plan.hyperparameters, given, direct, settings))
     return replace(plan, model_options=others, config=config), problems
@@ -264,6 +266,18 @@ def _plan_edits(
         except UserError as error:
             problems.append(str(error))
     return EditPlan(settings, source, hyperparameters, facts, tuple(operations), moments), problems
+
+
+def _too_long(plan: EditPlan, config: PretrainedConfig, others: Mapping[str, Any]) -> list[str]:
+    """The facts whose prompts do not fit into the context; templates that are sampled are looked at when they are."""
+    editor = plan.hyperparameters.editor if plan.hyperparameters else None
+    given = editor.given_templates() if editor and editor.template_plan() else None
+    facts = [fact for operation in plan.operations for fact in operation]
+    try:
+        contexts, size = flat(given), context_size(config, others.get("max_length"))
+        return too_long(facts, size, lambda: planned_tokenizer(plan.pretrained, others), contexts)
+    except (TypeError, ValueError):  # templates or a length that are told elsewhere
+        return []
 
 
 def _origins(

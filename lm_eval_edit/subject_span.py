@@ -23,8 +23,7 @@ def subject_span(prompt: str, subject: str, *, any_case: bool = False) -> tuple[
     """Where the subject stands in a prompt in clear: its first occurrence as a word, else its first at all.
 
     An occurrence in the very same characters wins over one in another Unicode form or without the white space around
-    the subject. One that ends inside a character
-    ("Jose" in "Jose" + a combining accent, which is "José") is none.
+    the subject. One that ends inside a character ("Jose" in "Jose" + a combining accent, which is "José") is none.
 
     Args:
         prompt: The prompt, with the subject in clear.
@@ -36,7 +35,7 @@ def subject_span(prompt: str, subject: str, *, any_case: bool = False) -> tuple[
     """
     spans = [] if any_case else list(_exact(prompt, subject))
     spans = spans or list(_folded(prompt, subject, any_case))
-    words = (span for span in spans if _is_word(prompt, *span))
+    words = (span for span in spans if is_word(prompt, *span))
     return next(words, spans[0] if spans else None)
 
 
@@ -91,7 +90,8 @@ def _whole(prompt: str, at: int) -> bool:
     )
 
 
-def _is_word(prompt: str, start: int, end: int) -> bool:
+def is_word(prompt: str, start: int, end: int) -> bool:
+    """Whether a part of a prompt begins and ends where words do."""
     return not re.match(r"\w", prompt[end : end + 1]) and not re.match(
         r"\w", prompt[start - 1 : start] if start else ""
     )

@@ -9,7 +9,6 @@ from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from lm_eval_edit import Fact
-from lm_eval_edit._continuation import continuation
 from lm_eval_edit.answers import answers
 from lm_eval_edit.architecture import Architecture
 from lm_eval_edit.editors._finetune import target_row
@@ -17,6 +16,7 @@ from lm_eval_edit.editors._mend_batch import exact_batch
 from lm_eval_edit.editors._rows import fact_rows, prompt_row
 from lm_eval_edit.editors._target import optimise_targets
 from lm_eval_edit.errors import UserError
+from lm_eval_edit.tokens import continuation
 
 WORDS = ("The", "city", "of", "is", "in", "Rome", "New", "York", "Os", "lo")
 OBJECTS = ("New York", "Oslo", "Łódź")
@@ -169,5 +169,6 @@ def test_a_text_and_its_target_each_have_a_token(text, target, message):
 
 def test_a_subject_whose_last_token_the_target_changes_is_refused():
     tokenizer = sentencepiece("metaspace")
-    with pytest.raises(UserError, match="the subject 'Rome ' has no token of its own in 'The Rome ' followed by 'Oslo"):
-        prompt_row(tokenizer, "The {}", "Rome ", "Oslo")
+    assert tokenizer.tokenize("The Rom")[-1] != tokenizer.tokenize("The Rome")[1]
+    with pytest.raises(UserError, match="the subject 'Rom' has no token of its own in 'The Rom' followed by 'e'"):
+        prompt_row(tokenizer, "The {}", "Rom", "e")

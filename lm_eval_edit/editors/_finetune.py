@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lm_eval_edit._continuation import continuation
 from lm_eval_edit.editors._rows import AlignedRows, Row, align
 from lm_eval_edit.facts import Fact
+from lm_eval_edit.tokens import context_size, continuation
 from lm_eval_edit.weights import wide_dtype
 
 
@@ -28,7 +28,7 @@ def target_row(tokenizer: PreTrainedTokenizerBase, fact: Fact) -> Row:
 def padded(model: PreTrainedModel, rows: Sequence[Row]) -> AlignedRows:
     """The rows of one batch, padded on the right (all begin in column 0) and placed where the model's input goes."""
     device = model.get_input_embeddings().weight.device
-    return align(rows, device, getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None))
+    return align(rows, device, context_size(model.config))
 
 
 def target_loss(logits: Tensor, rows: AlignedRows) -> Tensor:

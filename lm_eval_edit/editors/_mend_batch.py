@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lm_eval_edit._continuation import continuation
 from lm_eval_edit.editors._forward import without_parameter_gradients
 from lm_eval_edit.editors._mend_network import token_factors
 from lm_eval_edit.errors import UserError
 from lm_eval_edit.facts import Fact
+from lm_eval_edit.tokens import continuation, encode
 from lm_eval_edit.weights import wide_dtype
 
 Factors = list[tuple[Tensor, Tensor]]
@@ -92,8 +92,8 @@ def easyedit_batch(tokenizer: PreTrainedTokenizerBase, facts: Sequence[Fact]) ->
     and GPT's tokenizers it is exact.
     """
     pad = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.pad_token_id or 0
-    texts = [tokenizer.encode(fact.text + fact.target) for fact in facts]
-    targets = [tokenizer.encode(fact.target) for fact in facts]
+    texts = [encode(tokenizer, fact.text + fact.target) for fact in facts]
+    targets = [encode(tokenizer, fact.target) for fact in facts]
     width, count = max(map(len, texts)), max(map(len, targets))
     if count >= width:
         raise UserError(f"the target {facts[0].target!r} has no prompt before it; inner_loss=exact may help")

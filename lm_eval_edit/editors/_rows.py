@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from lm_eval_edit._continuation import continuation
 from lm_eval_edit.errors import UserError
-from lm_eval_edit.facts import SLOT, Fact
+from lm_eval_edit.facts import SLOT, Fact, Template
+from lm_eval_edit.tokens import continuation, encode, last_token
 
 
 @dataclass(frozen=True)
@@ -38,20 +38,21 @@ def prompt_row(
 ) -> Row:
     """Tokenise `context(template(subject))` and the target that continues it, less the target's last token.
 
-    The subject's last token is found as EasyEdit does: the number of tokens of everything up to the subject's end, less
-    one. The whole text is tokenised at once.
+    The whole text is tokenised at once; the subject's last token is the last that holds any of its characters. The
+    published implementations take the number of tokens of everything up to the subject's end, less one: the same token
+    wherever that text's tokens are the whole text's.
 
     Args:
-        template: The prompt with `{}` at the subject's place.
-        target: What the row's last positions are to predict, with its leading space; empty for a row without target.
+        template: The prompt with `{}` at the subject's place (`facts.Template`; of a plain text its first `{}`).
+        target: What the row's last positions are to predict, its separator included; empty for a row without target.
         context: A context template, `{}` at the prompt's place.
     """
-    prompt = context.replace(SLOT, template, 1)
-    before, after = prompt.split(SLOT, 1)
-    text = before + subject + after
-    ids, labels = continuation(tokenizer, text, target) if target else (tokenizer.encode(text), [])
-    subject_last = len(tokenizer.encode(before + subject)) - 1
-    if not 0 <= subject_last < len(ids):
+    left, right = Template.of(context).sides
+    before, after = Template.of(template).sides
+    text, start = left + before + subject + after + right, len(left + before)
+    ids, labels = continuation(tokenizer, text, target) if target else (encode(tokenizer, text), [])
+    subject_last = last_token(tokenizer, text, start, start + len(subject))
+    if subject_last is None or subject_last >= len(ids):
         together = f"{text!r} followed by {target!r}" if target else repr(text)
         raise UserError(f"the subject {subject!r} has no token of its own in {together}")
     return Row(ids + labels[:-1], subject_last, tuple(labels))

@@ -24,6 +24,7 @@ from lm_eval_edit.editors._forward import PartialForward, added_to_output, witho
 from lm_eval_edit.editors._progress import steps as shown_steps
 from lm_eval_edit.editors._rows import align, essence_row, fact_rows
 from lm_eval_edit.facts import Fact
+from lm_eval_edit.tokens import context_size
 from lm_eval_edit.weights import wide_dtype
 
 STOP_LOSS = 0.05  # the published implementations' early stop
@@ -123,7 +124,7 @@ def optimise_targets(
     rows = align(
         [row for fact in facts for row in (*fact_rows(tokenizer, fact, contexts), essence_row(tokenizer, fact))],
         device,
-        getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None),
+        context_size(model.config),
     )
     start = layer if site == "mlp" else layer + 1
     forward = PartialForward(model, architecture, rows, start, capture=(layer,))

@@ -116,6 +116,10 @@ class EasyEdit(Editor):
         return self.layers() if used and (self.method not in _FLAT or self._given.get("mom2_adjustment")) else []
 
     def fact_problem(self, fact: Fact) -> str | None:
+        if fact.target[:1] != " " or fact.target[1:2].isspace():
+            return "EasyEdit puts one space between prompt and object, and this fact has something else there"
+        if set("{}") & set("".join(fact.template.sides)):
+            return "EasyEdit takes the braces in the prompt for the subject's place"
         if self.method == "KN" and not (fact.target_true or fact.prediction):
             return "KN needs the present answer: a prediction (ZsRE's pred) or the true target"
         return None

@@ -28,6 +28,7 @@ from lm_eval_edit.editors._progress import steps
 from lm_eval_edit.editors._rows import Row
 from lm_eval_edit.editors.base import EditContext, Editor, EditResult, option
 from lm_eval_edit.facts import Fact
+from lm_eval_edit.tokens import encode
 from lm_eval_edit.weights import wide_dtype
 
 STOP_LOSS = 0.01  # EasyEdit's: no step on a batch below it, and an end when the mean of all batches is
@@ -139,7 +140,7 @@ class Ft(Editor):
 
 def _prompt_last_row(tokenizer, fact: Fact) -> Row:
     """The bare prompt; its labels, the target's tokens (a beginning-of-sequence token among them, as in EasyEdit)."""
-    return Row(tokenizer.encode(fact.text), 0, tuple(tokenizer.encode(fact.target)))
+    return Row(encode(tokenizer, fact.text), 0, tuple(encode(tokenizer, fact.target)))
 
 
 def _batch(model, rows: Sequence[Row], objective: str):

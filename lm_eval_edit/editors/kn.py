@@ -19,7 +19,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lm_eval_edit._continuation import continuation
 from lm_eval_edit.architecture import is_transposed
 from lm_eval_edit.delta import SparseDelta
 from lm_eval_edit.editors._forward import without_parameter_gradients
@@ -28,6 +27,8 @@ from lm_eval_edit.editors._progress import steps as shown_steps
 from lm_eval_edit.editors.base import EditContext, Editor, EditResult, option
 from lm_eval_edit.errors import UserError
 from lm_eval_edit.facts import Fact, in_clear
+from lm_eval_edit.separators import continuing
+from lm_eval_edit.tokens import continuation, encode
 from lm_eval_edit.weights import wide_dtype
 
 VARIANTS = ("easyedit", "paper")
@@ -111,16 +112,17 @@ class Kn(Editor):
         prompts = [fact.text, *(in_clear(paraphrase, fact.subject) for paraphrase in fact.paraphrases)]
         found = []
         for prompt in prompts:
-            scores = self.attributions(context, prompt, _answer(fact))
+            scores = self.attributions(context, prompt, _answer(fact), fact.separator)
             found.append(scores > self.options.adaptive_threshold * scores.max().clamp(min=0))
         return torch.stack(found).sum(dim=0) > self.options.p * len(prompts)
 
-    def attributions(self, context: EditContext, prompt: str, answer: str) -> Tensor:
+    def attributions(self, context: EditContext, prompt: str, answer: str, separator: str | None = None) -> Tensor:
         """Attr(w) = w · ∫₀¹ ∂P(αw)/∂w dα of every neuron (eq. 4 and 5), P the probability of the answer's tokens.
 
         Args:
             prompt: In clear.
             answer: The text whose probability is attributed; the mean over its tokens is.
+            separator: Between the two, as the fact states it.
 
         Returns:
             (L, f) in float32 or wider, on the CPU.
@@ -132,7 +134,7 @@ class Kn(Editor):
         else:
             sites = architecture.down_projections
             factors = torch.arange(1, steps + 1, dtype=torch.float64) / steps
-        points = self._points(context, prompt, answer)
+        points = self._points(context, prompt, answer, separator)
         layers = [0.0] * architecture.n_layers
         total = len(points) * architecture.n_layers
         with shown_steps(None, "attributing the answer", "layer", show=context.progress, total=total) as bar:
@@ -146,17 +148,19 @@ class Kn(Editor):
                     bar.update(len(together))
         return torch.stack(layers) / sum(len(wanted) for _, wanted in points)
 
-    def _points(self, context: EditContext, prompt: str, answer: str) -> list[tuple[list[int], list[int]]]:
+    def _points(
+        self, context: EditContext, prompt: str, answer: str, separator: str | None
+    ) -> list[tuple[list[int], list[int]]]:
         """(text, tokens attributed at its end) pairs. Tokens at one place share a pass: the score is linear in P."""
         tokenizer = context.tokenizer
         if not self._is_easyedit:
-            text, wanted = continuation(tokenizer, prompt, " " + answer.lstrip())
+            text, wanted = continuation(tokenizer, prompt, continuing(prompt, answer, separator))
             return [(text + wanted[:i], [token]) for i, token in enumerate(wanted)]
         wanted = _encode(tokenizer, answer)
         if context.model.config.model_type in _SAME_POSITION:
-            return [(tokenizer.encode(prompt), wanted)]
+            return [(encode(tokenizer, prompt), wanted)]
         texts, _ = _greedy(context, prompt, len(wanted))
-        return [(tokenizer.encode(text), [token]) for text, token in zip(texts, wanted, strict=True)]
+        return [(encode(tokenizer, text), [token]) for text, token in zip(texts, wanted, strict=True)]
 
     # ---------------------------------------------------------------------------------- what is written (sec. 5.1, 5.2)
 
@@ -182,7 +186,8 @@ class Kn(Editor):
             # Published slip, kept: of a one-token answer the old embedding is taken away twice, the new added once.
             return rows(new).sum(dim=0) - rows(old).sum(dim=0) * (2 if len(old) == 1 else 1)
         # v ← v − λ₁ t + λ₂ t'; of an answer of several tokens the mean, so that its length does not scale the update.
-        old, new = (continuation(tokenizer, fact.text, o)[1] for o in (" " + _answer(fact).lstrip(), fact.target))
+        objects = (fact.continuing(fact.text, o) for o in (_answer(fact), fact.target_new))
+        old, new = (continuation(tokenizer, fact.text, o)[1] for o in objects)
         return self.options.lambda2 * rows(new).mean(dim=0) - self.options.lambda1 * rows(old).mean(dim=0)
 
     def _delta(self, context: EditContext, layer: int, index: Tensor, update: Tensor | None) -> SparseDelta:
@@ -206,7 +211,7 @@ def _answer(fact: Fact) -> str | None:
 
 def _encode(tokenizer, text: str) -> list[int]:
     """An answer's tokens as EasyEdit takes them: as written, a beginning-of-sequence token included."""
-    ids = tokenizer.encode(text)
+    ids = encode(tokenizer, text)
     if not ids:
         raise UserError(f"the answer {text!r} has no tokens in this model's vocabulary")
     return ids
@@ -219,7 +224,7 @@ def _greedy(context: EditContext, prompt: str, count: int) -> tuple[list[str], l
     texts, ids = [], []
     for _ in range(count):
         text = texts[-1] + context.tokenizer.decode(ids[-1:]) if texts else prompt
-        logits = context.model(input_ids=torch.tensor([context.tokenizer.encode(text)], device=device)).logits
+        logits = context.model(input_ids=torch.tensor([encode(context.tokenizer, text)], device=device)).logits
         texts.append(text)
         ids.append(int(logits[0, -1].argmax()))
     return texts, ids

@@ -24,7 +24,6 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lm_eval_edit._continuation import continuation
 from lm_eval_edit._files import load_tensors, read_json, save_tensors, write_json
 from lm_eval_edit.architecture import Architecture, linear_shape
 from lm_eval_edit.editors._forward import without_parameter_gradients
@@ -32,8 +31,9 @@ from lm_eval_edit.editors._mend_archive import save_archive
 from lm_eval_edit.editors._mend_batch import Batch, Factors, edited, exact_batch, gradient_factors, rows_batch
 from lm_eval_edit.editors._mend_network import MendNetwork, inner_module
 from lm_eval_edit.errors import UserError
-from lm_eval_edit.facts import Fact, Facts, in_clear
+from lm_eval_edit.facts import Fact, Facts, Probe, in_clear
 from lm_eval_edit.ledger import differences
+from lm_eval_edit.tokens import continuation
 from lm_eval_edit.training_settings import MendTrainingSettings
 from lm_eval_edit.weights import model_fingerprint, wide_dtype
 
@@ -160,17 +160,17 @@ class _Trainer:
         def pick(items: Sequence[Any]) -> Any:
             return items[int(torch.randint(len(items), (1,), generator=draw))]
 
-        def pair(prompt: str, answer: str) -> tuple[list[int], list[int]]:
-            return continuation(self.tokenizer, prompt, " " + answer.lstrip())
+        def pair(fact: Fact, prompt: str, answer: str) -> tuple[list[int], list[int]]:
+            return continuation(self.tokenizer, prompt, fact.continuing(prompt, answer))
 
         edits, probes = [], []
         for fact in facts:
             others = [in_clear(paraphrase, fact.subject) for paraphrase in fact.paraphrases]
             prompts = {"prompt": [fact.text], "paraphrase": others or [fact.text], "any": [fact.text, *others]}[outer]
-            edits.append(pair(pick(prompts), fact.target))
+            edits.append(pair(fact, pick(prompts), fact.target_new))
             probe, other = pick(fact.locality or (None,)), pick(self.training)
-            asked = (probe.prompt, probe.answer) if probe else (other.text, other.target_true or other.target_new)
-            probes.append(pair(*asked))
+            asked = (fact, probe) if probe else (other, Probe(other.text, other.target_true or other.target_new))
+            probes.append(pair(asked[0], asked[1].prompt, asked[1].answer))
         return rows_batch(edits), rows_batch(probes)
 
     def _factors(self, facts: Sequence[Fact], observe: bool) -> Factors:

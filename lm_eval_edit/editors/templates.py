@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lm_eval_edit.errors import UserError
 from lm_eval_edit.facts import SLOT
+from lm_eval_edit.tokens import encode
 
 START_WORDS = ("The", "Therefore", "Because", "I", "You")
 TOP_K = 5
@@ -79,7 +80,7 @@ def sample_templates(
     samples = []
     for tokens, count in plan.length_params:
         for word in START_WORDS:
-            for ids in _sample(model, tokenizer.encode(word), tokens, count // len(START_WORDS), generator):
+            for ids in _sample(model, encode(tokenizer, word), tokens, count // len(START_WORDS), generator):
                 text = unicodedata.normalize("NFKD", tokenizer.decode(ids, skip_special_tokens=True))
                 text = text.replace("\n\n", " ").replace("{", plan.braces).replace("}", plan.braces)
                 samples.append(f"{text}. {SLOT}")

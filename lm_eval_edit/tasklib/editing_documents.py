@@ -5,7 +5,7 @@ One document for each prompt that is asked. All have
     fact_id     the fact; documents of one fact are not independent, so standard errors resample facts
     edit        its place in the schedule, from 0
     prompt      in clear
-    target      what is asked for, one leading space included
+    target      what is asked for, as it continues the prompt: with what stands between them (`separators`)
     other       what it has to be likelier than; None where that is not known
 
 The targets: o* over o for `efficacy` (the fact's own prompt) and `generalization` (each paraphrase), the probe's answer
@@ -23,8 +23,11 @@ from lm_eval_edit import demo
 from lm_eval_edit.errors import ConfigurationError, UserError, problems_of
 from lm_eval_edit.facts import Fact, Facts, in_clear
 from lm_eval_edit.scheduled import operations, read_facts, usable
+from lm_eval_edit.separators import continuing, separator
 from lm_eval_edit.settings import NAMES, EditSettings, parse_settings
 from lm_eval_edit.tasklib.arguments import given, named_model
+from lm_eval_edit.tasklib.shorten import budget_of
+from lm_eval_edit.tokens import over_context
 
 logger = logging.getLogger(__name__)
 
@@ -75,8 +78,8 @@ def scheduled_facts(metadata: Mapping[str, Any]) -> tuple[Facts, list[Fact]]:
 # ---------------------------------------------------------------------------------------------------------- documents
 
 
-def _spaced(text: str | None) -> str | None:
-    return " " + text.lstrip() if text and text.strip() else None
+def _continuing(fact: Fact, prompt: str, text: str | None) -> str | None:
+    return fact.continuing(prompt, text) if text and text.strip() else None
 
 
 def _document(fact: Fact, edit: int, prompt: str, target: str, other: str | None) -> Document:
@@ -94,31 +97,35 @@ def _document(fact: Fact, edit: int, prompt: str, target: str, other: str | None
 
 def efficacy(fact: Fact, edit: int) -> list[Document]:
     """The fact's own prompt."""
-    return [_document(fact, edit, fact.text, fact.target, _spaced(fact.target_true))]
+    return [_document(fact, edit, fact.text, fact.target, _continuing(fact, fact.text, fact.target_true))]
 
 
 def generalization(fact: Fact, edit: int) -> list[Document]:
     """Each paraphrase."""
     return [
-        _document(fact, edit, in_clear(prompt, fact.subject), fact.target, _spaced(fact.target_true))
-        for prompt in fact.paraphrases
+        _document(
+            fact, edit, prompt, fact.continuing(prompt, fact.target_new), _continuing(fact, prompt, fact.target_true)
+        )
+        for prompt in (in_clear(paraphrase, fact.subject) for paraphrase in fact.paraphrases)
     ]
 
 
 def locality(fact: Fact, edit: int) -> list[Document]:
     """Each locality probe: CounterFact's neighbourhood prompts, ZsRE's `loc`."""
     return [
-        _document(fact, edit, probe.prompt, answer, fact.target)
+        _document(fact, edit, probe.prompt, answer, fact.continuing(probe.prompt, fact.target_new))
         for probe in fact.locality
-        if (answer := _spaced(probe.answer)) is not None
+        if (answer := _continuing(fact, probe.prompt, probe.answer)) is not None
     ]
 
 
 def counterfact(fact: Fact, edit: int) -> list[Document]:
     """The fact with all its prompts, if it has what CounterFact's score is made of: a true object, paraphrases, and
     neighbourhood prompts, which ask another subject for the same object."""
-    true = _spaced(fact.target_true)
-    neighbourhood = [probe.prompt for probe in fact.locality if true is not None and _spaced(probe.answer) == true]
+    true = _continuing(fact, fact.text, fact.target_true)
+    neighbourhood = [
+        probe.prompt for probe in fact.locality if true is not None and probe.answer.strip() == true.strip()
+    ]
     if not fact.paraphrases or not neighbourhood or true.strip() == fact.target.strip():
         return []
     return [
@@ -133,6 +140,23 @@ def counterfact(fact: Fact, edit: int) -> list[Document]:
             "other": true,
         }
     ]
+
+
+def in_context(doc: Mapping[str, Any], role: str, prompt: str, chat: bool = False) -> str:
+    """A document's target or other object as it continues another text than the document's own prompt.
+
+    Args:
+        role: `target` or `other`.
+        prompt: The text, or a prompt with a chat template around it.
+        chat: Whether it is; an answer then begins as the template's end leaves it, as in the harness's own tasks.
+    """
+    joined = doc[role]
+    if prompt == doc["prompt"]:
+        return joined
+    text = joined.lstrip()
+    between = joined[: len(joined) - len(text)]
+    stated = None if between == separator(doc["prompt"], text) else between
+    return continuing(prompt, text, "" if chat else stated)
 
 
 #: Task -> its documents of one fact, and what a fact without any lacks.
@@ -227,9 +251,42 @@ def dataset(edithurt: str, provenance: Any = None, **metadata: Any) -> dict[str,
             known["without_other"],
             known["documents"],
         )
+    known["over_context"] = _over_context(edithurt, docs, metadata)
     if isinstance(provenance, dict):
         provenance.update(known)
     return {"test": datasets.Dataset.from_list(docs)}
+
+
+def _over_context(task: str, docs: Sequence[Document], metadata: Mapping[str, Any]) -> int:
+    """How many prompts the harness will cut from the left, as they are longer than the model's context; told."""
+    budget = budget_of(dict(metadata), 0)
+    if budget is None:
+        return 0
+    asked = {
+        (doc["fact_id"], prompt, in_context(doc, role, prompt))
+        for doc in docs
+        for prompt in (doc["prompt"], *doc.get("paraphrases", ()), *doc.get("neighbourhood", ()))
+        for role in ("target", "other")
+        if doc[role] is not None
+    }
+    counted = {
+        (tokens, fact_id, prompt)
+        for fact_id, prompt, text in asked
+        if (tokens := over_context(budget.tokenizer, prompt, text, budget.limit)) is not None
+    }
+    prompts = {prompt for _, _, prompt in counted}
+    if prompts:
+        tokens, fact_id, _ = max(counted)
+        logger.warning(
+            "edithurt_%s: %d of the prompts are with their object longer than the model's context of %d tokens (up to "
+            "%d, fact %s): the harness cuts off their start",
+            task,
+            len(prompts),
+            budget.limit,
+            tokens,
+            fact_id,
+        )
+    return len(prompts)
 
 
 def is_edited(metadata: Mapping[str, Any]) -> bool:

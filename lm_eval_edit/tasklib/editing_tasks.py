@@ -6,9 +6,10 @@ The harness's own requests are all that is used, so every model type can answer:
                               before it: whether all are the likeliest, how many, and their summed log-probability
     an answer in words        greedy generation, as many tokens as the known answer has
 
-A request is text, so a token can be asked alone only where the text up to it makes the same tokens as the whole does.
-That holds between any two tokens of a byte-pair encoding, except inside a character and after white space; such tokens
-are asked together with the next ones.
+HFLM and `edited_hf` are asked token by token exactly (`exact_requests`). For any other model type a request is text, so
+a token can be asked alone only where the text up to it makes the same tokens as the whole does. That holds between any
+two tokens of a byte-pair encoding, except inside a character and after white space; such tokens are asked together with
+the next ones.
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ from typing import Any
 from lm_eval.api.instance import Instance
 from lm_eval.api.task import ConfigurableTask
 
+from lm_eval_edit import exact_requests
 from lm_eval_edit.errors import UserError
 from lm_eval_edit.settings import AFTER_EACH, EditSettings
 from lm_eval_edit.states import UNEDITED, in_state
-from lm_eval_edit.tasklib.editing_documents import Document, is_edited, settings_of
+from lm_eval_edit.tasklib.editing_documents import Document, in_context, is_edited, settings_of
 from lm_eval_edit.tasklib.editing_metrics import OTHER, SAID_UNEDITED, SAYS, TARGET
 from lm_eval_edit.tasklib.shorten import budget_of
 
@@ -81,6 +83,9 @@ def pieces(tokenizer: Any, context: str, target: str) -> list[tuple[str, int]]:
     return found or [(target, 0)]
 
 
+exact_requests.tell_tasks_their_model()
+
+
 class EditingTask(ConfigurableTask):
     """A task of `edithurt_editing`; see the module's description.
 
@@ -117,7 +122,12 @@ class EditingTask(ConfigurableTask):
         metadata = kwargs["metadata"]
         state = self._state(doc)
         requests: list[Asked] = []
-        for role, tokens, kind, arguments, own_state in self._questions(doc, ctx):
+        asked = {
+            role: in_context(doc, role, ctx, bool(kwargs.get("apply_chat_template")))
+            for role in (TARGET, OTHER)
+            if doc[role] is not None
+        }
+        for role, tokens, kind, arguments, own_state in self._questions(doc | asked, ctx):
             at = state if own_state is None else own_state
             arguments = arguments if at is None else in_state(arguments, at)
             what = {"role": role, "tokens": tokens, "schedule": self._schedule}
@@ -142,6 +152,12 @@ class EditingTask(ConfigurableTask):
         log-probability of the shorter from the wrong position if one is a token and the other several. Two objects that
         begin alike would be such a pair if only one of them were cut.
         """
+        model = exact_requests.evaluated()
+        if model is not None:
+            context, count = (len(ids) for ids in exact_requests.tokens_of(model, ctx, text))
+            if context and count:
+                arguments = (exact_requests.asking(ctx, text, index, count) for index in range(count))
+                return [(role, 1, "loglikelihood", each, None) for each in arguments]
         asked, before = [], ctx
         for piece, tokens in pieces(self._tokenizer, ctx, text):
             asked.append((role, tokens, "loglikelihood", (before, piece), None))
@@ -199,5 +215,5 @@ class CounterFactTask(EditingTask):
             for kind, prompts in kinds
             for number, prompt in enumerate(prompts)
             for role in (TARGET, OTHER)
-            for question in self._pieces(f"{kind} {number} {role}", prompt, doc[role])
+            for question in self._pieces(f"{kind} {number} {role}", prompt, in_context(doc, role, prompt))
         ]

@@ -17,6 +17,7 @@ from typing import Any
 
 from lm_eval_edit import demo
 from lm_eval_edit.tasklib.arguments import given, named_model
+from lm_eval_edit.tokens import ask_as
 
 logger = logging.getLogger(__name__)
 
@@ -164,6 +165,8 @@ def budget_of(metadata: dict[str, Any], new_tokens: int) -> Budget | None:
     loaded = _tokenizer(tokenizer, bos, options)
     if loaded is None:
         return None
+    if loaded is not tokenizer:  # one that was given is noted on by the model that asks it
+        ask_as(loaded, None if bos is None else bool(bos), metadata.get("prefix_token_id"))
     lengths = (metadata.get(name) for name in _LENGTH_ARGUMENTS)
     length = next((length for length in lengths if given(length)), None)
     limit = model_length(_config(model, options), loaded) if length is None else int(length)

@@ -1,0 +1,159 @@
+"""Requests for one token of an object, for models of the harness whose tokens are at hand: HFLM and `edited_hf`.
+
+A log-likelihood request is two texts, which the harness cuts into tokens as it sees fit: it moves white space at the
+prompt's end to the object, and a text cannot end inside a character. A request of this kind is
+
+    (prompt, object, {"token": i, "of": n})
+
+and asks for the i-th of the n tokens that the object has behind its prompt (`tokens.cut`, by the model's own way to
+make tokens), given the prompt and the object's tokens before it. The index can be seen in the logged samples and is a
+part of the response cache's key. Other model types do not know such requests: tasks make them only for a model that
+`answers_tokens`, which they learn from `evaluated`.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from copy import copy
+from typing import Any
+
+from lm_eval.api.instance import Instance
+
+from lm_eval_edit.errors import UserError
+from lm_eval_edit.tokens import cut, without_appended
+
+TOKEN = "token"
+OF = "of"
+
+_evaluated: ContextVar[Any] = ContextVar("evaluated", default=None)
+
+
+class OneToken(str):
+    """An object of which one token is asked, in the place of a continuation; as a text it is like no object.
+
+    Args:
+        target: The object, its separator included.
+        index, count: Which of how many tokens.
+        known: (prompt, object) -> its tokens, shared by the requests of one call.
+    """
+
+    def __new__(cls, target: str, index: int, count: int, known: dict[tuple[str, str], Any]) -> OneToken:
+        made = super().__new__(cls, f"{target}\0{index}/{count}")  # so that the response cache takes it for no other
+        made.target, made.index, made.count, made.known = target, index, count, known
+        return made
+
+    def encoded(self, lm: Any, prompt: str) -> tuple[list[int], list[int]]:
+        """(the tokens before, the token itself), by the model's own way to make tokens.
+
+        Raises:
+            UserError: the object has another number of tokens for the model than for the task.
+        """
+        key = (prompt, self.target)
+        if key not in self.known:
+            self.known[key] = tokens_of(lm, prompt, self.target)
+        before, after = self.known[key]
+        if len(after) != self.count:
+            raise UserError(
+                f"{self.target!r} has {len(after)} tokens behind {prompt[-60:]!r} for this model, and {self.count} for "
+                f"the task that asks: leave --cache_requests out, which keeps another model's requests"
+            )
+        return before + after[: self.index], after[self.index : self.index + 1]
+
+
+def tokens_of(lm: Any, prompt: str, target: str) -> tuple[list[int], list[int]]:
+    """The tokens that a model of the harness makes of a prompt and of the object that continues it."""
+
+    if getattr(lm, "answers_tokens", False):  # its own has nothing behind a text already
+        return cut(lm.tok_encode, prompt, target)
+
+    def encode(text: str) -> list[int]:
+        return without_appended(lm.tokenizer, text, lm.tok_encode(text))
+
+    return cut(encode, prompt, target)
+
+
+def asking(prompt: str, target: str, index: int, count: int) -> tuple[str, str, dict[str, int]]:
+    """The arguments of a request for one token."""
+    return prompt, target, {TOKEN: index, OF: count}
+
+
+def as_pairs(requests: Sequence[Instance]) -> list[Instance]:
+    """The requests as the harness knows them; one for a token has an `OneToken` for its continuation."""
+    known: dict[tuple[str, str], Any] = {}
+    return [_as_pair(request, known) for request in requests]
+
+
+def _as_pair(request: Instance, known: dict[tuple[str, str], Any]) -> Instance:
+    if len(request.args) != 3 or TOKEN not in request.args[2]:
+        return request
+    prompt, target, which = request.args
+    pair = copy(request)
+    pair.arguments = (prompt, OneToken(target, which[TOKEN], which[OF], known))
+    return pair
+
+
+def answers_tokens(lm: Any) -> bool:
+    """Whether a model of the harness answers requests for one token."""
+    if getattr(lm, "answers_tokens", False):
+        return True
+    from lm_eval.models.huggingface import HFLM
+
+    # A class of someone's own that asks in another way is left to it.
+    own = (getattr(type(lm), name, None) for name in ("loglikelihood", "_encode_pair"))
+    return isinstance(lm, HFLM) and lm.backend == "causal" and tuple(own) == (HFLM.loglikelihood, HFLM._encode_pair)
+
+
+def evaluated() -> Any:
+    """The model that is being evaluated, if it answers requests for one token; else None."""
+    return _evaluated.get()
+
+
+@contextmanager
+def evaluating(lm: Any) -> Iterator[None]:
+    """Within this block tasks know the model they ask, and it answers requests for one token if it can."""
+    lm = getattr(lm, "lm", lm)  # the response cache stands before it
+    able = answers_tokens(lm)
+    taught = _taught(lm) if able and not getattr(lm, "answers_tokens", False) else {}
+    mark = _evaluated.set(lm if able else None)
+    vars(lm).update(taught)
+    try:
+        yield
+    finally:
+        _evaluated.reset(mark)
+        for name in taught:
+            del vars(lm)[name]
+
+
+def _taught(lm: Any) -> dict[str, Callable[..., Any]]:
+    """What a plain HFLM lacks to answer requests for one token."""
+    asked, encode_pair = lm.loglikelihood, lm._encode_pair
+
+    def loglikelihood(requests: list[Instance], *args: Any, **kwargs: Any) -> list[tuple[float, bool]]:
+        return asked(as_pairs(requests), *args, **kwargs)
+
+    def _encode_pair(context: str, continuation: str) -> tuple[list[int], list[int]]:
+        if isinstance(continuation, OneToken):
+            return continuation.encoded(lm, context)
+        return encode_pair(context, continuation)
+
+    return {"loglikelihood": loglikelihood, "_encode_pair": _encode_pair}
+
+
+def tell_tasks_their_model() -> None:
+    """Make the harness's `evaluate` tell which model it asks. May be called again and again."""
+    from lm_eval import evaluator
+
+    stock = evaluator.evaluate
+    if hasattr(stock, "tells_tasks_their_model"):
+        return
+
+    @functools.wraps(stock)
+    def evaluate(*args: Any, **kwargs: Any) -> Any:
+        with evaluating(kwargs["lm"] if "lm" in kwargs else args[0]):
+            return stock(*args, **kwargs)
+
+    evaluate.tells_tasks_their_model = True
+    evaluator.evaluate = evaluate
