@@ -24,7 +24,7 @@ null and NaN are missing):
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
@@ -80,6 +80,12 @@ class Fact:
     relation: str | None = None
     separator: str | None = None
     subject_at: int | None = None
+
+    def __post_init__(self) -> None:
+        # In the Unicode form in which the prompt writes it, so that an editor and a task read the same characters.
+        if self.subject.strip() and self.subject not in self.prompt and SLOT not in self.prompt:
+            span = subject_span(self.prompt, self.subject)
+            object.__setattr__(self, "subject", self.prompt[slice(*span)] if span else self.subject)
 
     def problem(self) -> str | None:
         """Why this fact cannot be edited, or None."""
@@ -200,10 +206,7 @@ def parse_records(record: Any, where: str, default_id: str) -> list[Fact]:
 
 def _fact(values: dict[str, Any]) -> Fact:
     probes = tuple(Probe(prompt, answer) for prompt, answer in values.pop("locality", ()))
-    fact = Fact(paraphrases=tuple(values.pop("paraphrases", ())), locality=probes, **values)
-    # The subject is taken as the prompt writes it, so that an editor and a task read the same characters.
-    span = subject_span(fact.prompt, fact.subject) if fact.subject and SLOT not in fact.prompt else None
-    return replace(fact, subject=fact.prompt[slice(*span)]) if span else fact
+    return Fact(paraphrases=tuple(values.pop("paraphrases", ())), locality=probes, **values)
 
 
 def parse_record(record: Any, where: str, default_id: str) -> Fact:
