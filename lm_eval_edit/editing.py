@@ -213,10 +213,12 @@ class EditRun:
         n = len(self.operations) if n_operations is None else min(n_operations, len(self.operations))
         ledger = self.ledger
         try:
-            missing = n > len(ledger.operations)
-            self._replay(n)
-            if missing:
-                self._compute(n)
+            if n > len(ledger.operations):
+                with ledger.growing(self.operations):
+                    self._replay(n)
+                    self._compute(n)
+            else:
+                self._replay(n)
             ledger.close()
             ledger.guards = guard(ledger)
             facts = [fact for operation in ledger.applied_operations for fact in operation.facts]

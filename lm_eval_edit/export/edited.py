@@ -16,8 +16,9 @@ from lm_eval_edit.editors.base import Editor, find_editor, option_names
 from lm_eval_edit.editors.hyperparameters import resolve
 from lm_eval_edit.errors import ConfigurationError, UserError
 from lm_eval_edit.facts import Fact
-from lm_eval_edit.ledger import Ledger, Operation, read_header, read_operations
+from lm_eval_edit.ledger import Ledger, read_header
 from lm_eval_edit.model_source import load_source
+from lm_eval_edit.operations import Operation, read_operations
 from lm_eval_edit.weights import EditedWeights, model_fingerprint
 
 Finish = Callable[[Mapping[str, tuple[Tensor, Tensor]]], dict[str, Delta]]
@@ -67,7 +68,7 @@ def select(directory: Path, n_edits: int | None = None, **source: str | None) ->
             [f"{directory} is no ledger (no ledger.json in it); give a folder that edit_ledger= made"]
         )
     problems = []
-    operations = read_operations(directory)
+    operations = read_operations(directory, header)
     ends = list(accumulate(len(operation.facts) for operation in operations))
     chosen = len(operations)
     if not operations:
