@@ -39,6 +39,13 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
     parser.add_argument("--revision", help="its revision on the hub (default: the ledger's)")
     parser.add_argument("--dtype", help="the dtype it was edited in (default: the ledger's)")
     parser.add_argument("--device", help="cpu, cuda:0, ..., or auto for all GPUs (default: cuda if there is one)")
+    parser.add_argument(
+        "--editor",
+        action="append",
+        default=[],
+        metavar="MODULE:CLASS",
+        help="the editor's class, where the run was given one: it is imported only if it is named here",
+    )
     parser.add_argument("--trust_remote_code", action="store_true", help="as in transformers")
     return parser
 
@@ -61,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     from lm_eval_edit.export.selfcheck import allowed
 
     names = ("pretrained", "revision", "dtype", "device", "trust_remote_code")
-    common = {name: getattr(args, name) for name in names}
+    common = {name: getattr(args, name) for name in names} | {"editors": args.editor}
     if args.check is not None:
         folder, record = args.check, check(args.ledger, args.check, **common)
     else:

@@ -22,6 +22,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lm_eval_edit.architecture import Architecture
 from lm_eval_edit.delta import Delta
+from lm_eval_edit.editors._named_by_data import refuse_code_of_data
 from lm_eval_edit.editors.templates import TemplatePlan
 from lm_eval_edit.errors import UserError, nearest
 from lm_eval_edit.facts import Fact
@@ -216,7 +217,8 @@ def find_editor(name: str) -> type[Editor]:
     """The editor class for a name (with a parameter: `name:parameter`), an entry point or `module:Class`.
 
     Raises:
-        UserError: nothing of that name, it is not an Editor, or it does not take the parameter.
+        UserError: nothing of that name, it is not an Editor, it does not take the parameter, or it is a `module:Class`
+            within `names_out_of_data`.
     """
     known = _entry_points() | BUILT_IN
     first, _, parameter = name.partition(":")
@@ -228,6 +230,8 @@ def find_editor(name: str) -> type[Editor]:
             f"editor={name}: no such editor.{nearest(name, editor_names())} "
             f"Known are {', '.join(editor_names())}; another package's is given as editor=module:Class"
         )
+    if name not in known:
+        refuse_code_of_data(name, f"editor={name}")
     module, _, attribute = target.partition(":")
     try:
         found = getattr(importlib.import_module(module), attribute)

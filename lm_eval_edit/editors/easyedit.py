@@ -29,6 +29,7 @@ from lm_eval_edit.delta import KINDS
 from lm_eval_edit.editors._difference import difference
 from lm_eval_edit.editors._easyeditor import executor_kept, fresh_globals, import_package, model_fields, padding
 from lm_eval_edit.editors._isolation import ModelSnapshot, process_kept, seed_everything
+from lm_eval_edit.editors._named_by_data import refuse_code_of_data
 from lm_eval_edit.editors.base import EditContext, Editor, EditResult, option
 from lm_eval_edit.editors.templates import TemplatePlan
 from lm_eval_edit.errors import UserError, nearest
@@ -82,6 +83,8 @@ class EasyEdit(Editor):
         super().__init__(options)
         if not self.method:
             raise UserError("editor=easyeditor: which method? Give its name, as in editor=easyeditor:ROME")
+        if options.easyedit_path is not None:
+            refuse_code_of_data(str(options.easyedit_path), f"easyedit_path={options.easyedit_path}")
         methods, self._package = import_package(options.easyedit_path)
         if self.method not in methods:
             known = sorted(set(methods) - set(_WITHOUT_WEIGHTS))
