@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -79,29 +79,102 @@ def read_text(path: Path) -> str:
         raise UserError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start})") from None
 
 
+DEEPEST = 100  # lists and mappings within each other; nothing that is read here comes near it
+_TOO_DEEP = f"lists and mappings lie more than {DEEPEST} deep within each other; nothing that is read here needs that"
+_FEW_NODES = 10_000  # what aliases may make of a YAML document, whatever its size
+
+
 def parse_json(text: str, path: Path, first_line: int = 1) -> Any:
     """Parse JSON text that starts at line `first_line` of `path`, so that an error names the right line."""
     try:
-        return json.loads(text)
+        content = json.loads(text)
     except json.JSONDecodeError as error:
         line = first_line + error.lineno - 1
         raise UserError(f"{path}, line {line}: not JSON ({error.msg} at column {error.colno})") from None
+    except ValueError as error:  # a number of thousands of digits
+        raise UserError(f"{path}, line {first_line} or after it: not JSON that can be read ({error})") from None
+    except RecursionError:
+        raise UserError(f"{path}, line {first_line} or after it: {_TOO_DEEP}") from None
+    if _depth(content) > DEEPEST:
+        raise UserError(f"{path}, line {first_line} or after it: {_TOO_DEEP}")
+    return content
+
+
+def _depth(content: Any) -> int:
+    """How many containers lie within each other at most, counted no further than to one too many."""
+    level, depth = [content], 0
+    while level := [each for each in level if isinstance(each, (dict, list))]:
+        depth += 1
+        if depth > DEEPEST:
+            break
+        level = [child for each in level for child in (each.values() if isinstance(each, dict) else each)]
+    return depth
 
 
 def read_yaml(path: Path) -> Any:
     """Read one YAML document (JSON is YAML too).
 
     Raises:
-        UserError: the file is missing, or is not YAML (file and line named).
+        UserError: the file is missing, is not YAML (file and line named), or would grow beyond all bounds: nested
+            very deep, or with aliases of aliases.
     """
+    return parse_yaml(read_text(path), path)
+
+
+def parse_yaml(text: str, path: Path) -> Any:
+    """Parse one YAML document; see `read_yaml`."""
     import yaml
 
     try:
-        return yaml.safe_load(read_text(path))
+        _check_growth(yaml.parse(text, Loader=yaml.SafeLoader), path)
+        return yaml.safe_load(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
         raise UserError(f"{path}{line}: not YAML ({getattr(error, 'problem', error)})") from None
+    except UserError:
+        raise
+    except ValueError as error:  # a date that is none, a number of thousands of digits
+        raise UserError(f"{path}: a value in it cannot be read ({error}); quote what is meant as text") from None
+
+
+def _check_growth(events: Iterable[Any], path: Path) -> None:
+    """Refuse what a few lines of YAML can make of themselves, before any of it is built.
+
+    An alias stands for all that its anchor holds, so aliases of aliases multiply; a value may even hold itself.
+
+    Args:
+        events: Of PyYAML's parser.
+        path: For the message.
+    """
+    import yaml
+
+    sizes: dict[str, int | None] = {}  # nodes below an anchor; None while it is open
+    open_: list[tuple[str | None, int]] = []  # (anchor, nodes before it) of the containers around
+    written = grown = 0
+    for event in events:
+        line = f"{path}, line {event.start_mark.line + 1}: "
+        if isinstance(event, yaml.AliasEvent):
+            if sizes.get(event.anchor, 0) is None:
+                raise UserError(f"{line}*{event.anchor} stands within the value that it names, which would have no end")
+            written, grown = written + 1, grown + sizes.get(event.anchor, 1)
+            if grown > max(_FEW_NODES, 10 * written):
+                raise UserError(
+                    f"{line}its aliases (*{event.anchor}) make more than {_FEW_NODES:,} values of {written}; write out "
+                    f"what is meant"
+                )
+        elif isinstance(event, (yaml.ScalarEvent, yaml.CollectionStartEvent)):
+            if isinstance(event, yaml.CollectionStartEvent):
+                open_.append((event.anchor, grown))
+                if len(open_) > DEEPEST:
+                    raise UserError(f"{line}{_TOO_DEEP}")
+            if event.anchor is not None:
+                sizes[event.anchor] = 1 if isinstance(event, yaml.ScalarEvent) else None
+            written, grown = written + 1, grown + 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            anchor, before = open_.pop()
+            if anchor is not None:
+                sizes[anchor] = grown - before
 
 
 def read_records(path: Path) -> Iterator[tuple[int, Any]]:
