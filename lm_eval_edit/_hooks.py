@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from lm_eval_edit._interrupts import Terminated, kept, tell
+from lm_eval_edit._terminal import printable
 from lm_eval_edit.errors import UserError
 
 MODEL_TYPE = "edited_hf"
@@ -138,8 +140,9 @@ def tasks_dir() -> Path:
 def print_user_errors_plainly() -> None:
     """In the command-line programs, print the text of a `UserError` without a traceback; the exit status stays 1.
 
-    A mistyped option is not a defect of the program, and its message says all there is to say. Every other exception,
-    and every program that merely uses the harness as a library, keeps its traceback.
+    A mistyped option is not a defect of the program, and its message says all there is to say; nor is Ctrl-C while our
+    model works, which ends with status 130. Every other exception, and every program that merely uses the harness as a
+    library, keeps its traceback.
     """
     if hasattr(sys.excepthook, "prints_user_errors") or not _is_command_line_program():
         return
@@ -147,7 +150,9 @@ def print_user_errors_plainly() -> None:
 
     def excepthook(kind, error, traceback):
         if issubclass(kind, UserError):
-            print(error, file=sys.stderr)
+            print(printable(str(error)), file=sys.stderr)
+        elif issubclass(kind, (KeyboardInterrupt, Terminated)) and kept() is not None:  # our model is at work
+            raise SystemExit(tell(error))
         else:
             previous(kind, error, traceback)
 

@@ -13,7 +13,7 @@ from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
 from transformers import PreTrainedModel
 
-from lm_eval_edit import demo
+from lm_eval_edit import _interrupts, demo
 from lm_eval_edit.agreement import check_asked
 from lm_eval_edit.architecture import Architecture
 from lm_eval_edit.collect import collect_second_moments
@@ -46,6 +46,13 @@ def _demo_batches(pretrained: str | PreTrainedModel, options: Mapping[str, Any])
         logger.info("the demo model is evaluated in batches of %d", DEMO_BATCH_SIZE)
         options["batch_size"] = DEMO_BATCH_SIZE
     return options
+
+
+def _kept(edit_ledger: Any) -> str:
+    """What an interrupted run leaves."""
+    if edit_ledger in (None, "none"):
+        return "nothing is kept (edit_ledger=FOLDER would keep the edits); the same command starts anew"
+    return f"the edits made so far are kept in {edit_ledger}; the same command replays them and continues"
 
 
 @register_model("edited_hf")
@@ -88,6 +95,7 @@ class EditedHFLM(HFLM):
         **kwargs: Any,
     ):
         given = locals()
+        _interrupts.keep(_kept(edit_ledger))
         plan = make_plan(pretrained, {name: given[name] for name in NAMES}, kwargs)
         join_processes()
         super().__init__(pretrained=plan.pretrained, **_demo_batches(pretrained, plan.model_options))
@@ -132,6 +140,7 @@ class EditedHFLM(HFLM):
         Raises:
             UserError: second moments are missing, or the ledger's folder belongs to another run.
         """
+        _interrupts.keep(_kept(plan.settings.edit_ledger))
         self.restore()
         self.plan = plan
         self._run = None

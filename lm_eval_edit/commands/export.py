@@ -50,6 +50,11 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
     return parser
 
 
+def kept(args: argparse.Namespace) -> str:
+    """What an interrupted export leaves."""
+    return "nothing was written, the ledger is as it was; the same command starts anew"
+
+
 def run(args: argparse.Namespace) -> int:
     """Export, or check an export, and say what came of it."""
     problems = []

@@ -23,6 +23,11 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
     return parser
 
 
+def kept(args: argparse.Namespace) -> str:
+    """What is left by an interruption before our model type, which has more to say, is at work."""
+    return "nothing is kept; the same command starts anew"
+
+
 def run(args: argparse.Namespace) -> int:
     """Hand the arguments to the harness's command line, after telling it about our model type and tasks."""
     sys.argv = ["lm-eval-edit", "run", *args.arguments]  # where the harness reads its arguments

@@ -30,6 +30,11 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
     return parser
 
 
+def kept(args: argparse.Namespace) -> str:
+    """What an interrupted pass leaves."""
+    return "what the pass has collected is kept in the cache folder; the same command continues it"
+
+
 def run(args: argparse.Namespace) -> int:
     """Load the model as the harness would, unedited, and collect."""
     try:

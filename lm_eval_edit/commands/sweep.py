@@ -67,6 +67,13 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
     return parser
 
 
+def kept(args: argparse.Namespace) -> str:
+    """What an interrupted sweep leaves."""
+    if args.output is None or args.dry_run:
+        return "nothing was written; the same command starts anew"
+    return f"every finished cell and every edit is kept in {args.output}; the same command continues there"
+
+
 def run(args: argparse.Namespace) -> int:
     """Run a sweep. Exit status 0 if every cell is there, 1 if one failed."""
     from lm_eval_edit.sweep.parsing import parse_design, read_design, replaced

@@ -34,6 +34,11 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
     return parser
 
 
+def kept(args: argparse.Namespace) -> str:
+    """What an interrupted training leaves."""
+    return f"the last checkpoint is kept beside {args.output}; the same command continues from there"
+
+
 def run(args: argparse.Namespace) -> int:
     """Load model and facts, train, and say how it went."""
     given = {f.name: getattr(args, f.name) for f in fields(MendTrainingSettings)}
