@@ -75,6 +75,8 @@ def read_text(path: Path) -> str:
         raise UserError(f"no such file: {path}") from None
     except IsADirectoryError:
         raise UserError(f"{path} is a folder; a file was wanted") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start})") from None
 
@@ -234,6 +236,8 @@ def load_tensors(path: Path, expected_sha256: str | None = None) -> dict[str, Te
         content = path.read_bytes()
     except FileNotFoundError:
         raise UserError(f"no such file: {path}") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
     if expected_sha256 is not None and (found := sha256(content)) != expected_sha256:
         raise UserError(f"{path} is damaged: its sha256 is {found[:16]}…, recorded was {expected_sha256[:16]}…")
     try:

@@ -179,7 +179,7 @@ def begin_editing(
         "versions": versions(),
     }
     ledger = open_ledger(directory, identity, extra, EditedWeights(model))
-    check_schedule(ledger, operations)
+    check_schedule(directory, ledger.operations, operations)
     ledger.operations = ledger.operations[: len(operations)]
     ledger.finish = editor.finish
     context = EditContext(model, tokenizer, architecture, templates, second_moments, seed, progress)
@@ -304,6 +304,11 @@ def check_second_moments(editor: Editor, architecture: Architecture, second_mome
             raise UserError(
                 f"the second moment of {module} ({second_moments.source}) has shape "
                 f"{tuple(second_moments[module].shape)}, this model's keys have {f} dimensions: it is another model's"
+            )
+        if not bool(torch.isfinite(second_moments[module]).all()):
+            raise UserError(
+                f"the second moment of {module} ({second_moments.source}) holds values that are not finite, as sums "
+                f"kept in float16 do; accumulate it in float32"
             )
         second_moments.check_count(module)
     return needed

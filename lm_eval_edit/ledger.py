@@ -150,7 +150,7 @@ class Ledger:
             there = read_operations(self.directory, header)[: len(schedule)]
             if len(there) != len(self.operations):
                 self.operations = [*self.operations[: len(there)], *there[len(self.operations) :]]
-                check_schedule(self, schedule)
+                check_schedule(self.directory, self.operations, schedule)
             yield
 
     def append(
@@ -247,13 +247,13 @@ def open_ledger(
     return ledger
 
 
-def check_schedule(ledger: Ledger, operations: Sequence[Sequence[Fact]]) -> None:
-    """Check that the ledger's operations are a prefix of the schedule, or the schedule a prefix of them.
+def check_schedule(directory: Path | None, operations: Sequence[Operation], schedule: Sequence[Sequence[Fact]]) -> None:
+    """Check that a ledger's operations are a prefix of the schedule, or the schedule a prefix of them.
 
     Raises:
         UserError: naming the first operation whose facts differ.
     """
-    for done, planned in zip(ledger.operations, operations, strict=False):
+    for done, planned in zip(operations, schedule, strict=False):
         stored, wanted = [f.record() for f in done.facts], [f.record() for f in planned]
         if hash_json(stored) == hash_json(wanted):
             continue
@@ -265,9 +265,9 @@ def check_schedule(ledger: Ledger, operations: Sequence[Sequence[Fact]]) -> None
                 f"operation {done.index} edits fact {_ids(ids[0])} in the ledger, fact {_ids(ids[1])} in this schedule"
             )
         if len(wanted) < len(stored) and hash_json(stored[: len(wanted)]) == hash_json(wanted):
-            before = sum(len(operation.facts) for operation in ledger.operations[: done.index])
+            before = sum(len(operation.facts) for operation in operations[: done.index])
             line += f"; it edits {len(stored)} facts at once, so use n_edits={before} or n_edits={before + len(stored)}"
-        raise mismatch(ledger.directory, [line])
+        raise mismatch(directory, [line])
 
 
 def _ids(ids: Sequence[Any]) -> str:

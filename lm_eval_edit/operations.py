@@ -54,6 +54,15 @@ class Operation:
         self._load()
         return self._state
 
+    def check(self) -> None:
+        """Look at the header of the file: whether it is whole, not whether it is the one that was written.
+
+        Raises:
+            UserError: it is damaged.
+        """
+        if self._file is not None:
+            self._holds_state()
+
     def receive(self, deltas: Mapping[str, Delta]) -> None:
         """Hold deltas that another process computed; what its editor leaves for later operations stays there."""
         self._deltas, self._state = dict(deltas), {}

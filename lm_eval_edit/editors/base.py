@@ -13,7 +13,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar
 
@@ -178,6 +178,25 @@ class Editor(ABC):
     def layers(self) -> list[int]:
         """The layers these options edit."""
         return list(getattr(self.options, "layers", ()))
+
+    def parameters(self, model: PreTrainedModel, architecture: Architecture) -> list[str] | None:
+        """Names of the parameters that an edit may change; None where only an edit tells.
+
+        By default the weights of the down-projections of `layers`.
+
+        Args:
+            model: The model, or its shapes alone.
+            architecture: Its parts.
+        """
+        return [architecture.weight(layer) for layer in self.layers() if layer < architecture.n_layers] or None
+
+    def file_problems(self, model: Callable[[], PreTrainedModel]) -> list[str]:
+        """What is wrong with the files that these options name, as sentences; none by default.
+
+        Args:
+            model: Makes the model, or its shapes alone; raises ValueError where it cannot be made.
+        """
+        return []
 
 
 def option(help: str, **kwargs: Any) -> Any:
