@@ -47,7 +47,8 @@ class _Parser(argparse.ArgumentParser):
 
     def _unknown_options(self) -> list[str]:
         """A sentence for each word that looks like an option and is none of this parser's."""
-        accepted = [text for text in self._option_string_actions if text.startswith("--")]
+        known = {text: action for text, action in self._option_string_actions.items() if text.startswith("--")}
+        accepted = [text for text, action in known.items() if action.help != argparse.SUPPRESS]  # not old spellings
         words = list(self._given)
         words = words[: words.index("--")] if "--" in words else words
         if self._subparsers is not None:  # what follows the sub-command's name is that one's business
@@ -56,7 +57,7 @@ class _Parser(argparse.ArgumentParser):
         return [
             f"{name}: no such option of {self.prog}.{nearest(name, accepted)}"
             for name in names
-            if not any(option.startswith(name) for option in accepted)
+            if not any(option.startswith(name) for option in known)
         ]
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import CacheHook
 from lm_eval.api.registry import register_model
@@ -18,6 +20,7 @@ from lm_eval_edit.agreement import check_asked
 from lm_eval_edit.architecture import Architecture
 from lm_eval_edit.collect import collect_second_moments
 from lm_eval_edit.corpus import load_corpus
+from lm_eval_edit.devices import find_device
 from lm_eval_edit.editing import EditRun, begin_editing
 from lm_eval_edit.errors import UserError
 from lm_eval_edit.ledger import Ledger
@@ -46,6 +49,13 @@ def _demo_batches(pretrained: str | PreTrainedModel, options: Mapping[str, Any])
         logger.info("the demo model is evaluated in batches of %d", DEMO_BATCH_SIZE)
         options["batch_size"] = DEMO_BATCH_SIZE
     return options
+
+
+def _device(given: str | None) -> str:
+    """HFLM's option `device`. Its own default is a GPU whether there is one or not, and the command line always sends
+    cuda:0, which the harness takes for no choice where there is none."""
+    unsaid = given is None or (given == "cuda:0" and not torch.cuda.is_available())
+    return find_device(None if unsaid else given)
 
 
 def _kept(edit_ledger: Any) -> str:
@@ -98,7 +108,10 @@ class EditedHFLM(HFLM):
         _interrupts.keep(_kept(edit_ledger))
         plan = make_plan(pretrained, {name: given[name] for name in NAMES}, kwargs)
         join_processes()
-        super().__init__(pretrained=plan.pretrained, **_demo_batches(pretrained, plan.model_options))
+        options = _demo_batches(pretrained, plan.model_options)
+        if isinstance(plan.pretrained, str) and not self._launched_together():
+            options["device"] = _device(options.get("device"))
+        super().__init__(pretrained=plan.pretrained, **options)
         refuse_offloaded(self.model)
         self._run: EditRun | SharedRun | None = None
         self._processes = self._connect()
@@ -113,6 +126,11 @@ class EditedHFLM(HFLM):
         """As in HFLM. The harness keeps this very dict for its results, so the demo model is named there too."""
         arg_dict.setdefault("pretrained", demo.NAME)
         return super().create_from_arg_obj(arg_dict, additional_config)
+
+    @staticmethod
+    def _launched_together() -> bool:
+        """Whether a launcher started several processes, which are given their devices."""
+        return int(os.environ.get("WORLD_SIZE") or 1) > 1
 
     def _connect(self) -> Processes | None:
         """The processes that evaluate this model together, all with the same weights; None for a single one.

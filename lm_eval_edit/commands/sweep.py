@@ -167,29 +167,11 @@ def _engine(args: argparse.Namespace) -> Callable[[Any], Any]:
         resources = ray_engine.Resources(args.address, args.gpus_per_task, args.cpus_per_task, args.device)
         ray_engine.check_resources(resources)
         return lambda checked: ray_engine.run_sweep(checked, resources)
+    from lm_eval_edit.devices import find_device
     from lm_eval_edit.sweep import engine
 
-    device = _device(args.device)
+    device = find_device(args.device, "--device ")
     return lambda checked: engine.run_sweep(checked, device=device)
-
-
-def _device(given: str | None) -> str:
-    """The device to compute on.
-
-    Raises:
-        UserError: there is no such device; the harness would silently take another.
-    """
-    import torch
-
-    try:
-        device = torch.device(given or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(
-            f"--device {given}: {str(error).splitlines()[0]}; want cpu, cuda, cuda:0, ..., there being "
-            f"{torch.cuda.device_count()} CUDA devices"
-        ) from None
-    return str(device)
 
 
 def _changes(args: argparse.Namespace) -> dict[str, Any]:

@@ -70,8 +70,8 @@ def load_archive(path: str | Path) -> MendArchive:
 
 
 HOW_TO_GET_ONE = (
-    "MEND needs a trained hypernetwork: train one with `lm-eval-edit train mend --model MODEL --data FACTS --output "
-    "FILE` and give it as archive=FILE; EasyEdit's and the authors' archives work too"
+    "MEND needs a trained hypernetwork: train one with `lm-eval-edit train mend --model_args pretrained=MODEL,"
+    "edit_dataset=FACTS --output FILE` and give it as archive=FILE; EasyEdit's and the authors' archives work too"
 )
 
 
