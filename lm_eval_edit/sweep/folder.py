@@ -27,8 +27,9 @@ from typing import Any
 from lm_eval_edit._differences import differences
 from lm_eval_edit._files import read_json, sha256, write_bytes, write_json, writing
 from lm_eval_edit._locks import only_writer
+from lm_eval_edit._terminal import printable
 from lm_eval_edit.errors import UserError
-from lm_eval_edit.sweep.design import Design, Row
+from lm_eval_edit.sweep.design import Design, Row, is_plain
 
 FORMAT = 1
 DONE, COLLAPSED, FAILED = "done", "collapsed", "failed"
@@ -212,6 +213,8 @@ class SweepFolder:
                 write_bytes(folder / name, content)
                 files[name] = sha256(content)
 
+            if strange := [task for task in samples or {} if not is_plain(task)]:
+                raise UserError(f"{printable(repr(strange[0]))}: a task of this name can have no file of samples")
             for task, lines in (samples or {}).items():
                 store(f"samples_{task}_{date}.jsonl", "".join(map(_line, lines)).encode("utf-8", "surrogatepass"))
             if results is not None:
@@ -244,6 +247,8 @@ def cell_state(folder: Path) -> tuple[str | None, str | None]:
         return None, "it was not finished" if left else None
     try:
         record = read_json(file)
+        if strange := [name for name in record["files"] if not is_plain(name)]:
+            return None, f"cell.json names a file outside its folder ({printable(repr(strange[0]))})"
         for name, digest in record["files"].items():
             if sha256((folder / name).read_bytes()) != digest:
                 return None, f"{name} was changed or is incomplete"
