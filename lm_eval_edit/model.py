@@ -16,6 +16,7 @@ from lm_eval.models.huggingface import HFLM
 from transformers import PreTrainedModel
 
 from lm_eval_edit import _interrupts, demo
+from lm_eval_edit._logging import log_safely
 from lm_eval_edit.agreement import check_asked
 from lm_eval_edit.architecture import Architecture
 from lm_eval_edit.collect import collect_second_moments
@@ -34,6 +35,7 @@ from lm_eval_edit.versions import versions
 from lm_eval_edit.weights import model_fingerprint
 
 logger = logging.getLogger("lm_eval_edit")
+log_safely()  # ids of facts, names of tasks
 
 
 DEMO_BATCH_SIZE = 32

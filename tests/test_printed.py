@@ -6,9 +6,9 @@ import json
 import logging
 
 import pytest
-from lm_eval_edit._logging import log_safely
 
 from lm_eval_edit import cli
+from lm_eval_edit._logging import log_safely
 from tests.support import FACTS, tiny_model, tiny_tokenizer
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from lm_eval_edit._terminal import printable
 from lm_eval_edit.errors import ConfigurationError
 
 FORMS = {
@@ -80,15 +81,20 @@ def run(args: argparse.Namespace) -> int:
         folder = args.output
         record = export(args.ledger, args.to, folder, n_edits=args.n_edits, rank=args.rank, **common)
     edits, verdict = record["edits"], record["check"]
-    print(f"{folder}: {FORMS[record['to']]}, {edits['n_edits']} edits by {edits['editor']}")
+    _say(f"{folder}: {FORMS[record['to']]}, {edits['n_edits']} edits by {edits['editor']}")
     for name, found in record.get("adapter", {}).get("parameters", {}).items():
-        print(f"  {name}: rank {found['rank']} of {found['true_rank']}, energy kept {found['energy_kept']:.6f}")
+        _say(f"  {name}: rank {found['rank']} of {found['true_rank']}, energy kept {found['energy_kept']:.6f}")
     print(
         f"checked on {verdict['prompts']} edited prompts: logits differ by at most {verdict['difference']:.3g} "
         f"({allowed(verdict['tolerance'])}), the edits move them by up to {verdict['effect']:.3g}"
     )
     for notice in notices(record):
-        print(f"note: {notice}")
+        _say(f"note: {notice}")
     for command in commands(record, str(folder)):
-        print(f"evaluate: {command}")
+        _say(f"evaluate: {command}")
     return 0
+
+
+def _say(line: str) -> None:
+    """Print a line that names what the ledger's files name."""
+    print(printable(line))

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from lm_eval_edit._terminal import printable
 from lm_eval_edit.errors import ConfigurationError, UserError
 
 #: Flags that replace a key of the design: flag -> (key, help).
@@ -99,7 +100,7 @@ def run(args: argparse.Namespace) -> int:
         )
     if not args.dry_run and (finished := _finished(args.output, design)) is not None:
         _write_summary(args.output, finished)  # a run may have been killed just before it
-        print("\n".join([*_table(finished), "every cell is there: nothing to do", _next(args.output)]))
+        _say([*_table(finished), "every cell is there: nothing to do", _next(args.output)])
         return 0
     if args.output is None:  # what a dry run would find in a new folder
         with tempfile.TemporaryDirectory() as nowhere:
@@ -136,20 +137,24 @@ def _run(args: argparse.Namespace, design: Any, output: Path) -> int:
     compute = _engine(args)
     checked = checking.check(design, folder.SweepFolder(output), dry_run=args.dry_run)
     for notice in checked.notices:
-        print(notice, file=sys.stderr)
+        print(printable(notice), file=sys.stderr)
     if args.dry_run:
         from lm_eval_edit.sweep.estimate import estimate_lines
 
-        print("\n".join([*_cells(checked), *estimate_lines(checked)]))
+        _say([*_cells(checked), *estimate_lines(checked)])
         if checked.problems:
             raise ConfigurationError(checked.problems)
         return 0
     outcome = compute(checked)
     sweep = reading.load_sweep(output)
     _write_summary(output, sweep)
-    print("\n".join(_table(sweep)))
-    print(_told(outcome, output))
+    _say([*_table(sweep), _told(outcome, output)])
     return 1 if outcome.failed else 0
+
+
+def _say(lines: list[str]) -> None:
+    """Print lines that name what files name: models, tasks, reasons of failures."""
+    print(printable("\n".join(lines)))
 
 
 def _write_summary(output: Path, sweep: Any) -> None:
