@@ -151,6 +151,7 @@ def test_unknown_sub_command(arguments, message, capsys):
         (["check", "--baselin", "x", "--curent", "y"], "Did you mean '--current'?"),
         (["validate", "--model_arg", "x=1", "--modle_args", "x=1"], "Did you mean '--model_args'?"),
         (["--versoin"], "Did you mean '--version'?"),
+        (["run", "--model", "dummy", "--taks", "x"], "--taks: no such option. Did you mean '--tasks'?"),
         (["ls", "tasks", "--quite-unlike-anything"], "--quite-unlike-anything: no such option of lm-eval-edit ls."),
         (["compare", "a", "b", "--format", "tabel"], "Did you mean 'table'?"),
     ],

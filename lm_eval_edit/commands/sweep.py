@@ -64,6 +64,12 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
     parser.add_argument(
         "--cpus_per_task", type=float, metavar="N", help="of a Ray task; default: 1 beside a GPU, else torch's threads"
     )
+    parser.add_argument(
+        "--device_rate",
+        choices=("measured", "h100", "a100"),
+        help="the device of --dry_run's estimate: measured is the one at hand, which takes a few seconds once "
+        "(default: an H100 and the one at hand)",
+    )
     parser.add_argument("--dry_run", "--dry-run", action="store_true", help="print the cells and an estimate, and stop")
     return parser
 
@@ -141,7 +147,7 @@ def _run(args: argparse.Namespace, design: Any, output: Path) -> int:
     if args.dry_run:
         from lm_eval_edit.sweep.estimate import estimate_lines
 
-        _say([*_cells(checked), *estimate_lines(checked)])
+        _say([*_cells(checked), *estimate_lines(checked, _rates(args))])
         if checked.problems:
             raise ConfigurationError(checked.problems)
         return 0
@@ -150,6 +156,21 @@ def _run(args: argparse.Namespace, design: Any, output: Path) -> int:
     _write_summary(output, sweep)
     _say([*_table(sweep), _told(outcome, output)])
     return 1 if outcome.failed else 0
+
+
+def _rates(args: argparse.Namespace) -> list[Any]:
+    """The devices that the cost is estimated for: those named by --device_rate, else an H100 and the one at hand."""
+    from lm_eval_edit.cost_work import DEVICES
+
+    if args.device_rate not in (None, "measured"):
+        return [DEVICES[args.device_rate]]
+    from lm_eval_edit.collect import cache_folder
+    from lm_eval_edit.cost_measured import device_at_hand
+
+    # A Ray cluster's devices are elsewhere.
+    here, now = device_at_hand(args.device if args.engine == "local" else None, cache_folder())
+    print(f"{here.name}: {'measured just now' if now else 'as measured before'}", file=sys.stderr)
+    return [here] if args.device_rate == "measured" else [DEVICES["h100"], here]
 
 
 def _say(lines: list[str]) -> None:
