@@ -21,6 +21,7 @@ from lm_eval_edit.settings import NAMES
 from lm_eval_edit.weights import wide_dtype
 
 SHOWN = 5  # facts named one by one
+LONG = 30  # characters of a value in its column
 
 
 def validation(options: Mapping[str, Any]) -> tuple[list[str], list[str]]:
@@ -136,7 +137,11 @@ def _hyperparameters(plan: EditPlan) -> list[str]:
     if plan.hyperparameters is None:
         return []
     values = plan.hyperparameters.editor.describe()
-    rows = [(name, shown(value), plan.origins.get(name, "")) for name, value in values.items()]
+    rows = []
+    for name, value in values.items():
+        text, origin = shown(value), plan.origins.get(name, "")
+        # A value that would widen its column for all the others stands behind its origin.
+        rows.append((name, text, origin) if len(text) <= LONG else (name, "", f"{origin}: {text}" if origin else text))
     return ["", "hyper-parameters, and where each comes from", *columns(rows, indent=2)]
 
 
