@@ -9,6 +9,7 @@ import pytest
 from lm_eval_edit import UserError
 from lm_eval_edit._files import parse_json, read_json, read_yaml
 from lm_eval_edit.cli import main
+from lm_eval_edit.tasklib import layouts
 
 
 def _bomb(levels: int, width: int = 9) -> str:
@@ -85,3 +86,10 @@ def test_commands_refuse_such_files_in_a_sentence(tmp_path, capsys, command):
     assert time.process_time() - started < 10
     said = capsys.readouterr()
     assert "laughs.yaml, line" in said.err + said.out and "write out what is meant" in said.err + said.out
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a": ' + "[" * 100_000, '{"a": ' + "1" * 5_000 + "}"])
+def test_task_data_that_cannot_be_read(tmp_path, text):
+    (tmp_path / "data.jsonl").write_text(text)
+    with pytest.raises(UserError, match=r"data.jsonl.*JSON"):
+        list(layouts._json(tmp_path / "data.jsonl"))

@@ -26,7 +26,7 @@ from lm_eval_edit.scheduled import operations, read_facts, usable
 from lm_eval_edit.settings import NAMES, EditSettings, parse_settings
 from lm_eval_edit.tasklib.arguments import given, named_model
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("lm_eval_edit")
 
 Document = dict[str, Any]
 GROUP = "edithurt_editing"

@@ -18,7 +18,7 @@ from typing import Any
 from lm_eval_edit import demo
 from lm_eval_edit.tasklib.arguments import given, named_model
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("lm_eval_edit")
 
 Document = dict[str, Any]
 Prompt = Callable[[Document], str]
