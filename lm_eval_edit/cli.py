@@ -90,7 +90,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args = command = None
     try:
-        raise_on_sigterm()
+        if argv is None:  # this is the program, not a call from another one
+            raise_on_sigterm()
         args = build_parser().parse_args(argv)
         command = sys.modules[args.run.__module__]
         status = args.run(args)

@@ -52,7 +52,7 @@ def test_a_run_that_is_stopped_while_it_edits(tmp_path, command, number, status)
     with subprocess.Popen(
         [sys.executable, *command, *options, "--tasks", "edithurt_sst2"],
         cwd=ROOT, env={**os.environ, "HF_HUB_OFFLINE": "1"}, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL,
-        text=True,
+        text=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background ignores it
     ) as process:  # fmt: skip
         first, started = ledger / "ops" / "00000.json", time.monotonic()
         while not first.exists() and process.poll() is None and time.monotonic() - started < 120:
