@@ -8,7 +8,7 @@ import io
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -86,6 +86,8 @@ def read_text(path: Path) -> str:
         raise UserError(f"no such file: {path}") from None
     except IsADirectoryError:
         raise UserError(f"{path} is a folder; a file was wanted") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
     for name, mark in _OTHER_MARKS:
         if content.startswith(mark):
             raise UserError(f"{path} is {name} text; save it as UTF-8 (iconv -f {name} -t UTF-8 does)")
@@ -105,6 +107,11 @@ def _no_utf8(path: Path, content: bytes) -> UserError:
     return UserError(f"{path} is not UTF-8 text; save it as UTF-8")
 
 
+DEEPEST = 100  # lists and mappings within each other; nothing that is read here comes near it
+_TOO_DEEP = f"lists and mappings lie more than {DEEPEST} deep within each other; nothing that is read here needs that"
+_FEW_NODES = 10_000  # what aliases may make of a YAML document, whatever its size
+
+
 def parse_json(
     text: str, path: Path, first_line: int = 1, pairs: Callable[[list[tuple[str, Any]]], Any] | None = None
 ) -> Any:
@@ -114,30 +121,94 @@ def parse_json(
         pairs: Makes an object of its (key, value) pairs; a dictionary where none is given.
     """
     try:
-        return json.loads(text, object_pairs_hook=pairs)
+        content = json.loads(text, object_pairs_hook=pairs)
     except json.JSONDecodeError as error:
         line = first_line + error.lineno - 1
         raise UserError(f"{path}, line {line}: not JSON ({error.msg} at column {error.colno})") from None
     except RecursionError:
-        raise UserError(f"{path}, line {first_line}: JSON nested too deeply to be read") from None
+        raise UserError(f"{path}, line {first_line}: JSON nested too deeply; {_TOO_DEEP}") from None
     except ValueError:  # Python refuses to make a number of thousands of digits
         raise UserError(f"{path}, line {first_line}: holds a number of too many digits to be read") from None
+    if _depth(content) > DEEPEST:
+        raise UserError(f"{path}, line {first_line}: JSON nested too deeply; {_TOO_DEEP}")
+    return content
+
+
+def _depth(content: Any) -> int:
+    """How many containers lie within each other at most, counted no further than to one too many."""
+    level, depth = [content], 0
+    while level := [each for each in level if isinstance(each, (dict, list))]:
+        depth += 1
+        if depth > DEEPEST:
+            break
+        level = [child for each in level for child in (each.values() if isinstance(each, dict) else each)]
+    return depth
 
 
 def read_yaml(path: Path) -> Any:
     """Read one YAML document (JSON is YAML too).
 
     Raises:
-        UserError: the file is missing, or is not YAML (file and line named).
+        UserError: the file is missing, is not YAML (file and line named), or would grow beyond all bounds: nested
+            very deep, or with aliases of aliases.
     """
+    return parse_yaml(read_text(path), path)
+
+
+def parse_yaml(text: str, path: Path) -> Any:
+    """Parse one YAML document; see `read_yaml`."""
     import yaml
 
     try:
-        return yaml.safe_load(read_text(path))
+        _check_growth(yaml.parse(text, Loader=yaml.SafeLoader), path)
+        return yaml.safe_load(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
         raise UserError(f"{path}{line}: not YAML ({getattr(error, 'problem', error)})") from None
+    except UserError:
+        raise
+    except ValueError as error:  # a date that is none, a number of thousands of digits
+        raise UserError(f"{path}: a value in it cannot be read ({error}); quote what is meant as text") from None
+
+
+def _check_growth(events: Iterable[Any], path: Path) -> None:
+    """Refuse what a few lines of YAML can make of themselves, before any of it is built.
+
+    An alias stands for all that its anchor holds, so aliases of aliases multiply; a value may even hold itself.
+
+    Args:
+        events: Of PyYAML's parser.
+        path: For the message.
+    """
+    import yaml
+
+    sizes: dict[str, int | None] = {}  # nodes below an anchor; None while it is open
+    open_: list[tuple[str | None, int]] = []  # (anchor, nodes before it) of the containers around
+    written = grown = 0
+    for event in events:
+        line = f"{path}, line {event.start_mark.line + 1}: "
+        if isinstance(event, yaml.AliasEvent):
+            if sizes.get(event.anchor, 0) is None:
+                raise UserError(f"{line}*{event.anchor} stands within the value that it names, which would have no end")
+            written, grown = written + 1, grown + sizes.get(event.anchor, 1)
+            if grown > max(_FEW_NODES, 10 * written):
+                raise UserError(
+                    f"{line}its aliases (*{event.anchor}) make more than {_FEW_NODES:,} values of {written}; write out "
+                    f"what is meant"
+                )
+        elif isinstance(event, (yaml.ScalarEvent, yaml.CollectionStartEvent)):
+            if isinstance(event, yaml.CollectionStartEvent):
+                open_.append((event.anchor, grown))
+                if len(open_) > DEEPEST:
+                    raise UserError(f"{line}{_TOO_DEEP}")
+            if event.anchor is not None:
+                sizes[event.anchor] = 1 if isinstance(event, yaml.ScalarEvent) else None
+            written, grown = written + 1, grown + 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            anchor, before = open_.pop()
+            if anchor is not None:
+                sizes[anchor] = grown - before
 
 
 def read_records(path: Path) -> Iterator[tuple[int, Any]]:
@@ -197,6 +268,8 @@ def load_tensors(path: Path, expected_sha256: str | None = None) -> dict[str, Te
         content = path.read_bytes()
     except FileNotFoundError:
         raise UserError(f"no such file: {path}") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
     if expected_sha256 is not None and (found := sha256(content)) != expected_sha256:
         raise UserError(f"{path} is damaged: its sha256 is {found[:16]}…, recorded was {expected_sha256[:16]}…")
     try:

@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from lm_eval_edit._interrupts import Terminated, kept, tell
+from lm_eval_edit._terminal import printable
 from lm_eval_edit.errors import UserError
 
 MODEL_TYPE = "edited_hf"
@@ -85,6 +87,28 @@ def add_tasks() -> None:
     __init__.adds_tasks_of = "lm_eval_edit"
     TaskManager.__init__ = __init__
     _check_data_when_tasks_are_named(TaskManager)
+    _build_our_data_without_advice()
+
+
+def _build_our_data_without_advice() -> None:
+    """Call the functions that make our tasks' data as the harness does, without its advice on how to write such tasks.
+
+    It warns once for each task that a `custom_dataset` can be given arguments. Ours are given theirs, and say so in the
+    documentation; other people's tasks are built by the harness's own method.
+    """
+    from lm_eval.api.task import ConfigurableTask
+
+    stock = ConfigurableTask.download
+
+    @functools.wraps(stock)
+    def download(self, dataset_kwargs=None, **kwargs):
+        make = getattr(self.config, "custom_dataset", None)
+        if not str(getattr(make, "__module__", "")).startswith("lm_eval_edit."):
+            return stock(self, dataset_kwargs, **kwargs)
+        self.dataset = make(**(self.config.metadata or {}), **(self.config.dataset_kwargs or {}))
+        return None
+
+    ConfigurableTask.download = download
 
 
 def _check_data_when_tasks_are_named(task_manager: type) -> None:
@@ -138,8 +162,9 @@ def tasks_dir() -> Path:
 def print_user_errors_plainly() -> None:
     """In the command-line programs, print the text of a `UserError` without a traceback; the exit status stays 1.
 
-    A mistyped option is not a defect of the program, and its message says all there is to say. Every other exception,
-    and every program that merely uses the harness as a library, keeps its traceback.
+    A mistyped option is not a defect of the program, and its message says all there is to say; nor is Ctrl-C while our
+    model works, which ends with status 130. Every other exception, and every program that merely uses the harness as a
+    library, keeps its traceback.
     """
     if hasattr(sys.excepthook, "prints_user_errors") or not _is_command_line_program():
         return
@@ -147,7 +172,9 @@ def print_user_errors_plainly() -> None:
 
     def excepthook(kind, error, traceback):
         if issubclass(kind, UserError):
-            print(error, file=sys.stderr)
+            print(printable(str(error)), file=sys.stderr)
+        elif issubclass(kind, (KeyboardInterrupt, Terminated)) and kept() is not None:  # our model is at work
+            raise SystemExit(tell(error))
         else:
             previous(kind, error, traceback)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -66,9 +67,12 @@ def _readers(path: Path) -> dict[str, Reader]:
 
 def _safetensors_reader(path: Path, module: str, counted: bool) -> Reader:
     def read() -> tuple[Tensor, int | None]:
-        with safetensors.safe_open(path, "pt") as file:
-            count = int(file.get_tensor(module + COUNT).sum()) if counted else None
-            return file.get_tensor(module + MOMENT), count
+        try:
+            with safetensors.safe_open(path, "pt") as file:
+                count = int(file.get_tensor(module + COUNT).sum()) if counted else None
+                return file.get_tensor(module + MOMENT), count
+        except ValueError as error:  # a count that is no number
+            raise UserError(f"{path}: the count of tokens of {module} cannot be read ({error})") from None
 
     return read
 
@@ -78,7 +82,7 @@ def _read_npz(path: Path) -> tuple[Tensor, int | None]:
     try:
         with numpy.load(path, allow_pickle=False) as arrays:  # no code is run, whatever the file holds
             total, count = arrays["mom2.mom2"], int(arrays["mom2.count"])
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, LookupError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(
             f"{path} is not a file of second moments: want arrays mom2.mom2 and mom2.count ({error})"
         ) from None

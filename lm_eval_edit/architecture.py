@@ -124,6 +124,9 @@ class Architecture:
 
 def layer_problems(layers: list[int], n_layers: int) -> list[str]:
     """Problems with a choice of layers for a model of `n_layers`, as sentences."""
+    strange = [layer for layer in layers if not isinstance(layer, int) or isinstance(layer, bool)]
+    if strange:
+        return [f"layers: {strange[0]!r} is no layer; want whole numbers, from 0 to {n_layers - 1}"]
     return [
         f"layer {layer} is out of range: the model has layers 0 to {n_layers - 1}; give edit_layers within it"
         for layer in layers

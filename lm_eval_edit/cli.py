@@ -12,19 +12,53 @@ import pkgutil
 import signal
 import sys
 from collections.abc import Sequence
+from itertools import takewhile
+from typing import Any, NoReturn
 
 from lm_eval_edit import __version__, commands
+from lm_eval_edit._interrupts import Terminated, raise_on_sigterm, tell
+from lm_eval_edit._terminal import printable
 from lm_eval_edit.errors import UserError, nearest
 
 
 class _Parser(argparse.ArgumentParser):
-    """An `ArgumentParser` that names the nearest accepted value when it refuses one."""
+    """An `ArgumentParser` that names the nearest accepted word when it refuses one."""
+
+    _given: Sequence[str] = ()
 
     def _check_value(self, action: argparse.Action, value: object) -> None:
         try:
             super()._check_value(action, value)
         except argparse.ArgumentError as error:
             raise argparse.ArgumentError(action, error.message + nearest(str(value), action.choices or ())) from None
+
+    def _parse_known_args(self, arg_strings: Sequence[str], *rest: Any) -> Any:
+        self._given = list(arg_strings)
+        found = super()._parse_known_args(arg_strings, *rest)
+        if "-" in self.prefix_chars and (unknown := self._unknown_options()):
+            # Told by the sub-command, which knows its options; argparse itself leaves it to the command around.
+            self.error("; ".join(unknown))
+        return found
+
+    def error(self, message: str) -> NoReturn:
+        """As argparse does, an unknown option named beside what it has made go missing."""
+        unknown = [line for line in self._unknown_options() if line not in message]
+        super().error("; ".join([message, *unknown]))
+
+    def _unknown_options(self) -> list[str]:
+        """A sentence for each word that looks like an option and is none of this parser's."""
+        known = {text: action for text, action in self._option_string_actions.items() if text.startswith("--")}
+        accepted = [text for text, action in known.items() if action.help != argparse.SUPPRESS]  # not old spellings
+        words = list(self._given)
+        words = words[: words.index("--")] if "--" in words else words
+        if self._subparsers is not None:  # what follows the sub-command's name is that one's business
+            words = list(takewhile(lambda word: word.startswith("-"), words))
+        names = [word.partition("=")[0] for word in words if word.startswith("--")]
+        return [
+            f"{name}: no such option of {self.prog}.{nearest(name, accepted)}"
+            for name in names
+            if not any(option.startswith(name) for option in known)
+        ]
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -51,17 +85,35 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         What the sub-command says; 1 after a mistake in what the user gave, whose text goes to stderr; 141, as a shell
-        has it, if the reader of the output went away (`| head`).
+        has it, if the reader of the output went away (`| head`); 130 after Ctrl-C and 143 after SIGTERM, with a line
+        that says what is kept.
     """
-    args = build_parser().parse_args(argv)
+    args = command = None
     try:
+        if argv is None:  # this is the program, not a call from another one
+            raise_on_sigterm()
+        args = build_parser().parse_args(argv)
+        command = sys.modules[args.run.__module__]
         status = args.run(args)
         sys.stdout.flush()
         return status
     except BrokenPipeError:
-        # Python flushes once more when it ends, and would complain about the closed pipe then.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + signal.SIGPIPE
+        return _reader_has_gone()
+    except SystemExit:
+        try:
+            sys.stdout.flush()  # of --help
+        except BrokenPipeError:
+            return _reader_has_gone()
+        raise
+    except (KeyboardInterrupt, Terminated) as error:
+        kept = getattr(command, "kept", None)
+        return tell(error, kept(args) if kept is not None else "nothing was changed; the same command starts anew")
     except UserError as error:
-        print(error, file=sys.stderr)
+        print(printable(str(error)), file=sys.stderr)
         return 1
+
+
+def _reader_has_gone() -> int:
+    # Python flushes once more when it ends, and would complain about the closed pipe then.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 128 + signal.SIGPIPE

@@ -335,4 +335,7 @@ def load_deltas(path: Path, sha256: str | None = None) -> tuple[dict[str, Delta]
     """
     flat = load_tensors(path, sha256)
     state = {key.removeprefix("state::"): flat.pop(key) for key in list(flat) if key.startswith("state::")}
-    return unflatten_deltas(flat), state
+    try:
+        return unflatten_deltas(flat), state
+    except (ValueError, LookupError, TypeError):
+        raise UserError(f"{path} holds other tensors than updates do: {', '.join(list(flat)[:3])}") from None

@@ -200,7 +200,7 @@ def begin_editing(
         "versions": versions(),
     }
     ledger = open_ledger(directory, identity, extra, EditedWeights(model))
-    check_schedule(ledger, operations)
+    check_schedule(directory, ledger.operations, operations)
     ledger.operations = ledger.operations[: len(operations)]
     ledger.finish = editor.finish
     context = EditContext(model, tokenizer, architecture, templates, second_moments, seed, progress)
@@ -237,10 +237,12 @@ class EditRun:
         n = len(self.operations) if n_operations is None else min(n_operations, len(self.operations))
         ledger = self.ledger
         try:
-            missing = n > len(ledger.operations)
-            self._replay(n)
-            if missing:
-                self._compute(n)
+            if n > len(ledger.operations):
+                with ledger.growing(self.operations):
+                    self._replay(n)
+                    self._compute(n)
+            else:
+                self._replay(n)
             ledger.close()
             ledger.guards = guard(ledger)
             facts = [fact for operation in ledger.applied_operations for fact in operation.facts]
@@ -344,6 +346,11 @@ def check_second_moments(editor: Editor, architecture: Architecture, second_mome
             raise UserError(
                 f"the second moment of {module} ({second_moments.source}) has shape "
                 f"{tuple(second_moments[module].shape)}, this model's keys have {f} dimensions: it is another model's"
+            )
+        if not bool(torch.isfinite(second_moments[module]).all()):
+            raise UserError(
+                f"the second moment of {module} ({second_moments.source}) holds values that are not finite, as sums "
+                f"kept in float16 do; accumulate it in float32"
             )
         second_moments.check_count(module)
     return needed

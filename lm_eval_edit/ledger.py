@@ -4,6 +4,9 @@
     ops/00000.safetensors  the operation's deltas, and the state its editor keeps
     ops/00000.json         its facts, figures and hashes; written last, so an operation is there whole or not at all
 
+Every operation says of which run it is (a hash of the identity in `ledger.json`), and while a run may add operations it
+keeps other writers out of the folder; readers need no lock.
+
 A run that was stopped replays what is there and goes on. Replaying *applies* the deltas, in order, to the unedited
 model: the state after n operations is a prefix of the state after more.
 """
@@ -11,8 +14,9 @@ model: the state after n operations is a prefix of the state after more.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,69 +24,16 @@ from torch import Tensor
 
 from lm_eval_edit._differences import differences
 from lm_eval_edit._files import hash_json, read_json, write_json, writing
-from lm_eval_edit.delta import Delta, holds_state, load_deltas, save_deltas
+from lm_eval_edit._locks import only_writer
+from lm_eval_edit.delta import Delta, save_deltas
 from lm_eval_edit.errors import UserError
-from lm_eval_edit.facts import Fact, parse_record
+from lm_eval_edit.facts import Fact
+from lm_eval_edit.operations import Operation, operation_file, read_operations
 from lm_eval_edit.weights import EditedWeights
 
 logger = logging.getLogger("lm_eval_edit")
 
 FORMAT = 1
-
-
-@dataclass
-class Operation:
-    """One editing operation.
-
-    Attributes:
-        index: Its position in the schedule, from 0.
-        facts: The facts it edited together.
-        deltas: Parameter name to update; read from disk when first asked for.
-        state: What its editor leaves for later operations.
-        record: Everything else about it, as in its JSON file.
-    """
-
-    index: int
-    facts: list[Fact]
-    record: dict[str, Any]
-    _deltas: dict[str, Delta] | None = None
-    _state: dict[str, Tensor] | None = None
-    _file: Path | None = None
-
-    def _load(self) -> None:
-        if self._deltas is None:
-            try:
-                self._deltas, self._state = load_deltas(self._file, self.record["sha256"])
-            except UserError as error:
-                raise _damaged(self._file, str(error)) from None
-
-    @property
-    def deltas(self) -> dict[str, Delta]:
-        self._load()
-        return self._deltas
-
-    @property
-    def state(self) -> dict[str, Tensor]:
-        """Without any the file's header says so: its deltas are not read, nor hashed, for that."""
-        if self._state is None and not self._holds_state():
-            return {}
-        self._load()
-        return self._state
-
-    def receive(self, deltas: Mapping[str, Delta]) -> None:
-        """Hold deltas that another process computed; what its editor leaves for later operations stays there."""
-        self._deltas, self._state = dict(deltas), {}
-
-    def _holds_state(self) -> bool:
-        try:
-            return holds_state(self._file)
-        except UserError as error:
-            raise _damaged(self._file, str(error)) from None
-
-    def release(self) -> None:
-        """Forget the deltas' tensors if they can be read again from disk."""
-        if self._file is not None:
-            self._deltas = self._state = None
 
 
 @dataclass
@@ -175,6 +126,33 @@ class Ledger:
         """A hash of the model's weights as they stand."""
         return self.weights.fingerprint(self.identity["model"]["fingerprint"])
 
+    @contextmanager
+    def growing(self, schedule: Sequence[Sequence[Fact]]) -> Iterator[None]:
+        """A context in which operations may be appended: nobody else writes the folder, whose operations are all here.
+
+        Args:
+            schedule: The facts of the operations planned; what another run of this very schedule has added since this
+                ledger was opened is taken up.
+
+        Raises:
+            UserError: another run is writing the folder, or has made it its own.
+            CannotWriteError: the folder cannot be written.
+        """
+        if self.directory is None:
+            yield
+            return
+        with only_writer(self.directory, "run with this edit_ledger"):
+            header = read_header(self.directory)
+            if header is None:
+                raise UserError(f"edit_ledger={self.directory}: its ledger.json has been deleted since this run began")
+            if found := differences(header["identity"], self.identity):
+                raise mismatch(self.directory, found)
+            there = read_operations(self.directory, header)[: len(schedule)]
+            if len(there) != len(self.operations):
+                self.operations = [*self.operations[: len(there)], *there[len(self.operations) :]]
+                check_schedule(self.directory, self.operations, schedule)
+            yield
+
     def append(
         self,
         facts: Sequence[Fact],
@@ -190,36 +168,18 @@ class Ledger:
             CannotWriteError: the disk is full, or the folder cannot be written; operations stored before are whole.
         """
         index = len(self.operations)
-        full = {"index": index, "facts": [fact.record() for fact in facts], **record}
+        facts_as_stored = [fact.record() for fact in facts]
+        full = {"index": index, "run": hash_json(self.identity), "facts": facts_as_stored, **record}
         deltas = {name: delta.to("cpu") for name, delta in deltas.items()}
         state = {name: tensor.to("cpu") for name, tensor in state.items()}
         operation = Operation(index, list(facts), full, deltas, state)
         if self.directory is not None:
-            operation._file = _operation_file(self.directory, index, "safetensors")
+            operation._file = operation_file(self.directory, index, "safetensors")
             with writing(self.directory):
                 full["sha256"] = save_deltas(operation._file, deltas, state)
-                write_json(_operation_file(self.directory, index, "json"), full)
+                write_json(operation_file(self.directory, index, "json"), full)
         self.operations.append(operation)
         return operation
-
-
-def _operation_file(directory: Path, index: int, suffix: str) -> Path:
-    return directory / "ops" / f"{index:05d}.{suffix}"
-
-
-#: What every operation's record has; see `EditRun` for the figures.
-_RECORDED = (
-    "index", "facts", "sha256", "fingerprint", "seconds", "delta_norms", "ranks", "details", "before", "after",
-    "answers_changed",
-)  # fmt: skip
-
-
-def _damaged(file: Path, why: str) -> UserError:
-    """The error for an operation that cannot be read, with its remedy."""
-    return UserError(
-        f"{why}. Nothing was changed. Delete {file.with_suffix('')}.* and all operations after it to compute them "
-        f"again; the {int(file.stem)} before it stay as they are"
-    )
 
 
 def read_header(directory: Path) -> dict[str, Any] | None:
@@ -273,60 +233,27 @@ def open_ledger(
         return ledger
     header = read_header(directory)
     if header is None:
-        with writing(directory):
-            write_json(directory / "ledger.json", {"format": FORMAT, "identity": identity, "extra": extra})
-        return ledger
+        with only_writer(directory, "run with this edit_ledger"):
+            header = read_header(directory)  # another run may have come first
+            if header is None:
+                with writing(directory):
+                    write_json(directory / "ledger.json", {"format": FORMAT, "identity": identity, "extra": extra})
+                return ledger
     found = differences(header["identity"], identity)
     if found:
         raise mismatch(directory, found)
     ledger.extra = header["extra"]
-    ledger.operations = read_operations(directory)
+    ledger.operations = read_operations(directory, header)
     return ledger
 
 
-def read_operations(directory: Path) -> list[Operation]:
-    """The operations a ledger's folder holds, first to last; their tensors stay on disk until asked for.
-
-    Raises:
-        UserError: one is damaged.
-    """
-    operations: list[Operation] = []
-    while (file := _operation_file(directory, len(operations), "json")).exists():
-        operations.append(_read_operation(file, len(operations)))
-    return operations
-
-
-def _read_operation(file: Path, index: int) -> Operation:
-    try:
-        record = read_json(file)
-        given = record if isinstance(record, dict) else {}
-        lacking = [name for name in _RECORDED if name not in given]
-        if lacking:
-            raise UserError(f"{file} is damaged (no {', '.join(lacking)} in it)")
-        if record["index"] != index:
-            raise UserError(f"{file} is damaged (it is operation {record['index']})")
-        tensors = file.with_suffix(".safetensors")
-        if not tensors.is_file():
-            raise UserError(f"{tensors} is missing")
-        if not isinstance(record["facts"], list):
-            raise UserError(f"{file} is damaged (its facts are no list)")
-        return Operation(index, [_fact(entry) for entry in record["facts"]], record, _file=tensors)
-    except UserError as error:
-        raise _damaged(file, str(error)) from None
-
-
-def _fact(record: Mapping[str, Any]) -> Fact:
-    """A fact as `Fact.record` wrote it, without an id if it had none."""
-    return replace(parse_record(record, "a fact of the ledger", default_id=""), id=record.get("id"))
-
-
-def check_schedule(ledger: Ledger, operations: Sequence[Sequence[Fact]]) -> None:
-    """Check that the ledger's operations are a prefix of the schedule, or the schedule a prefix of them.
+def check_schedule(directory: Path | None, operations: Sequence[Operation], schedule: Sequence[Sequence[Fact]]) -> None:
+    """Check that a ledger's operations are a prefix of the schedule, or the schedule a prefix of them.
 
     Raises:
         UserError: naming the first operation whose facts differ.
     """
-    for done, planned in zip(ledger.operations, operations, strict=False):
+    for done, planned in zip(operations, schedule, strict=False):
         stored, wanted = [f.record() for f in done.facts], [f.record() for f in planned]
         if hash_json(stored) == hash_json(wanted):
             continue
@@ -338,9 +265,9 @@ def check_schedule(ledger: Ledger, operations: Sequence[Sequence[Fact]]) -> None
                 f"operation {done.index} edits fact {_ids(ids[0])} in the ledger, fact {_ids(ids[1])} in this schedule"
             )
         if len(wanted) < len(stored) and hash_json(stored[: len(wanted)]) == hash_json(wanted):
-            before = sum(len(operation.facts) for operation in ledger.operations[: done.index])
+            before = sum(len(operation.facts) for operation in operations[: done.index])
             line += f"; it edits {len(stored)} facts at once, so use n_edits={before} or n_edits={before + len(stored)}"
-        raise mismatch(ledger.directory, [line])
+        raise mismatch(directory, [line])
 
 
 def _ids(ids: Sequence[Any]) -> str:

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import CacheHook
 from lm_eval.api.registry import register_model
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lm_eval_edit import demo
+from lm_eval_edit import _interrupts, demo
+from lm_eval_edit._logging import log_safely
 from lm_eval_edit.agreement import check_asked
 from lm_eval_edit.architecture import Architecture
 from lm_eval_edit.collect import collect_second_moments
 from lm_eval_edit.corpus import load_corpus
+from lm_eval_edit.devices import find_device
 from lm_eval_edit.editing import EditRun, begin_editing
 from lm_eval_edit.endings import Listener, listening
 from lm_eval_edit.errors import UserError
@@ -34,6 +38,7 @@ from lm_eval_edit.versions import versions
 from lm_eval_edit.weights import model_fingerprint
 
 logger = logging.getLogger("lm_eval_edit")
+log_safely()  # ids of facts, names of tasks
 
 
 DEMO_BATCH_SIZE = 32
@@ -49,6 +54,20 @@ def _demo_batches(pretrained: str | PreTrainedModel, options: Mapping[str, Any])
         logger.info("the demo model is evaluated in batches of %d", DEMO_BATCH_SIZE)
         options["batch_size"] = DEMO_BATCH_SIZE
     return options
+
+
+def _device(given: str | None) -> str:
+    """HFLM's option `device`. Its own default is a GPU whether there is one or not, and the command line always sends
+    cuda:0, which the harness takes for no choice where there is none."""
+    unsaid = given is None or (given == "cuda:0" and not torch.cuda.is_available())
+    return find_device(None if unsaid else given)
+
+
+def _kept(edit_ledger: Any) -> str:
+    """What an interrupted run leaves."""
+    if edit_ledger in (None, "none"):
+        return "nothing is kept (edit_ledger=FOLDER would keep the edits); the same command starts anew"
+    return f"the edits made so far are kept in {edit_ledger}; the same command replays them and continues"
 
 
 @register_model("edited_hf")
@@ -92,9 +111,13 @@ class EditedHFLM(ExactHFLM):
         **kwargs: Any,
     ):
         given = locals()
+        _interrupts.keep(_kept(edit_ledger))
         plan = make_plan(pretrained, {name: given[name] for name in NAMES}, kwargs)
         join_processes()
-        super().__init__(pretrained=plan.pretrained, **_demo_batches(pretrained, plan.model_options))
+        options = _demo_batches(pretrained, plan.model_options)
+        if isinstance(plan.pretrained, str) and not self._launched_together():
+            options["device"] = _device(options.get("device"))
+        super().__init__(pretrained=plan.pretrained, **options)
         refuse_offloaded(self.model)
         self._run: EditRun | SharedRun | None = None
         self._processes = self._connect()
@@ -109,6 +132,11 @@ class EditedHFLM(ExactHFLM):
         """As in HFLM. The harness keeps this very dict for its results, so the demo model is named there too."""
         arg_dict.setdefault("pretrained", demo.NAME)
         return super().create_from_arg_obj(arg_dict, additional_config)
+
+    @staticmethod
+    def _launched_together() -> bool:
+        """Whether a launcher started several processes, which are given their devices."""
+        return int(os.environ.get("WORLD_SIZE") or 1) > 1
 
     def _connect(self) -> Processes | None:
         """The processes that evaluate this model together, all with the same weights; None for a single one.
@@ -136,6 +164,7 @@ class EditedHFLM(ExactHFLM):
         Raises:
             UserError: second moments are missing, or the ledger's folder belongs to another run.
         """
+        _interrupts.keep(_kept(plan.settings.edit_ledger))
         self.restore()
         self.plan = plan
         self._run = None

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from lm_eval_edit import demo
+from lm_eval_edit.devices import find_device
 from lm_eval_edit.errors import UserError, in_one_line
 
 
@@ -46,13 +46,9 @@ def load_source(
     Raises:
         UserError: there is no such device or no such model, or the device does not hold it.
     """
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     spread = {"device_map": "auto"} if device == "auto" else {}
-    if not spread:
-        try:  # before minutes of loading
-            torch.empty(0, device=device)
-        except (RuntimeError, AssertionError, NotImplementedError) as error:
-            raise UserError(f"device={device}: {in_one_line(error)}; want cpu, cuda, cuda:0, ... or auto") from None
+    if not spread:  # before minutes of loading
+        device = find_device(device, also=" or auto")
     source = demo.loadable(pretrained)
     common: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     if not Path(source).is_dir():

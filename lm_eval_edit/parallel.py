@@ -29,7 +29,8 @@ from lm_eval_edit.delta import Delta, flatten_deltas, unflatten_deltas
 from lm_eval_edit.editing import EditError, EditRun, NotFiniteError
 from lm_eval_edit.editors.base import Editor
 from lm_eval_edit.errors import UserError
-from lm_eval_edit.ledger import Ledger, Operation
+from lm_eval_edit.ledger import Ledger
+from lm_eval_edit.operations import Operation
 from lm_eval_edit.weights import EditedWeights, parameter_sums
 
 _PATIENCE = timedelta(weeks=52)  # others wait while the first edits; the harness gives its own group the same time

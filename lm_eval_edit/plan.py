@@ -12,7 +12,7 @@ from typing import Any
 from lm_eval.models.huggingface import HFLM
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
-from lm_eval_edit import demo, scheduled
+from lm_eval_edit import demo, opened, scheduled
 from lm_eval_edit.architecture import layer_problems
 from lm_eval_edit.contradictions import Repetitions, repetitions
 from lm_eval_edit.corpus import corpus_problem
@@ -133,6 +133,9 @@ def draft_plan(
         problems += found + _too_long(plan, config, others)
         if plan.hyperparameters is not None:
             plan = replace(plan, origins=_origins(plan.hyperparameters, given, direct, settings))
+            depth = config.get_text_config(decoder=True).num_hidden_layers
+            if not layer_problems(plan.hyperparameters.editor.layers(), depth):
+                problems += _opened(plan, config, others)
     return replace(plan, model_options=others, config=config), problems
 
 
@@ -278,6 +281,21 @@ def _too_long(plan: EditPlan, config: PretrainedConfig, others: Mapping[str, Any
         return too_long(facts, size, lambda: planned_tokenizer(plan.pretrained, others), contexts)
     except (TypeError, ValueError):  # templates or a length that are told elsewhere
         return []
+
+
+def _opened(plan: EditPlan, config: PretrainedConfig, others: Mapping[str, Any]) -> list[str]:
+    """The problems of the files that the edits will open, opened now."""
+    settings, source = plan.settings, plan.pretrained
+    trusted = bool(others.get("trust_remote_code"))
+    problems = opened.editor_problems(
+        plan.hyperparameters.editor,
+        (lambda: opened.without_weights(config, trusted)) if isinstance(source, str) else lambda: source,
+        plan.second_moments and plan.second_moments.regularised(settings.edit_mom2_regularisation),
+        bool(settings.edit_corpus),
+    )
+    if settings.edit_ledger and plan.operations:
+        problems += opened.ledger_problems(Path(settings.edit_ledger), plan.operations)
+    return problems
 
 
 def _origins(

@@ -225,7 +225,13 @@ def unknown_option_problems(names: list[str], accepted: list[str]) -> list[str]:
     """A sentence for each option that neither we nor the harness nor transformers knows."""
     problems = []
     for name in names:
-        if not name or not name[:1].isalpha():
+        bare = name.strip()
+        if bare != name and bare[:1].isalpha():
+            problems.append(
+                f"{name!r}: there is a space after the comma before {bare}; write name=value,name=value without "
+                f"spaces.{'' if bare in (*NAMES, *accepted) else nearest(bare, [*NAMES, *accepted])}"
+            )
+        elif not name or not name[:1].isalpha():
             problems.append(
                 f"{name!r}: not an option; a list broken at its commas? Write layers as edit_layers=3:5:7 or 3-8"
             )

@@ -141,6 +141,34 @@ def test_unknown_sub_command(arguments, message, capsys):
     assert exit.value.code == 2 and message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["export", "ledger", "--pretraind", "demo"], "--pretraind: no such option of lm-eval-edit export. Did you "),
+        (["sweep", "--pretraind=demo"], "--pretraind: no such option of lm-eval-edit sweep. Did you mean '--pretr"),
+        (["stats", "--coprus", "x"], "required: --layers, --corpus, --tokens; --coprus: no such option of lm-eval-"),
+        (["train", "mend", "--otput", "x"], "Did you mean '--output'?"),
+        (["check", "--baselin", "x", "--curent", "y"], "Did you mean '--current'?"),
+        (["validate", "--model_arg", "x=1", "--modle_args", "x=1"], "Did you mean '--model_args'?"),
+        (["--versoin"], "Did you mean '--version'?"),
+        (["run", "--model", "dummy", "--taks", "x"], "--taks: no such option. Did you mean '--tasks'?"),
+        (["ls", "tasks", "--quite-unlike-anything"], "--quite-unlike-anything: no such option of lm-eval-edit ls."),
+        (["compare", "a", "b", "--format", "tabel"], "Did you mean 'table'?"),
+    ],
+)
+def test_the_nearest_option_is_named(arguments, message, capsys):
+    with pytest.raises(SystemExit) as exit:
+        cli.main(arguments)
+    assert exit.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_a_space_after_a_comma_is_called_a_space(capsys):
+    assert cli.main(["validate", "--model_args", "editor=rome, n_edits=5, v_lrr=1"]) == 1
+    said = capsys.readouterr().out
+    assert "' n_edits': there is a space after the comma before n_edits;" in said
+    assert "' v_lrr': there is a space after the comma before v_lrr;" in said and "list broken" not in said
+
+
 def test_user_error_in_a_sub_command(monkeypatch, capsys):
     def run(args):
         raise ConfigurationError(["n_edits is -1"])

@@ -305,3 +305,49 @@ def test_every_editor_on_two_gpus_as_on_one(kind, editor, split, mend_archive):
         for name in a:
             for field in a[name]:
                 torch.testing.assert_close(a[name][field].cpu(), b[name][field].cpu(), rtol=1e-6, atol=1e-9)
+
+
+# ----------------------------------------------------------------------------------------------- the default device
+
+
+def test_what_is_there_is_the_default(monkeypatch):
+    from lm_eval_edit.devices import default_device
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert default_device() == "cpu"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert default_device() == "cuda"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="about machines without a GPU")
+@pytest.mark.parametrize("given", [{}, {"device": None}, {"device": "cuda:0"}])
+def test_a_machine_without_a_gpu_needs_no_device_option(given):
+    from lm_eval_edit import EditedHFLM
+
+    assert EditedHFLM(editor="none", **given).device.type == "cpu"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="about machines without a GPU")
+def test_a_device_that_is_not_there_is_refused_in_a_sentence(capsys, tmp_path):
+    from lm_eval_edit import EditedHFLM, cli
+
+    for device in ("cuda", "cuda:7", "gpu"):
+        with pytest.raises(UserError, match=f"device={device}: .*want cpu, cuda"):
+            EditedHFLM(editor="none", device=device)
+    for command in (
+        ["sweep", "--pretrained", "demo", "--editors", "rome", "--n_edits", "1", "-o", tmp_path / "out"],
+        ["train", "mend", "--output", tmp_path / "mend.safetensors"],
+    ):
+        assert cli.main([*map(str, command), "--device", "cuda"]) == 1
+        assert "--device cuda: " in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="about machines without a GPU")
+def test_stats_without_a_device_option(tmp_path, monkeypatch, capsys):
+    from lm_eval_edit import cli
+
+    monkeypatch.setenv("LM_EVAL_EDIT_CACHE", str(tmp_path))
+    (tmp_path / "corpus.txt").write_text("The pond is near the garden.\n" * 20)
+    arguments = ["--layers", "0", "--corpus", str(tmp_path / "corpus.txt"), "--tokens", "20"]
+    assert cli.main(["stats", "--model_args", "pretrained=demo", *arguments]) == 0
+    assert "512 dimensions, 20 tokens of" in capsys.readouterr().out

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -11,9 +14,11 @@ import torch
 
 from lm_eval_edit import ConfigurationError, EditError, UserError, edit_model
 from lm_eval_edit.delta import DenseDelta
+from lm_eval_edit.editing import begin_editing
 from lm_eval_edit.editors import Editor, EditResult
 from lm_eval_edit.editors.base import editor_names, option_names
 from lm_eval_edit.editors.rome import Rome, RomeOptions
+from tests.conftest import ROOT
 from tests.support import FACTS, LEARNABLE, TEMPLATES, same_weights, tiny_model, tiny_tokenizer, weights_of
 
 OPTIONS = {"layers": [1], "v_num_grad_steps": 6, "v_lr": 0.5, "v_weight_decay": 1e-3}
@@ -300,3 +305,88 @@ def test_another_packages_entry_point_is_an_editor(monkeypatch):
     monkeypatch.setattr("importlib.metadata.entry_points", lambda group: [point] if "editors" in group else [])
     assert "theirs" in editor_names()
     assert edit(tiny_model(), LEARNABLE[:1], editor="theirs").operations
+
+
+# ------------------------------------------------------------------------------------------------- two runs, one folder
+
+
+def _writing(folder):
+    """Another process that is writing this ledger's folder."""
+    code = (
+        "import sys; from pathlib import Path; from lm_eval_edit._locks import only_writer\n"
+        "with only_writer(Path(sys.argv[1]), 'run'):\n    print('mine', flush=True); sys.stdin.read()"
+    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    other = subprocess.Popen([sys.executable, "-c", code, str(folder)], cwd=ROOT, **pipes)
+    assert other.stdout.readline() == "mine\n"
+    return other
+
+
+def test_a_ledger_is_written_by_one_run_at_a_time(tmp_path):
+    edit(tiny_model(), FACTS[:2], tmp_path)
+    model = tiny_model()
+    kept = weights_of(model)
+    with _writing(tmp_path) as other:
+        edit(tiny_model(), FACTS[:2], tmp_path)  # reads only
+        with pytest.raises(UserError, match="another run with this edit_ledger is writing"):
+            edit(model, FACTS[:3], tmp_path)
+        other.kill()
+    assert same_weights(model, kept)
+    assert len(list((tmp_path / "ops").iterdir())) == 4
+    assert edit(model, FACTS[:3], tmp_path).n_edits == 3
+
+
+def test_a_new_ledger_is_begun_by_one_run(tmp_path):
+    with _writing(tmp_path) as other:
+        with pytest.raises(UserError, match="is writing"):
+            edit(tiny_model(), FACTS[:1], tmp_path)
+        other.kill()
+    assert not (tmp_path / "ledger.json").exists()
+
+
+def test_what_a_run_of_the_same_schedule_has_added_meanwhile_is_taken_up(tmp_path, monkeypatch):
+    first = begin(tiny_model(), FACTS[:3], tmp_path)
+    edit(tiny_model(), FACTS[:3], tmp_path)
+    monkeypatch.setattr(Rome, "compute", lambda *_: pytest.fail("computed again"))
+    first.edit_to()
+    assert first.ledger.n_edits == 3
+
+
+def test_a_folder_that_became_another_runs_meanwhile_is_left_alone(tmp_path):
+    first = begin(tiny_model(), FACTS[:2], tmp_path)
+    (tmp_path / "ledger.json").unlink()
+    edit(tiny_model(), FACTS[:2], tmp_path, v_lr=0.25)
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*.json")}
+    with pytest.raises(UserError, match=r"belongs to another run:\n.*v_lr is 0.25 in the ledger, 0.5 now"):
+        first.edit_to()
+    assert before == {file: file.read_bytes() for file in tmp_path.rglob("*.json")}
+
+
+def begin(model, facts, directory):
+    return begin_editing(
+        model, tiny_tokenizer(), Rome(RomeOptions(**OPTIONS | {"layers": (1,)})), [[fact] for fact in facts],
+        edit_batch_size=1, context_templates=TEMPLATES, directory=directory, progress=False,
+    )  # fmt: skip
+
+
+def test_operations_of_another_run_are_refused_by_name(tmp_path):
+    edit(tiny_model(), FACTS[:3], tmp_path / "one")
+    edit(tiny_model(), FACTS[:3], tmp_path / "two", v_lr=0.25)
+    for suffix in ("json", "safetensors"):
+        shutil.copy(tmp_path / "two" / "ops" / f"00001.{suffix}", tmp_path / "one" / "ops")
+    model = tiny_model()
+    with pytest.raises(UserError, match=r"00001\.json is of another run than ledger.json beside it"):
+        edit(model, FACTS[:3], tmp_path / "one")
+    assert same_weights(model, weights_of(tiny_model()))
+
+
+def test_ledgers_of_earlier_versions_are_read(tmp_path):
+    model = tiny_model()
+    edit(model, FACTS[:2], tmp_path)
+    for file in (tmp_path / "ops").glob("*.json"):
+        record = json.loads(file.read_text())
+        assert record.pop("run")
+        file.write_text(json.dumps(record))
+    again = tiny_model()
+    edit(again, FACTS[:2], tmp_path)
+    assert same_weights(again, weights_of(model))

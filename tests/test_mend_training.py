@@ -191,12 +191,13 @@ def test_the_command_trains_an_archive_that_edits(tmp_path, capsys):
     tiny_tokenizer().save_pretrained(tmp_path / "model")
     (tmp_path / "facts.jsonl").write_text("".join(json.dumps(fact.record()) + "\n" for fact in FACTS))
     command = [
-        "train", "mend", "--model", str(tmp_path / "model"), "--data", str(tmp_path / "facts.jsonl"), "--device", "cpu",
-        "--output", str(tmp_path / "a"), "--rank", "8", "--batch-size", "4", "--val-facts", "8", "--max-steps", "2",
-        "--val-interval", "2", "--inner-params", "transformer.h.1.mlp.c_proj.weight",
+        "train", "mend", "--model_args", f"pretrained={tmp_path / 'model'},edit_dataset={tmp_path / 'facts.jsonl'}",
+        "device=cpu", "--output", str(tmp_path / "a"), "--rank", "8", "--batch_size", "4", "--val_facts", "8",
+        "--max_steps", "2", "--val_interval", "2", "--inner_params", "transformer.h.1.mlp.c_proj.weight",
     ]  # fmt: skip
     assert main(command) == 0
     out, progress = capsys.readouterr()
+    assert "old spelling" not in progress
     assert "step 2: validation loss" in progress
     assert "step 2 of 2" in out and f"editor=mend,archive={tmp_path / 'a'}" in out
     archive = load_archive(tmp_path / "a")
@@ -207,13 +208,34 @@ def test_the_command_trains_an_archive_that_edits(tmp_path, capsys):
     ("arguments", "message"),
     [
         (["--lr", "0"], "lm-eval-edit train mend: lr=0.0: want a number above 0"),
-        (["--model", "/nowhere"], "--model /nowhere: cannot be loaded"),
+        (["--model_args", "pretrained=/nowhere"], "pretrained=/nowhere: cannot be loaded"),
+        (["--model_args", "n_edits=1"], "--model_args n_edits: not for training."),
+        (["--model_args", "edit_datset=x"], "Did you mean 'edit_dataset'?"),
+        (["--model_args", "device=cpu", "--device", "cuda"], "device is given twice, as cpu and as cuda"),
+        (["--max-steps", "0"], "--max-steps is now --max_steps (the old"),
+        (["--model", "/nowhere"], "--model is now --model_args pretrained=... (the old"),
         (["--dtype", "int8"], "--dtype int8: want auto, float32, bfloat16 or float16"),
-        (["--data", "/nowhere"], "edit_dataset=/nowhere: no such file"),
+        (["--model_args", "edit_dataset=/nowhere"], "edit_dataset=/nowhere: no such file"),
     ],
 )
 def test_the_command_tells_mistakes(tmp_path, capsys, arguments, message):
     (tmp_path / "facts.jsonl").write_text(json.dumps(FACTS[0].record()) + "\n")
-    given = ["--model", "x", "--data", str(tmp_path / "facts.jsonl"), "--output", str(tmp_path / "a")]
-    assert main(["train", "mend", *given, *arguments]) == 1
+    facts = [] if "edit_dataset" in str(arguments) else ["--data", str(tmp_path / "facts.jsonl")]
+    assert main(["train", "mend", *facts, "--output", str(tmp_path / "a"), *arguments]) == 1
     assert message in capsys.readouterr().err
+
+
+def test_the_old_spellings_are_read_with_a_notice(tmp_path, capsys):
+    tiny_model().save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    (tmp_path / "facts.jsonl").write_text("".join(json.dumps(fact.record()) + "\n" for fact in FACTS))
+    command = [
+        "train", "mend", "--model", str(tmp_path / "model"), "--data", str(tmp_path / "facts.jsonl"), "--device", "cpu",
+        "--output", str(tmp_path / "a"), "--rank", "8", "--batch-size", "4", "--val-facts", "8", "--max-steps", "1",
+        "--val-interval", "1", "--inner-params", "transformer.h.1.mlp.c_proj.weight",
+    ]  # fmt: skip
+    assert main(command) == 0
+    told = capsys.readouterr().err
+    assert "--model is now --model_args pretrained=...; --data is now --model_args edit_dataset=...;" in told
+    assert "--max-steps is now --max_steps" in told
+    assert load_archive(tmp_path / "a").training["settings"]["rank"] == 8

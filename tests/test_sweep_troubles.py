@@ -84,7 +84,7 @@ def test_a_file_system_without_locks_is_told_and_used(tmp_path, monkeypatch, cap
     def refuse(*_, **__):
         raise OSError(code, "No locks available")
 
-    monkeypatch.setattr(folder.FileLock, "acquire", refuse)
+    monkeypatch.setattr("lm_eval_edit._locks.FileLock.acquire", refuse)
     with nullcontext() if runs else pytest.raises(CannotWriteError), folder.SweepFolder(tmp_path).lock():
         pass
     assert ("start no other sweep" in caplog.text) == runs

@@ -7,20 +7,22 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from lm_eval_edit import demo
-from lm_eval_edit.architecture import Architecture, linear_shape
+from lm_eval_edit.architecture import Architecture, is_linear, layer_problems, linear_shape
 from lm_eval_edit.commands._editors import shown
 from lm_eval_edit.commands._layout import columns
 from lm_eval_edit.editing import check_second_moments
 from lm_eval_edit.editors.hyperparameters import from_the_model
 from lm_eval_edit.errors import UserError
+from lm_eval_edit.opened import without_weights
 from lm_eval_edit.plan import EditPlan, draft_plan, lacking_second_moments
 from lm_eval_edit.settings import NAMES
 from lm_eval_edit.weights import wide_dtype
 
 SHOWN = 5  # facts named one by one
+LONG = 30  # characters of a value in its column
 
 
 def validation(options: Mapping[str, Any]) -> tuple[list[str], list[str]]:
@@ -37,24 +39,25 @@ def validation(options: Mapping[str, Any]) -> tuple[list[str], list[str]]:
     ours = {name: others.pop(name) for name in NAMES if name in others}
     plan, problems = draft_plan(pretrained, ours, others)
     rows: list[tuple[str, str]] = []
-    architecture = model = None
+    architecture = model = parameters = None
     if plan.config is not None:
         try:
             model = _without_weights(plan)
             architecture = Architecture.discover(model)
         except (UserError, ValueError) as error:
             problems.append(str(error))
-    layers = plan.hyperparameters.editor.layers() if plan.hyperparameters else []
     if architecture is not None:
-        layers = [layer for layer in layers if layer < architecture.n_layers]  # those beyond are among the problems
-        rows += _model(plan, model, architecture, layers)
+        rows += _model(plan, model, architecture)
+    if architecture is not None and plan.hyperparameters is not None:
+        parameters = _parameters(plan, model, architecture, problems)
+        rows += _edited(model, parameters)
     if plan.hyperparameters is not None:
         rows += _editor(plan)
     rows += _facts(plan)
     if architecture is not None and plan.hyperparameters is not None:
-        rows.append(("second moments", _second_moments(plan, architecture, layers, problems)))
+        rows.append(("second moments", _second_moments(plan, architecture, problems)))
     if model is not None and architecture is not None:
-        rows.append(("memory", _memory(plan, model, architecture, layers)))
+        rows.append(("memory", _memory(plan, model, architecture, parameters or [])))
     if plan.settings.edit_ledger:
         rows.append(("ledger", plan.settings.edit_ledger))
     lines = columns(rows) if rows else ["nothing is known about this run"]
@@ -64,8 +67,7 @@ def validation(options: Mapping[str, Any]) -> tuple[list[str], list[str]]:
 def _without_weights(plan: EditPlan) -> PreTrainedModel:
     """The model with its shapes, but without memory for its weights."""
     trusted = bool(plan.model_options.get("trust_remote_code"))
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(plan.config, trust_remote_code=trusted)
+    return without_weights(plan.config, trusted)
 
 
 def _dtype(plan: EditPlan) -> torch.dtype:
@@ -80,11 +82,9 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _model(
-    plan: EditPlan, model: PreTrainedModel, architecture: Architecture, layers: list[int]
-) -> list[tuple[str, str]]:
+def _model(plan: EditPlan, model: PreTrainedModel, architecture: Architecture) -> list[tuple[str, str]]:
     blocks = architecture.blocks
-    rows = [
+    return [
         (
             "model",
             f"{plan.pretrained}: {type(model).__name__} ({plan.config.model_type}), {architecture.n_layers} layers, "
@@ -92,11 +92,41 @@ def _model(
         ),
         ("blocks", f"{blocks[0]} to {blocks[-1]}"),
     ]
-    for number, layer in enumerate(layers):
-        module = model.get_submodule(architecture.down_projections[layer])
-        inner, outer = linear_shape(module)
-        rows.append(("" if number else "edits", f"{architecture.weight(layer)}  ({inner} to {outer})"))
-    return rows
+
+
+def _parameters(
+    plan: EditPlan, model: PreTrainedModel, architecture: Architecture, problems: list[str]
+) -> list[str] | None:
+    """Names of what the editor may change; None where only an edit tells."""
+    names = {name for name, _ in model.named_parameters()}
+    if layer_problems(plan.hyperparameters.editor.layers(), architecture.n_layers):
+        return None  # told by the plan
+    try:
+        found = plan.hyperparameters.editor.parameters(model, architecture)
+    except UserError as error:
+        if str(error) not in problems:
+            problems.append(str(error))
+        return None
+    return None if found is None else [name for name in found if name in names]
+
+
+def _edited(model: PreTrainedModel, parameters: list[str] | None) -> list[tuple[str, str]]:
+    if parameters is None:
+        return [("edits", "what it edits is known after an edit only")]
+    shown = parameters if len(parameters) <= 2 * SHOWN else parameters[:SHOWN]
+    lines = [_parameter(model, name) for name in shown]
+    if more := len(parameters) - len(shown):
+        lines.append(f"and {more} more, to {_parameter(model, parameters[-1])}")
+    return [("" if number else "edits", line) for number, line in enumerate(lines)]
+
+
+def _parameter(model: PreTrainedModel, name: str) -> str:
+    module, _, leaf = name.rpartition(".")
+    owner = model.get_submodule(module)
+    if leaf == "weight" and is_linear(owner):
+        inner, outer = linear_shape(owner)
+        return f"{name}  ({inner} to {outer})"
+    return f"{name}  ({', '.join(map(str, model.get_parameter(name).shape))})"
 
 
 def _editor(plan: EditPlan) -> list[tuple[str, str]]:
@@ -109,10 +139,12 @@ def _hyperparameters(plan: EditPlan) -> list[str]:
         return []
     values = plan.hyperparameters.editor.describe()
     measured = from_the_model(plan.hyperparameters.editor)
-    rows = [
-        (name, "from the model" if name in measured else shown(value), plan.origins.get(name, ""))
-        for name, value in values.items()
-    ]
+    rows = []
+    for name, value in values.items():
+        text = "from the model" if name in measured else shown(value)
+        origin = plan.origins.get(name, "")
+        # A value that would widen its column for all the others stands behind its origin.
+        rows.append((name, text, origin) if len(text) <= LONG else (name, "", f"{origin}: {text}" if origin else text))
     return ["", "hyper-parameters, and where each comes from", *columns(rows, indent=2)]
 
 
@@ -133,29 +165,33 @@ def _facts(plan: EditPlan) -> list[tuple[str, str]]:
     return rows
 
 
-def _second_moments(plan: EditPlan, architecture: Architecture, layers: list[int], problems: list[str]) -> str:
+def _second_moments(plan: EditPlan, architecture: Architecture, problems: list[str]) -> str:
     """In words whether they are there; what is wrong with them joins the problems."""
     editor, settings = plan.hyperparameters.editor, plan.settings
-    needed = [architecture.down_projections[layer] for layer in editor.needs_second_moments() if layer in layers]
+    layers = [layer for layer in editor.needs_second_moments() if layer in range(architecture.n_layers)]  # else told
+    needed = [architecture.down_projections[layer] for layer in layers]
     if not needed:
         return "not needed"
+    if plan.second_moments is None:
+        return "needed, and not readable"
     moments = plan.second_moments.regularised(settings.edit_mom2_regularisation)
     if settings.edit_corpus and any(module not in moments for module in needed):
         return f"computed from {settings.edit_corpus}, {settings.edit_corpus_tokens} tokens, unless the cache has them"
     try:
         check_second_moments(editor, architecture, moments)
     except UserError as error:
-        if not lacking_second_moments(settings, editor, moments):  # else the plan has told it
+        told = str(error) in problems or lacking_second_moments(settings, editor, moments)
+        if not told:
             problems.append(str(error))
         return "needed, and not usable as they are"
     return f"{moments.source}, for {', '.join(needed)}"
 
 
-def _memory(plan: EditPlan, model: PreTrainedModel, architecture: Architecture, layers: list[int]) -> str:
+def _memory(plan: EditPlan, model: PreTrainedModel, architecture: Architecture, parameters: list[str]) -> str:
     """Bytes of what editing keeps: weights, originals (and float32 sums, for a narrower dtype), moments and factors."""
     dtype = _dtype(plan)
     wide = wide_dtype(dtype)
-    edited = sum(model.get_parameter(architecture.weight(layer)).numel() for layer in layers)
+    edited = sum(model.get_parameter(name).numel() for name in parameters)
     parts = {"weights": sum(p.numel() for p in model.parameters()) * dtype.itemsize}
     if edited:
         parts["originals of edited weights"] = edited * dtype.itemsize

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from lm_eval_edit._terminal import printable
 from lm_eval_edit.errors import ConfigurationError
 
 FORMS = {
@@ -39,8 +40,20 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
     parser.add_argument("--revision", help="its revision on the hub (default: the ledger's)")
     parser.add_argument("--dtype", help="the dtype it was edited in (default: the ledger's)")
     parser.add_argument("--device", help="cpu, cuda:0, ..., or auto for all GPUs (default: cuda if there is one)")
+    parser.add_argument(
+        "--editor",
+        action="append",
+        default=[],
+        metavar="MODULE:CLASS",
+        help="the editor's class, where the run was given one: it is imported only if it is named here",
+    )
     parser.add_argument("--trust_remote_code", action="store_true", help="as in transformers")
     return parser
+
+
+def kept(args: argparse.Namespace) -> str:
+    """What an interrupted export leaves."""
+    return "nothing was written, the ledger is as it was; the same command starts anew"
 
 
 def run(args: argparse.Namespace) -> int:
@@ -61,22 +74,27 @@ def run(args: argparse.Namespace) -> int:
     from lm_eval_edit.export.selfcheck import allowed
 
     names = ("pretrained", "revision", "dtype", "device", "trust_remote_code")
-    common = {name: getattr(args, name) for name in names}
+    common = {name: getattr(args, name) for name in names} | {"editors": args.editor}
     if args.check is not None:
         folder, record = args.check, check(args.ledger, args.check, **common)
     else:
         folder = args.output
         record = export(args.ledger, args.to, folder, n_edits=args.n_edits, rank=args.rank, **common)
     edits, verdict = record["edits"], record["check"]
-    print(f"{folder}: {FORMS[record['to']]}, {edits['n_edits']} edits by {edits['editor']}")
+    _say(f"{folder}: {FORMS[record['to']]}, {edits['n_edits']} edits by {edits['editor']}")
     for name, found in record.get("adapter", {}).get("parameters", {}).items():
-        print(f"  {name}: rank {found['rank']} of {found['true_rank']}, energy kept {found['energy_kept']:.6f}")
+        _say(f"  {name}: rank {found['rank']} of {found['true_rank']}, energy kept {found['energy_kept']:.6f}")
     print(
         f"checked on {verdict['prompts']} edited prompts: logits differ by at most {verdict['difference']:.3g} "
         f"({allowed(verdict['tolerance'])}), the edits move them by up to {verdict['effect']:.3g}"
     )
     for notice in notices(record):
-        print(f"note: {notice}")
+        _say(f"note: {notice}")
     for command in commands(record, str(folder)):
-        print(f"evaluate: {command}")
+        _say(f"evaluate: {command}")
     return 0
+
+
+def _say(line: str) -> None:
+    """Print a line that names what the ledger's files name."""
+    print(printable(line))

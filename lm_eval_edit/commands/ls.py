@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
+from lm_eval_edit._terminal import printable
 from lm_eval_edit.errors import UserError
 
 
@@ -88,5 +89,5 @@ def run(args: argparse.Namespace) -> int:
     if args.name is not None and listing.one is None:
         raise UserError(f"lm-eval-edit: `ls {args.what}` takes no further name; got {args.name!r}")
     for line in listing.lines() if args.name is None else listing.one(args.name):
-        print(line)
+        print(printable(line))
     return 0

@@ -32,6 +32,7 @@ def run(args: argparse.Namespace) -> int:
     from lm_eval_edit._files import writing
     from lm_eval_edit._terminal import printable
     from lm_eval_edit.plots import FORMATS, KINDS, choose, figures, gaps
+    from lm_eval_edit.sweep.design import safe
     from lm_eval_edit.sweep.reading import load_sweep
 
     kinds, tasks, formats = names(args.kinds), names(args.tasks), names(args.format) or []
@@ -54,8 +55,8 @@ def run(args: argparse.Namespace) -> int:
     for picture in pictures:
         for suffix in formats:
             with writing(folder):
-                picture.save(folder / f"{picture.name}.{suffix}")
-            print(folder / f"{picture.name}.{suffix}")
+                picture.save(folder / f"{safe(picture.name)}.{suffix}")
+            print(folder / f"{safe(picture.name)}.{suffix}")
     drawn = {picture.kind for picture in pictures}
     for kind in kinds or ():
         if kind not in drawn:

@@ -8,6 +8,10 @@ from __future__ import annotations
 
 import argparse
 import sys
+from typing import Any
+
+from lm_eval_edit._terminal import printable
+from lm_eval_edit.errors import nearest
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParser:
@@ -23,6 +27,11 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
     return parser
 
 
+def kept(args: argparse.Namespace) -> str:
+    """What is left by an interruption before our model type, which has more to say, is at work."""
+    return "nothing is kept; the same command starts anew"
+
+
 def run(args: argparse.Namespace) -> int:
     """Hand the arguments to the harness's command line, after telling it about our model type and tasks."""
     sys.argv = ["lm-eval-edit", "run", *args.arguments]  # where the harness reads its arguments
@@ -35,7 +44,12 @@ def run(args: argparse.Namespace) -> int:
 
     setup_logging()
     harness = HarnessCLI()
-    harness_args = harness.parse_args()
+    try:
+        harness_args = harness.parse_args()
+    except SystemExit as ended:
+        if ended.code == 2:  # the harness has told what is wrong
+            _tell_nearest(harness, args.arguments)
+        raise
     _hooks.connect()
     # Tasks of the user's own may build on built-in ones, whatever they are called.
     if not given(harness_args, "include_path") and all_ours(given(harness_args, "tasks"), our_names()):
@@ -44,6 +58,16 @@ def run(args: argparse.Namespace) -> int:
     else:
         harness.execute(harness_args)
     return 0
+
+
+def _tell_nearest(harness: Any, arguments: list[str]) -> None:
+    """Name the nearest option for each that the harness does not know; the harness does not."""
+    parser = getattr(getattr(harness, "_subparsers", None), "choices", {}).get("run")
+    accepted = [text for text in getattr(parser, "_option_string_actions", {}) if text.startswith("--")]
+    names = [word.partition("=")[0] for word in arguments if word.startswith("--") and word != "--"]
+    for name in names:
+        if not any(option.startswith(name) for option in accepted) and (near := nearest(name, accepted)):
+            print(printable(f"{name}: no such option.{near}"), file=sys.stderr)
 
 
 def given(harness_args: argparse.Namespace, option: str) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from lm_eval_edit._terminal import printable
 from lm_eval_edit.commands._model_args import add_model_args, parse_model_args
 from lm_eval_edit.errors import UserError
 from lm_eval_edit.settings import parse_layers
@@ -28,6 +29,11 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
     parser.add_argument("--max_length", type=int, help="cut texts to so many tokens (default: the model's context)")
     parser.add_argument("--output", type=Path, help="also write them to this file, for edit_second_moments=FILE")
     return parser
+
+
+def kept(args: argparse.Namespace) -> str:
+    """What an interrupted pass leaves."""
+    return "what the pass has collected is kept in the cache folder; the same command continues it"
 
 
 def run(args: argparse.Namespace) -> int:
@@ -56,9 +62,10 @@ def run(args: argparse.Namespace) -> int:
     modules = [Architecture.discover(lm.model).down_projections[layer] for layer in layers]
     for module in modules:
         dimensions = moments[module].shape[0]
-        print(f"{module}: {dimensions} dimensions, {moments.count(module)} tokens of {corpus.source}")
+        source = printable(corpus.source)
+        print(f"{module}: {dimensions} dimensions, {moments.count(module)} tokens of {source}")
     if args.output:
         about = {"corpus": corpus.source, "corpus_sha256": corpus.sha256, "model": str(options["pretrained"])}
         save_second_moments(args.output, moments, modules, about)
-        print(f"written to {args.output}: edit_second_moments={args.output}")
+        print(printable(f"written to {args.output}: edit_second_moments={args.output}"))
     return 0

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from lm_eval_edit._terminal import printable
 from lm_eval_edit.errors import ConfigurationError, UserError
 
 #: Flags that replace a key of the design: flag -> (key, help).
@@ -63,8 +64,21 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
     parser.add_argument(
         "--cpus_per_task", type=float, metavar="N", help="of a Ray task; default: 1 beside a GPU, else torch's threads"
     )
+    parser.add_argument(
+        "--device_rate",
+        choices=("measured", "h100", "a100"),
+        help="the device of --dry_run's estimate: measured is the one at hand, which takes a few seconds once "
+        "(default: an H100 and the one at hand)",
+    )
     parser.add_argument("--dry_run", "--dry-run", action="store_true", help="print the cells and an estimate, and stop")
     return parser
+
+
+def kept(args: argparse.Namespace) -> str:
+    """What an interrupted sweep leaves."""
+    if args.output is None or args.dry_run:
+        return "nothing was written; the same command starts anew"
+    return f"every finished cell and every edit is kept in {args.output}; the same command continues there"
 
 
 def run(args: argparse.Namespace) -> int:
@@ -92,7 +106,7 @@ def run(args: argparse.Namespace) -> int:
         )
     if not args.dry_run and (finished := _finished(args.output, design)) is not None:
         _write_summary(args.output, finished)  # a run may have been killed just before it
-        print("\n".join([*_table(finished), "every cell is there: nothing to do", _next(args.output)]))
+        _say([*_table(finished), "every cell is there: nothing to do", _next(args.output)])
         return 0
     if args.output is None:  # what a dry run would find in a new folder
         with tempfile.TemporaryDirectory() as nowhere:
@@ -129,20 +143,39 @@ def _run(args: argparse.Namespace, design: Any, output: Path) -> int:
     compute = _engine(args)
     checked = checking.check(design, folder.SweepFolder(output), dry_run=args.dry_run)
     for notice in checked.notices:
-        print(notice, file=sys.stderr)
+        print(printable(notice), file=sys.stderr)
     if args.dry_run:
         from lm_eval_edit.sweep.estimate import estimate_lines
 
-        print("\n".join([*_cells(checked), *estimate_lines(checked)]))
+        _say([*_cells(checked), *estimate_lines(checked, _rates(args))])
         if checked.problems:
             raise ConfigurationError(checked.problems)
         return 0
     outcome = compute(checked)
     sweep = reading.load_sweep(output)
     _write_summary(output, sweep)
-    print("\n".join(_table(sweep)))
-    print(_told(outcome, output))
+    _say([*_table(sweep), _told(outcome, output)])
     return 1 if outcome.failed else 0
+
+
+def _rates(args: argparse.Namespace) -> list[Any]:
+    """The devices that the cost is estimated for: those named by --device_rate, else an H100 and the one at hand."""
+    from lm_eval_edit.cost_work import DEVICES
+
+    if args.device_rate not in (None, "measured"):
+        return [DEVICES[args.device_rate]]
+    from lm_eval_edit.collect import cache_folder
+    from lm_eval_edit.cost_measured import device_at_hand
+
+    # A Ray cluster's devices are elsewhere.
+    here, now = device_at_hand(args.device if args.engine == "local" else None, cache_folder())
+    print(f"{here.name}: {'measured just now' if now else 'as measured before'}", file=sys.stderr)
+    return [here] if args.device_rate == "measured" else [DEVICES["h100"], here]
+
+
+def _say(lines: list[str]) -> None:
+    """Print lines that name what files name: models, tasks, reasons of failures."""
+    print(printable("\n".join(lines)))
 
 
 def _write_summary(output: Path, sweep: Any) -> None:
@@ -160,29 +193,11 @@ def _engine(args: argparse.Namespace) -> Callable[[Any], Any]:
         resources = ray_engine.Resources(args.address, args.gpus_per_task, args.cpus_per_task, args.device)
         ray_engine.check_resources(resources)
         return lambda checked: ray_engine.run_sweep(checked, resources)
+    from lm_eval_edit.devices import find_device
     from lm_eval_edit.sweep import engine
 
-    device = _device(args.device)
+    device = find_device(args.device, "--device ")
     return lambda checked: engine.run_sweep(checked, device=device)
-
-
-def _device(given: str | None) -> str:
-    """The device to compute on.
-
-    Raises:
-        UserError: there is no such device; the harness would silently take another.
-    """
-    import torch
-
-    try:
-        device = torch.device(given or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(
-            f"--device {given}: {str(error).splitlines()[0]}; want cpu, cuda, cuda:0, ..., there being "
-            f"{torch.cuda.device_count()} CUDA devices"
-        ) from None
-    return str(device)
 
 
 def _changes(args: argparse.Namespace) -> dict[str, Any]:

@@ -1,12 +1,36 @@
-"""`lm-eval-edit train mend`: make the hypernetwork that `editor=mend` needs."""
+"""`lm-eval-edit train`: train what a method needs before it can edit, so far MEND's hypernetworks."""
 
 from __future__ import annotations
 
 import argparse
+import sys
 from dataclasses import fields
+from typing import Any
 
-from lm_eval_edit.errors import UserError
+from lm_eval_edit.commands._model_args import add_model_args, parse_model_args
+from lm_eval_edit.errors import ConfigurationError, nearest
 from lm_eval_edit.training_settings import MendTrainingSettings
+
+#: What `--model_args` may say here, under the names of a run's.
+_MODEL_ARGS = ("pretrained", "revision", "dtype", "device", "trust_remote_code", "edit_dataset", "data_dir")
+#: Flags of earlier versions -> the name that took their place in `--model_args`.
+_OLD = {"--model": "pretrained", "--data": "edit_dataset", "--data-dir": "data_dir"}
+_DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+class _OldSpelling(argparse.Action):
+    """Takes a value under its flag of earlier versions, and remembers to say how it is spelt now."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        setattr(namespace, self.dest, values)
+        now = f"--model_args {_OLD[option_string]}=..." if option_string in _OLD else f"--{self.dest}"
+        namespace.old = [*(getattr(namespace, "old", None) or []), f"{option_string} is now {now}"]
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParser:
@@ -16,55 +40,90 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
     mend = methods.add_parser(
         "mend",
         help="a MEND hypernetwork",
-        description="Train a MEND hypernetwork for a model. Started again with the same arguments, it goes on where it "
-        "was stopped.",
+        description="Train a MEND hypernetwork for the model of --model_args pretrained=... (default: demo), on the "
+        "facts of edit_dataset=... there. Started again with the same arguments, it goes on where it was stopped.",
     )
-    mend.add_argument("--model", default="demo", help="demo, a folder or a hub id (default: demo)")
-    mend.add_argument("--data", default=None, help="demo, zsre, counterfact or a JSON/JSONL file of facts to train on")
-    mend.add_argument("--data-dir", default=None, help="a folder that holds the named data sets")
-    mend.add_argument("--output", required=True, help="the archive to write, e.g. mend.safetensors")
-    mend.add_argument("--device", default=None, help="default: cuda if there is one, else cpu")
-    mend.add_argument("--dtype", default="auto", help="of the model: auto, float32, bfloat16, float16")
+    add_model_args(mend)
+    mend.add_argument("--output", "-o", required=True, help="the archive to write, e.g. mend.safetensors")
+    mend.add_argument("--device", default=None, help="the same as device= in --model_args")
+    mend.add_argument("--dtype", default=None, help="the same as dtype= in --model_args: " + ", ".join(_DTYPES))
+    for flag, name in _OLD.items():
+        mend.add_argument(flag, dest=name, action=_OldSpelling, help=argparse.SUPPRESS)
     for f in fields(MendTrainingSettings):
-        flag, help = "--" + f.name.replace("_", "-"), f.metadata["help"]
-        if isinstance(f.default, tuple):
-            mend.add_argument(flag, nargs="+", default=f.default, metavar="NAME", help=help)
-        else:
-            mend.add_argument(flag, type=type(f.default), default=f.default, help=f"{help} (default: %(default)s)")
+        _add_setting(mend, f)
     return parser
+
+
+def _add_setting(parser: argparse.ArgumentParser, f: Any) -> None:
+    """One option of the training, under EasyEdit's name for it; the spelling with hyphens is of earlier versions."""
+    if isinstance(f.default, tuple):
+        how: dict[str, Any] = {"nargs": "+", "metavar": "NAME"}
+        text = f.metadata["help"]
+    else:
+        how, text = {"type": type(f.default)}, f"{f.metadata['help']} (default: {f.default})"
+    parser.add_argument(f"--{f.name}", default=f.default, help=text, **how)
+    old = "--" + f.name.replace("_", "-")
+    if old != f"--{f.name}":
+        hidden = {"action": _OldSpelling, "default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
+        parser.add_argument(old, dest=f.name, **how, **hidden)
+
+
+def kept(args: argparse.Namespace) -> str:
+    """What an interrupted training leaves."""
+    return f"the last checkpoint is kept beside {args.output}; the same command continues from there"
 
 
 def run(args: argparse.Namespace) -> int:
     """Load model and facts, train, and say how it went."""
+    if old := getattr(args, "old", None):
+        print(f"note: {'; '.join(old)} (the old spelling still works)", file=sys.stderr)
     given = {f.name: getattr(args, f.name) for f in fields(MendTrainingSettings)}
+    options, problems = _model_args(args)
     try:
         settings = MendTrainingSettings(**given | {"inner_params": tuple(given["inner_params"])})
     except ValueError as error:
-        raise UserError(f"lm-eval-edit train mend: {error}") from None
+        problems.append(f"lm-eval-edit train mend: {error}")
+    if problems:
+        raise ConfigurationError(problems)
 
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from lm_eval_edit import demo
+    from lm_eval_edit.devices import find_device
     from lm_eval_edit.editors.mend_training import train_mend
     from lm_eval_edit.fact_sources import load_facts
+    from lm_eval_edit.model_source import load_source
     from lm_eval_edit.scheduled import default_dataset
 
-    facts = load_facts(args.data or default_dataset(args.model), args.data_dir)
-    source = demo.loadable(args.model)
-    if args.dtype not in ("auto", "float32", "bfloat16", "float16"):
-        raise UserError(f"--dtype {args.dtype}: want auto, float32, bfloat16 or float16")
-    try:
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=args.dtype)
-        tokenizer = AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        raise UserError(f"--model {args.model}: cannot be loaded ({str(error).splitlines()[0]})") from None
-    model.to(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    pretrained = options["pretrained"]
+    device = find_device(options.get("device"), "--device ")
+    facts = load_facts(options.get("edit_dataset") or default_dataset(pretrained), options.get("data_dir"))
+    model, tokenizer = load_source(
+        pretrained,
+        options.get("revision"),
+        options.get("dtype") or "auto",
+        device,
+        bool(options.get("trust_remote_code")),
+    )
     record = train_mend(model, tokenizer, facts, args.output, settings)
     best = next(score for score in record["history"] if score["step"] == record["best_step"])
     print(
         f"{args.output}: step {record['best_step']} of {record['steps']}, {best['edited']:.0%} of "
         f"{settings.val_facts} unseen facts edited, {best['kept']:.0%} of unrelated answers kept\n"
-        f"Use it with: lm_eval --model edited_hf --model_args pretrained={args.model},editor=mend,archive={args.output}"
+        f"Use it with: lm_eval --model edited_hf --model_args pretrained={pretrained},editor=mend,archive={args.output}"
     )
     return 0
+
+
+def _model_args(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
+    """What the flags and `--model_args` say about model and facts, and their problems as sentences."""
+    options = parse_model_args(args.model_args)
+    problems = []
+    for name in options:
+        if name not in _MODEL_ARGS:
+            known = ", ".join(_MODEL_ARGS)
+            problems.append(f"--model_args {name}: not for training.{nearest(name, _MODEL_ARGS)} Known are {known}")
+    for name in _MODEL_ARGS:
+        value = getattr(args, name, None)
+        if value is not None and options.setdefault(name, value) != value:
+            problems.append(f"{name} is given twice, as {options[name]} and as {value}; give one")
+    if options.get("dtype") not in (None, *_DTYPES):
+        problems.append(f"--dtype {options['dtype']}: want {', '.join(_DTYPES[:-1])} or {_DTYPES[-1]}")
+    return {"pretrained": "demo"} | {name: value for name, value in options.items() if name in _MODEL_ARGS}, problems

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from lm_eval_edit._terminal import printable
 from lm_eval_edit.commands._model_args import add_model_args, parse_model_args
 
 
@@ -26,11 +27,11 @@ def run(args: argparse.Namespace) -> int:
     from lm_eval_edit.commands._validation import validation
 
     lines, problems = validation(parse_model_args(args.model_args))
-    print("\n".join(lines))
+    print(printable("\n".join(lines)))
     if not problems:
         print("\nno problems")
         return 0
     print("\n1 problem" if len(problems) == 1 else f"\n{len(problems)} problems")
     for problem in problems:
-        print(f"  - {problem}")
+        print(printable(f"  - {problem}"))
     return 1

@@ -19,7 +19,7 @@ from safetensors import safe_open
 from torch import Tensor
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
-from lm_eval_edit._files import load_tensors, save_tensors
+from lm_eval_edit._files import load_tensors, parse_json, save_tensors
 from lm_eval_edit.errors import UserError
 
 FORMAT = "lm-eval-edit mend 1"
@@ -70,18 +70,28 @@ def load_archive(path: str | Path) -> MendArchive:
 
 
 HOW_TO_GET_ONE = (
-    "MEND needs a trained hypernetwork: train one with `lm-eval-edit train mend --model MODEL --data FACTS --output "
-    "FILE` and give it as archive=FILE; EasyEdit's and the authors' archives work too"
+    "MEND needs a trained hypernetwork: train one with `lm-eval-edit train mend --model_args pretrained=MODEL,"
+    "edit_dataset=FACTS --output FILE` and give it as archive=FILE; EasyEdit's and the authors' archives work too"
 )
 
 
 def _own(path: Path) -> MendArchive:
-    tensors = load_tensors(path)
-    with safe_open(path, framework="pt") as file:
-        about = json.loads((file.metadata() or {}).get(_ABOUT, "{}"))
-    if about.get("format") != FORMAT:
-        raise UserError(f"archive={path} is a safetensors file of format {about.get('format')}; want {FORMAT!r}")
-    return MendArchive(tensors, tuple(about["inner_params"]), "exact", about["training"])
+    try:
+        tensors = load_tensors(path)
+        with safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get(_ABOUT, "{}")
+        about = parse_json(text, path)
+    except UserError as error:
+        raise UserError(f"archive={path} is damaged, or no archive of ours: {error}") from None
+    found = about.get("format") if isinstance(about, dict) else None
+    if found != FORMAT:
+        raise UserError(f"archive={path} is a safetensors file of format {found}; want {FORMAT!r}. {HOW_TO_GET_ONE}")
+    names, training = about.get("inner_params"), about.get("training")
+    if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        raise UserError(f"archive={path} is damaged: its inner_params should be names of weights; got {names!r}")
+    if not isinstance(training, dict):
+        raise UserError(f"archive={path} is damaged: how it was trained should be a mapping; got {training!r}")
+    return MendArchive(tensors, tuple(names), "exact", training)
 
 
 class _Inert:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from lm_eval_edit.architecture import is_linear, linear_shape
-from lm_eval_edit.errors import UserError, nearest
+from lm_eval_edit.errors import UserError, in_one_line, nearest
 
 _EPSILON = 1e-7
 _STATISTICS = ("u_mean", "v_mean", "u_std", "v_std", "u_s", "v_s", "k")
@@ -144,9 +144,21 @@ class MendNetwork(nn.Module):
                 grouped.setdefault(key, {})[rest] = tensor.float()
         network = cls((), ())
         network.inner_params = tuple(inner_params)
+        if "edit_lrs" not in tensors or tensors["edit_lrs"].ndim != 1 or not grouped:
+            raise UserError(
+                f"{source} is no trained hypernetwork: want edit_lrs, one step size for each weight, and tensors named "
+                f"mend.*; it holds {', '.join(sorted(tensors)[:4]) or 'nothing'}"
+            )
         network.edit_lrs = nn.Parameter(tensors["edit_lrs"].float())
         for key, state in grouped.items():
-            network.mend[key] = _transform(key, state, source)
+            try:
+                network.mend[key] = _transform(key, state, source)
+            except UserError:
+                raise
+            except (ValueError, LookupError, TypeError, RuntimeError) as error:  # tensors of other shapes or names
+                raise UserError(f"{source}: the hypernetwork {key} cannot be read ({in_one_line(error)})") from None
+            if wrong := [name for name, tensor in state.items() if not bool(torch.isfinite(tensor).all())]:
+                raise UserError(f"{source}: the hypernetwork {key} holds values that are not finite, in {wrong[0]}")
         shared = [key for key in grouped if key.startswith("(")]
         if not shared:
             network.places = tuple(_Place(name.replace(".", "#"), None) for name in inner_params)
@@ -176,7 +188,8 @@ class MendNetwork(nn.Module):
         if not unshared:
             self.places = tuple(_Place(key, keys[:index].count(key)) for index, key in enumerate(keys))
             for key in self.mend:
-                modes = len(self.mend[key].mlp["layers"][0].mode_scale.weight)
+                scales = getattr(self.mend[key].mlp["layers"][0], "mode_scale", None)
+                modes = len(scales.weight) if scales is not None else 0
                 if modes != keys.count(key):
                     raise UserError(
                         f"{source} was trained for {modes} weights of (in, out) shape {key}; inner_params names "
@@ -192,6 +205,8 @@ class MendNetwork(nn.Module):
 def _transform(key: str, state: dict[str, Tensor], source: str) -> GradientTransform:
     depth = 1 + max((int(name.split(".")[2]) for name in state if name.startswith("mlp.layers.")), default=-1)
     first = state.get("mlp.layers.0.u")
+    if depth > len(state):
+        raise UserError(f"{source}: the hypernetwork {key} names layer {depth - 1}, and has not so many tensors")
     known = first is not None and {*_STATISTICS} <= state.keys()
     if not known or len(first) != len(state["u_mean"]) + len(state["v_mean"]):
         raise UserError(
@@ -202,10 +217,7 @@ def _transform(key: str, state: dict[str, Tensor], source: str) -> GradientTrans
         raise UserError(f"{source}: the hypernetwork {key} has no normalisation statistics: it was never trained")
     modes = len(state["mlp.layers.0.mode_scale.weight"]) if "mlp.layers.0.mode_scale.weight" in state else 0
     made = GradientTransform(len(state["u_mean"]), len(state["v_mean"]), first.shape[1], modes, depth)
-    try:
-        made.load_state_dict(state)
-    except RuntimeError as error:
-        raise UserError(f"{source}: the hypernetwork {key} cannot be read: {error}") from None
+    made.load_state_dict(state)
     return made
 
 

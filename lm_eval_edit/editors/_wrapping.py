@@ -9,12 +9,14 @@ the model it has just edited (AlphaEdit) accumulates them as if its edit had bee
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields
 from typing import Any, ClassVar
 
 from torch import Tensor
+from transformers import PreTrainedModel
 
+from lm_eval_edit.architecture import Architecture
 from lm_eval_edit.delta import Delta
 from lm_eval_edit.editors.base import EditContext, Editor, EditResult, find_editor, option_names
 from lm_eval_edit.editors.templates import TemplatePlan
@@ -91,3 +93,9 @@ class WrappingEditor(Editor):
 
     def layers(self) -> list[int]:
         return self.inner.layers()
+
+    def parameters(self, model: PreTrainedModel, architecture: Architecture) -> list[str] | None:
+        return self.inner.parameters(model, architecture)
+
+    def file_problems(self, model: Callable[[], PreTrainedModel]) -> list[str]:
+        return self.inner.file_problems(model)

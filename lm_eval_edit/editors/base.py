@@ -13,7 +13,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar
 
@@ -22,6 +22,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lm_eval_edit.architecture import Architecture
 from lm_eval_edit.delta import Delta
+from lm_eval_edit.editors._named_by_data import refuse_code_of_data
 from lm_eval_edit.editors.templates import TemplatePlan
 from lm_eval_edit.errors import UserError, nearest
 from lm_eval_edit.facts import Fact
@@ -178,6 +179,25 @@ class Editor(ABC):
         """The layers these options edit."""
         return list(getattr(self.options, "layers", ()))
 
+    def parameters(self, model: PreTrainedModel, architecture: Architecture) -> list[str] | None:
+        """Names of the parameters that an edit may change; None where only an edit tells.
+
+        By default the weights of the down-projections of `layers`.
+
+        Args:
+            model: The model, or its shapes alone.
+            architecture: Its parts.
+        """
+        return [architecture.weight(layer) for layer in self.layers() if layer < architecture.n_layers] or None
+
+    def file_problems(self, model: Callable[[], PreTrainedModel]) -> list[str]:
+        """What is wrong with the files that these options name, as sentences; none by default.
+
+        Args:
+            model: Makes the model, or its shapes alone; raises ValueError where it cannot be made.
+        """
+        return []
+
 
 def option(help: str, *, from_model: str = "", like: float = 1.0, tuned: bool = True, **kwargs: Any) -> Any:
     """A dataclass field with a description.
@@ -228,7 +248,8 @@ def find_editor(name: str) -> type[Editor]:
     """The editor class for a name (with a parameter: `name:parameter`), an entry point or `module:Class`.
 
     Raises:
-        UserError: nothing of that name, it is not an Editor, or it does not take the parameter.
+        UserError: nothing of that name, it is not an Editor, it does not take the parameter, or it is a `module:Class`
+            within `names_out_of_data`.
     """
     known = _entry_points() | BUILT_IN
     first, _, parameter = name.partition(":")
@@ -240,6 +261,8 @@ def find_editor(name: str) -> type[Editor]:
             f"editor={name}: no such editor.{nearest(name, editor_names())} "
             f"Known are {', '.join(editor_names())}; another package's is given as editor=module:Class"
         )
+    if name not in known:
+        refuse_code_of_data(name, f"editor={name}")
     module, _, attribute = target.partition(":")
     try:
         found = getattr(importlib.import_module(module), attribute)

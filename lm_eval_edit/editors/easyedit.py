@@ -15,7 +15,7 @@ import inspect
 import logging
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
@@ -23,12 +23,15 @@ from typing import Any, ClassVar
 import torch
 import yaml
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from lm_eval_edit._files import hash_json, sha256
+from lm_eval_edit.architecture import Architecture
 from lm_eval_edit.delta import KINDS
 from lm_eval_edit.editors._difference import difference
 from lm_eval_edit.editors._easyeditor import executor_kept, fresh_globals, import_package, model_fields, padding
 from lm_eval_edit.editors._isolation import ModelSnapshot, process_kept, seed_everything
+from lm_eval_edit.editors._named_by_data import refuse_code_of_data
 from lm_eval_edit.editors.base import EditContext, Editor, EditResult, option
 from lm_eval_edit.editors.templates import TemplatePlan
 from lm_eval_edit.errors import UserError, nearest
@@ -82,6 +85,8 @@ class EasyEdit(Editor):
         super().__init__(options)
         if not self.method:
             raise UserError("editor=easyeditor: which method? Give its name, as in editor=easyeditor:ROME")
+        if options.easyedit_path is not None:
+            refuse_code_of_data(str(options.easyedit_path), f"easyedit_path={options.easyedit_path}")
         methods, self._package = import_package(options.easyedit_path)
         if self.method not in methods:
             known = sorted(set(methods) - set(_WITHOUT_WEIGHTS))
@@ -104,6 +109,26 @@ class EasyEdit(Editor):
 
     def layers(self) -> list[int]:
         return [int(layer) for layer in self._given.get("layers") or ()] if "layers" in self._field_names() else []
+
+    def parameters(self, model: PreTrainedModel, architecture: Architecture) -> list[str] | None:
+        """Those of the modules that its hyper-parameters name; None for a method that is not told them there."""
+        if inner := self._given.get("inner_params"):
+            return [str(name) for name in inner]
+        if self.method == "KN":
+            return [architecture.weight(layer) for layer in range(architecture.n_layers)]
+        if "rewrite_module_tmp" not in self._field_names() or not self.layers():
+            return None
+        wanted = self._given.get("rewrite_module_tmp")
+        modules = [wanted.format(layer) if wanted else architecture.down_projections[layer] for layer in self.layers()]
+        if self.method == "FT":  # it trains every parameter whose name holds the module's
+            return [name for name, _ in model.named_parameters() if any(module in name for module in modules)]
+        return [f"{module}.weight" for module in modules]
+
+    def file_problems(self, model: Callable[[], PreTrainedModel]) -> list[str]:
+        archive = self._given.get("archive")
+        if archive is None or Path(archive).is_file():
+            return []
+        return [f"easyeditor:{self.method}: archive={archive}: no such file"]
 
     def template_plan(self) -> TemplatePlan | None:
         if self.method in _FLAT:

@@ -20,7 +20,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 from torch.func import functional_call
+from transformers import PreTrainedModel
 
+from lm_eval_edit.architecture import Architecture
 from lm_eval_edit.delta import DenseDelta
 from lm_eval_edit.editors._finetune import chunks, padded, target_loss, target_row
 from lm_eval_edit.editors._forward import without_parameter_gradients
@@ -100,7 +102,8 @@ class Ft(Editor):
         make_row = target_row if o.objective_optimization == "target_new" else _prompt_last_row
         rows = [make_row(context.tokenizer, fact) for fact in facts]
         batches = [_batch(model, chunk, o.objective_optimization) for chunk in chunks(rows, o.batch_size)]
-        original = {name: model.get_parameter(name).detach() for name in self._parameters(context)}
+        names = self.parameters(model, context.architecture)
+        original = {name: model.get_parameter(name).detach() for name in names}
         trained = {
             name: w.to(wide_dtype(w.dtype), copy=True).requires_grad_() for name, w in original.items()
         }  # the model's own tensors are never written: the forward is given these in their place
@@ -132,10 +135,10 @@ class Ft(Editor):
         deltas = {name: DenseDelta(w.detach() - bounds[name]) for name, w in trained.items()}
         return EditResult(deltas, {"loss": [epochs[0], epochs[-1]], "steps": len(epochs)})
 
-    def _parameters(self, context: EditContext) -> list[str]:
-        """Names of the trained parameters: weight and, where there is one, bias of each layer's down-projection."""
-        modules = [context.architecture.down_projections[layer] for layer in self.options.layers]
-        return [f"{m}.{name}" for m in modules for name, _ in context.model.get_submodule(m).named_parameters()]
+    def parameters(self, model: PreTrainedModel, architecture: Architecture) -> list[str]:
+        """Weight and, where there is one, bias of each layer's down-projection."""
+        modules = [architecture.down_projections[layer] for layer in self.options.layers]
+        return [f"{m}.{name}" for m in modules for name, _ in model.get_submodule(m).named_parameters()]
 
 
 def _prompt_last_row(tokenizer, fact: Fact) -> Row:

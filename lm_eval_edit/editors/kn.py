@@ -18,8 +18,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
-from lm_eval_edit.architecture import is_transposed
+from lm_eval_edit.architecture import Architecture, is_transposed
 from lm_eval_edit.delta import SparseDelta
 from lm_eval_edit.editors._forward import without_parameter_gradients
 from lm_eval_edit.editors._last_token import LastTokenForward
@@ -97,6 +98,10 @@ class Kn(Editor):
                 f"prompts; a lower adaptive_threshold or p may help"
             )
         return EditResult(deltas, {"neurons": chosen.sum(dim=1).tolist()})
+
+    def parameters(self, model: PreTrainedModel, architecture: Architecture) -> list[str]:
+        """Every layer's down-projection: where the neurons are, a fact decides."""
+        return [architecture.weight(layer) for layer in range(architecture.n_layers)]
 
     @property
     def _is_easyedit(self) -> bool:

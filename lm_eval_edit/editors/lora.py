@@ -23,7 +23,7 @@ from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as PEF
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lm_eval_edit.architecture import is_linear, is_transposed
+from lm_eval_edit.architecture import Architecture, is_linear, is_transposed
 from lm_eval_edit.delta import Delta, linear_update
 from lm_eval_edit.editors._draws import seed_for
 from lm_eval_edit.editors._finetune import chunks, padded, target_row
@@ -105,7 +105,7 @@ class Lora(Editor):
         o, model = self.options, context.model
         rows = [target_row(context.tokenizer, fact) for fact in facts]
         batches = [_batch(model, chunk) for chunk in chunks(rows, o.batch_size)]
-        targets = self._targets(context)
+        targets = self._targets(model, context.architecture)
         with _seeded(seed_for(context.seed, facts, self.name)), _adapted(model, self._config(targets)) as adapted:
             trained = [p for p in model.parameters() if p.requires_grad]  # peft lets only the adapter learn
             optimiser = torch.optim.Adam(trained, lr=o.lr, weight_decay=o.weight_decay)
@@ -127,17 +127,20 @@ class Lora(Editor):
             deltas = {f"{path}.weight": _delta(model.get_submodule(path)) for path in targets}
         return EditResult(deltas, {"loss": [float(first), float(last)], "steps": taken})
 
-    def _targets(self, context: EditContext) -> list[str]:
+    def parameters(self, model: PreTrainedModel, architecture: Architecture) -> list[str]:
+        return [f"{path}.weight" for path in self._targets(model, architecture)]
+
+    def _targets(self, model: PreTrainedModel, architecture: Architecture) -> list[str]:
         """Paths of the adapted modules in the chosen layers.
 
         Raises:
             UserError: these layers have no linear module of the names wanted, or it is not known which are wanted.
         """
-        config = context.model.config.get_text_config(decoder=True)
+        config = model.config.get_text_config(decoder=True)
         linears = {
             f"{block}.{path}": path
-            for block in (context.architecture.blocks[layer] for layer in self.options.layers)
-            for path, module in context.model.get_submodule(block).named_modules()
+            for block in (architecture.blocks[layer] for layer in self.options.layers)
+            for path, module in model.get_submodule(block).named_modules()
             if is_linear(module)
         }
         names = sorted(set(linears.values()))

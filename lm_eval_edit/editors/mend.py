@@ -8,7 +8,7 @@ EasyEdit's and the authors' archives are read.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,9 +16,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from lm_eval_edit import demo
-from lm_eval_edit.architecture import is_transposed
+from lm_eval_edit.architecture import Architecture, is_transposed
 from lm_eval_edit.delta import linear_update
 from lm_eval_edit.editors._mend_archive import HOW_TO_GET_ONE, MendArchive, load_archive
 from lm_eval_edit.editors._mend_batch import easyedit_batch, exact_batch, gradient_factors
@@ -107,6 +108,25 @@ class Mend(Editor):
             )
         network = MendNetwork.from_tensors(self._archive.tensors, names, f"archive={self.options.archive}")
         return network.eval().requires_grad_(False)
+
+    def parameters(self, model: PreTrainedModel, architecture: Architecture) -> list[str]:
+        return list(self._network.inner_params)
+
+    def file_problems(self, model: Callable[[], PreTrainedModel]) -> list[str]:
+        """Of the archive: whether it is one, and of this model."""
+        try:
+            network = self._network
+        except UserError as error:
+            return [str(error)]
+        try:
+            shapes = model()
+        except ValueError:
+            return []
+        try:
+            network.fit_to(shapes, f"archive={self.options.archive}")
+        except UserError as error:
+            return [str(error)]
+        return []
 
     def compute(
         self, context: EditContext, facts: Sequence[Fact], history: Sequence[Mapping[str, Tensor]] = ()

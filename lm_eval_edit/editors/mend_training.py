@@ -271,6 +271,9 @@ class _Trainer:
         if not (self._folder / "state.json").exists():
             return
         state = read_json(self._folder / "state.json")
+        wanted = {"identity", "best", "file", "sha256", "steps", "best_step", "history"}
+        if not isinstance(state, dict) or not wanted <= state.keys():
+            raise UserError(f"{self._folder / 'state.json'} is damaged; delete {self._folder} to begin again")
         found = differences(state["identity"], json.loads(json.dumps(self.identity)), where="there")
         if not self.output.exists():
             found.append(f"{self.output}, which it wrote, is gone")
@@ -278,7 +281,7 @@ class _Trainer:
             lines = "\n    ".join(found)
             raise UserError(f"{self._folder} is another training's:\n    {lines}\n  Delete it, or give another output")
         try:
-            tensors = load_tensors(self._folder / state["file"], state["sha256"])
+            tensors = load_tensors(self._folder / Path(state["file"]).name, state["sha256"])
         except UserError as error:
             raise UserError(f"{error}; delete {self._folder} to begin again") from None
         stored: dict[int, dict[str, Tensor]] = {}

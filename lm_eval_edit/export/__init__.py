@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,7 @@ def export(
     dtype: str | None = None,
     device: str | None = None,
     trust_remote_code: bool = False,
+    editors: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Write the edited model that a ledger stands for, for another engine, and check it.
 
@@ -68,6 +69,8 @@ def export(
         dtype: Its dtype, if not the ledger's.
         device: cpu, cuda:0, ..., or auto for all GPUs.
         trust_remote_code: As in transformers.
+        editors: `module:Class` of the ledger's editor where it was given so, and of one that it works on: no code is
+            imported because a ledger names it.
 
     Returns:
         What the export's JSON file says.
@@ -81,7 +84,7 @@ def export(
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         problems.append(f"{output} exists and is not an empty folder; give a new one, nothing is overwritten")
     try:
-        selection = select(Path(ledger), n_edits, pretrained=pretrained, revision=revision, dtype=dtype)
+        selection = select(Path(ledger), n_edits, editors, pretrained=pretrained, revision=revision, dtype=dtype)
     except ConfigurationError as error:
         problems += error.problems
     if problems:
@@ -97,7 +100,7 @@ def check(ledger: str | Path, folder: str | Path, **options: Any) -> dict[str, A
     Args:
         ledger: The ledger it was made from.
         folder: The export.
-        options: As in `export`: pretrained, revision, dtype, device, trust_remote_code.
+        options: As in `export`: pretrained, revision, dtype, device, trust_remote_code, editors.
 
     Returns:
         What the export's JSON file would say if it were made now, with this check's figures.

@@ -48,8 +48,9 @@ def read_deltas(folder: Path) -> dict[str, Delta]:
         UserError: another format, or damaged.
     """
     index = read_json(folder / INDEX)
-    if index.get("format") != FORMAT:
-        raise UserError(f"{folder / INDEX} has format {index.get('format')!r}; this version reads {FORMAT!r}")
+    found = index.get("format") if isinstance(index, dict) else None
+    if found != FORMAT:
+        raise UserError(f"{folder / INDEX} has format {found!r}; this version reads {FORMAT!r}")
     tensors = load_tensors(folder / TENSORS, index["sha256"])
     try:
         return {

@@ -12,12 +12,14 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from lm_eval_edit.delta import Delta
+from lm_eval_edit.editors._named_by_data import names_out_of_data
 from lm_eval_edit.editors.base import Editor, find_editor, option_names
 from lm_eval_edit.editors.hyperparameters import resolve
 from lm_eval_edit.errors import ConfigurationError, UserError
 from lm_eval_edit.facts import Fact
-from lm_eval_edit.ledger import Ledger, Operation, read_header, read_operations
+from lm_eval_edit.ledger import Ledger, read_header
 from lm_eval_edit.model_source import load_source
+from lm_eval_edit.operations import Operation, read_operations
 from lm_eval_edit.weights import EditedWeights, model_fingerprint
 
 Finish = Callable[[Mapping[str, tuple[Tensor, Tensor]]], dict[str, Delta]]
@@ -32,12 +34,16 @@ class Selection:
         header: Its `ledger.json`.
         operations: The operations chosen, first to last.
         source: `pretrained`, `revision` and `dtype` of the unedited model.
+        editor_class: The editor.
+        given: `module:Class` names of editors that the user has given.
     """
 
     directory: Path
     header: Mapping[str, Any]
     operations: tuple[Operation, ...]
     source: Mapping[str, Any]
+    editor_class: type[Editor]
+    given: tuple[str, ...] = ()
 
     @property
     def facts(self) -> list[Fact]:
@@ -50,12 +56,13 @@ class Selection:
         return self.header["identity"]["editor"]
 
 
-def select(directory: Path, n_edits: int | None = None, **source: str | None) -> Selection:
+def select(directory: Path, n_edits: int | None = None, editors: Sequence[str] = (), **source: str | None) -> Selection:
     """Choose the first `n_edits` facts of a ledger (default: all).
 
     Args:
         directory: A folder made by `edit_ledger=`.
         n_edits: A number of facts at which an operation ends.
+        editors: `module:Class` of the editor, where no package registers it, and of one that it works on.
         source: `pretrained`, `revision`, `dtype`, where they are not those that the ledger recorded.
 
     Raises:
@@ -67,7 +74,7 @@ def select(directory: Path, n_edits: int | None = None, **source: str | None) ->
             [f"{directory} is no ledger (no ledger.json in it); give a folder that edit_ledger= made"]
         )
     problems = []
-    operations = read_operations(directory)
+    operations = read_operations(directory, header)
     ends = list(accumulate(len(operation.facts) for operation in operations))
     chosen = len(operations)
     if not operations:
@@ -86,10 +93,17 @@ def select(directory: Path, n_edits: int | None = None, **source: str | None) ->
         found["revision"] = None  # the recorded one belongs to the recorded model
     if not found.get("pretrained"):
         problems.append(f"{directory} does not say which model it edits; give pretrained=FOLDER, a hub id, or demo")
+    editor_class = None
+    try:
+        editor_class = _editor_class(directory, header, editors)
+        with names_out_of_data(editors):
+            editor_class.wraps(header["identity"].get("options") or {})
+    except UserError as error:
+        problems.append(str(error))
     if problems:
         raise ConfigurationError(problems)
     source = {name: found.get(name) for name in ("pretrained", "revision")} | {"dtype": found.get("dtype") or "auto"}
-    return Selection(directory, header, tuple(operations[:chosen]), source)
+    return Selection(directory, header, tuple(operations[:chosen]), source, editor_class, tuple(editors))
 
 
 @dataclass
@@ -150,7 +164,7 @@ def load(selection: Selection, device: str | None = None, trust_remote_code: boo
             f"{selection.directory} edits: its fingerprint is {found[:16]}…, the ledger's {wanted[:16]}…. Give the "
             f"pretrained, revision and dtype of the run that made the ledger"
         )
-    cls = _editor_class(selection)
+    cls = selection.editor_class
     ledger = Ledger(
         selection.header["identity"],
         selection.header["extra"],
@@ -167,8 +181,9 @@ def _finish(cls: type[Editor], selection: Selection, config: PretrainedConfig) -
     if cls.finish is Editor.finish:
         return lambda weights: {}
     options = selection.header["identity"]["options"]
-    accepted = option_names(cls, options)
-    resolved, problems = resolve(cls, config, {name: value for name, value in options.items() if name in accepted})
+    with names_out_of_data(selection.given):
+        accepted = option_names(cls, options)
+        resolved, problems = resolve(cls, config, {name: value for name, value in options.items() if name in accepted})
     if resolved is None:
         raise UserError(
             f"the last correction of {selection.editor} needs the editor as it was, which cannot be made again: "
@@ -177,14 +192,30 @@ def _finish(cls: type[Editor], selection: Selection, config: PretrainedConfig) -
     return resolved.editor.finish
 
 
-def _editor_class(selection: Selection) -> type[Editor]:
-    """By its recorded class, which also finds editors that were given as module:Class; else by its name."""
-    recorded = selection.header["extra"].get("editor_class")
+def _editor_class(directory: Path, header: Mapping[str, Any], given: Sequence[str]) -> type[Editor]:
+    """The ledger's editor: one of those given, else the one registered under its name. What the ledger names as its
+    class is told, never imported: whoever wrote a ledger must not choose what runs here.
+
+    Raises:
+        UserError: no editor of that name is registered, the registered one is not the ledger's, or none of those given
+            has its name.
+    """
+    name, recorded = str(header["identity"].get("editor")), str(header["extra"].get("editor_class") or "")
+    for cls in map(find_editor, given):
+        if cls.name == name:
+            return cls
+    if given:
+        raise UserError(f"--editor {' '.join(given)}: the edits of {directory} were made by an editor called {name}")
+    remedy = f"Give the class on the command line, --editor module:Class; the ledger says it was {recorded or name}"
     try:
-        found = find_editor(recorded) if recorded else None
-    except UserError:  # classes made on the fly, e.g. easyeditor:PMET, are found by name
-        found = None
-    return found if found is not None and found.name == selection.editor else find_editor(selection.editor)
+        with names_out_of_data():
+            found = find_editor(name)
+    except UserError as error:
+        raise UserError(f"{directory}: {error}. {remedy}, which is imported only if you name it") from None
+    ours = recorded.startswith("lm_eval_edit.")  # a module of ours may have moved since
+    if recorded and not ours and recorded != f"{found.__module__}:{found.__qualname__}":
+        raise UserError(f"{directory}: its editor {name} is not the one registered under that name. {remedy}")
+    return found
 
 
 def touched(deltas: Sequence[str]) -> str:

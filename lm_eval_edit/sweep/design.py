@@ -21,6 +21,11 @@ ALL = "all"  # as edit_batch_size: the facts of a checkpoint in one operation
 _LABEL = re.compile(r"[^\w.+-]+")  # what no folder's name should hold
 
 
+def is_plain(name: Any) -> bool:
+    """Whether a name out of a file may be one folder's or part of a file's name: no way up, down or elsewhere."""
+    return isinstance(name, str) and re.fullmatch(r"[\w.+-]+", name) is not None and name.strip(".") != ""
+
+
 def safe(text: str) -> str:
     """`text` as part of a folder's name."""
     return _LABEL.sub("_", text).strip("_.") or "_"  # no dots around it: ".." is a folder of its own

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+from lm_eval_edit.cost import Cost
 from lm_eval_edit.cost_sweeps import sweep_cost
-from lm_eval_edit.cost_work import DEVICES, Shape
+from lm_eval_edit.cost_work import DEVICES, Device, Shape
 from lm_eval_edit.editors.base import find_editor
 from lm_eval_edit.editors.hyperparameters import resolve
 from lm_eval_edit.errors import UserError
@@ -35,8 +37,12 @@ def _dtype(config: Any, given: Any) -> Any:
     return found
 
 
-def estimate_lines(checked: Checked, device: str = "h100") -> list[str]:
-    """Prompts, tokens, FLOP and time of the whole design in a few lines; what cannot be estimated is said."""
+def estimate_lines(checked: Checked, devices: Sequence[Device] = (DEVICES["h100"],)) -> list[str]:
+    """Prompts, tokens, FLOP and time of the whole design in a few lines; what cannot be estimated is said.
+
+    Args:
+        devices: One line for each says how long it would take there.
+    """
     configs: dict[str, Any] = {}
     dtypes: dict[str, Any] = {}
     for model in checked.design.models:
@@ -59,28 +65,36 @@ def estimate_lines(checked: Checked, device: str = "h100") -> list[str]:
         found, _ = resolve(find_editor(row.method.editor), configs[row.model.label], given)
         return found.editor.describe() if found is not None else given
 
-    try:
-        cost, unknown = sweep_cost(
+    def cost_on(device: Device) -> tuple[Cost, list[str]]:
+        weight_bytes_of = {label: dtype.itemsize for label, dtype in dtypes.items()}
+        return sweep_cost(
             checked.design,
             shape_of,
             options_of,
             rows=checked.rows,
-            device=DEVICES[device],
-            weight_bytes_of=lambda model: dtypes[model.label].itemsize,
+            device=device,
+            weight_bytes_of=lambda model: weight_bytes_of[model.label],
         )
+
+    try:
+        found = [(device, *cost_on(device)) for device in devices]
     except UserError as error:
         return [f"no estimate: {error}"]
+    _, cost, unknown = found[0]
     names = ", ".join(dict.fromkeys(str(dtype).removeprefix("torch.") for dtype in dtypes.values()))
     lines = [
         f"estimate, nothing of it being there yet: {cost.prompts:,} prompts, {cost.tokens:.2g} tokens, "
         f"{cost.flop:.2g} FLOP, {cost.weight_bytes / 2**30:.2g} GiB of weights ({names})",
-        f"on {DEVICES[device].name}: about {_time(cost.seconds)}"
-        + "".join(f", {part} {_time(seconds)}" for part, seconds in cost.parts.items())
-        + " (docs/scaling.md: how, and how far off it may be)",
+        *(_on(device, its) for device, its, _ in found),
     ]
     if unknown:
         lines.append(f"not in the estimate, their size is not known: {', '.join(unknown)}")
     return lines
+
+
+def _on(device: Device, cost: Cost) -> str:
+    parts = "".join(f", {part} {_time(seconds)}" for part, seconds in cost.parts.items())
+    return f"on {device.name}: about {_time(cost.seconds)}{parts} (docs/scaling.md: how, and how far off it may be)"
 
 
 def _time(seconds: float) -> str:

@@ -15,9 +15,7 @@ hash, the cell does not count and is computed again.
 
 from __future__ import annotations
 
-import errno
 import json
-import logging
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,18 +24,15 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from lm_eval_edit._differences import differences
 from lm_eval_edit._files import read_json, sha256, write_bytes, write_json, writing
+from lm_eval_edit._locks import only_writer
 from lm_eval_edit._spreadsheet import csv_text
+from lm_eval_edit._terminal import printable
 from lm_eval_edit.errors import UserError
-from lm_eval_edit.sweep.design import Design, Row
-
-logger = logging.getLogger("lm_eval_edit")
+from lm_eval_edit.sweep.design import Design, Row, is_plain
 
 FORMAT = 1
-_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)
 DONE, COLLAPSED, FAILED = "done", "collapsed", "failed"
 
 _README = """\
@@ -169,24 +164,8 @@ class SweepFolder:
             UserError: another process has it.
             CannotWriteError: the folder cannot be written.
         """
-        with writing(self.root):
-            self.root.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.root / ".lock")
-            try:
-                lock.acquire(timeout=0)
-            except Timeout:
-                raise UserError(
-                    f"another sweep is writing {self.root}; wait until it ends, or give another folder. If there is "
-                    f"none, the file system kept its mark: delete {self.root / '.lock'}"
-                ) from None
-            except OSError as error:
-                if error.errno not in _NO_LOCKS:
-                    raise
-                logger.warning("%s cannot be locked (%s): start no other sweep into it", self.root, error.strerror)
-        try:
+        with only_writer(self.root, "sweep"):
             yield
-        finally:
-            lock.release()
 
     # ------------------------------------------------------------------------------------------------------- the cells
 
@@ -235,6 +214,8 @@ class SweepFolder:
                 write_bytes(folder / name, content)
                 files[name] = sha256(content)
 
+            if strange := [task for task in samples or {} if not is_plain(task)]:
+                raise UserError(f"{printable(repr(strange[0]))}: a task of this name can have no file of samples")
             for task, lines in (samples or {}).items():
                 store(f"samples_{task}_{date}.jsonl", "".join(map(_line, lines)).encode("utf-8", "surrogatepass"))
             if results is not None:
@@ -267,6 +248,8 @@ def cell_state(folder: Path) -> tuple[str | None, str | None]:
         return None, "it was not finished" if left else None
     try:
         record = read_json(file)
+        if strange := [name for name in record["files"] if not is_plain(name)]:
+            return None, f"cell.json names a file outside its folder ({printable(repr(strange[0]))})"
         for name, digest in record["files"].items():
             if sha256((folder / name).read_bytes()) != digest:
                 return None, f"{name} was changed or is incomplete"

@@ -11,8 +11,9 @@ from typing import Any
 
 from lm_eval_edit import measures
 from lm_eval_edit._files import read_json
-from lm_eval_edit._terminal import one_line
-from lm_eval_edit.errors import UserError
+from lm_eval_edit._terminal import one_line, printable
+from lm_eval_edit.errors import UserError, in_one_line
+from lm_eval_edit.sweep.design import is_plain
 from lm_eval_edit.sweep.folder import COLLAPSED, DONE, FAILED, FORMAT, cell_state
 
 __all__ = [
@@ -245,7 +246,20 @@ def load_sweep(root: str | Path) -> Sweep:
         raise UserError(
             f"{root}/sweep.json is incomplete: it has no {', '.join(missing)}; run the sweep again, into a new folder"
         )
-    return Sweep(root, header, tuple(_rows(root, header)))
+    names = [row[key] for row in header["rows"] for key in ("model", "name")]
+    if strange := [name for name in names if not is_plain(name)]:
+        raise UserError(
+            f"{root}/sweep.json names {printable(repr(strange[0]))} as the folder of a row: want names without a path. "
+            f"Nothing outside {root} is read or written"
+        )
+    try:
+        return Sweep(root, header, tuple(_rows(root, header)))
+    except (TypeError, ValueError, LookupError, AttributeError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(
+            f"{root}/sweep.json is damaged ({in_one_line(error)}); run the sweep again, elsewhere"
+        ) from None
 
 
 def _rows(root: Path, header: Mapping[str, Any]) -> Iterator[RowData]:

@@ -29,7 +29,7 @@ from lm_eval_edit.tasklib.arguments import given, named_model
 from lm_eval_edit.tasklib.shorten import budget_of
 from lm_eval_edit.tokens import over_context
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("lm_eval_edit")
 
 Document = dict[str, Any]
 GROUP = "edithurt_editing"

@@ -11,7 +11,7 @@ from lm_eval_edit.errors import UserError
 from lm_eval_edit.tasklib.catalogue import TASKS, HubSet
 from lm_eval_edit.tasklib.layouts import Placed
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("lm_eval_edit")
 
 _COMMIT = re.compile(r"@([0-9a-f]{40})/")
 _NETWORK = re.compile(

@@ -88,6 +88,8 @@ def _json(path: Path) -> Iterator[Placed]:
             rows = json.loads(text)
         except json.JSONDecodeError as error:
             raise UserError(f"{path}:{error.lineno}: broken JSON: {error.msg} (column {error.colno})") from error
+        except (RecursionError, ValueError) as error:  # nested without end, a number of thousands of digits
+            raise UserError(f"{path}: JSON that cannot be read: {error}") from error
         pairs = ((f"{path}: record {i}", row) for i, row in enumerate(rows, 1))
     else:
         pairs = _json_lines(path, text)
@@ -104,6 +106,8 @@ def _json_lines(path: Path, text: str) -> Iterator[tuple[str, Any]]:
                 yield f"{path}:{number}", json.loads(line)
             except json.JSONDecodeError as error:
                 raise UserError(f"{path}:{number}: broken JSON: {error.msg} (column {error.colno})") from error
+            except (RecursionError, ValueError) as error:
+                raise UserError(f"{path}:{number}: JSON that cannot be read: {error}") from error
 
 
 def _tsv(path: Path, task: str) -> Iterator[Placed]:

@@ -19,7 +19,7 @@ from lm_eval_edit import demo
 from lm_eval_edit.tasklib.arguments import given, named_model
 from lm_eval_edit.tokens import ask_as
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("lm_eval_edit")
 
 Document = dict[str, Any]
 Prompt = Callable[[Document], str]

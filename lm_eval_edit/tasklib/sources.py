@@ -21,7 +21,7 @@ from lm_eval_edit.tasklib import documents, hub, layouts, prompts, shorten
 from lm_eval_edit.tasklib.arguments import given, named_model
 from lm_eval_edit.tasklib.catalogue import TASKS
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("lm_eval_edit")
 
 DEMO_DATA = demo.DATA
 SUITE = "edithurt_suite"

@@ -1,0 +1,107 @@
+"""No code is imported because data name it."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+
+from lm_eval_edit import ConfigurationError, edit_model
+from lm_eval_edit.export import export
+from tests.support import FACTS, TEMPLATES, tiny_model, tiny_tokenizer
+
+OPTIONS = {"layers": [1], "v_num_grad_steps": 3, "context_templates": list(TEMPLATES)}
+OWN = """
+from pathlib import Path
+Path(__file__).with_suffix(".ran").touch()
+from lm_eval_edit.editors.rome import Rome
+class Mine(Rome):
+    name = "mine"
+"""
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A model, and a module on the Python path that leaves a mark when it is imported."""
+    tiny_model().save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    (tmp_path / "somebodys.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    return tmp_path
+
+
+def edit(place, editor, **options):
+    model = tiny_model()
+    edit_model(
+        model, tiny_tokenizer(), FACTS[:2], editor, options=OPTIONS | options, ledger=place / "ledger", progress=False
+    )
+
+
+def export_it(place, **options):
+    return export(place / "ledger", "deltas", place / "out", pretrained=str(place / "model"), device="cpu", **options)
+
+
+def forget(place):
+    sys.modules.pop("somebodys", None)
+    (place / "somebodys.ran").unlink(missing_ok=True)
+
+
+def header(place, change):
+    file = place / "ledger" / "ledger.json"
+    content = json.loads(file.read_text())
+    change(content)
+    file.write_text(json.dumps(content))
+    for operation in (place / "ledger" / "ops").glob("*.json"):  # whoever forges one file forges all
+        record = json.loads(operation.read_text())
+        del record["run"]
+        operation.write_text(json.dumps(record))
+
+
+def ran(place):
+    return (place / "somebodys.ran").exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda header: header["extra"].update(editor_class="somebodys:Mine"),
+        lambda header: header["identity"].update(editor="somebodys:Mine"),
+        lambda header: header["identity"].update(editor="mine"),
+    ],
+)
+def test_a_ledger_does_not_choose_what_is_imported(place, change):
+    edit(place, "rome")
+    header(place, change)
+    with pytest.raises(ConfigurationError, match="--editor module:Class"):
+        export_it(place)
+    assert not ran(place) and not (place / "out").exists()
+
+
+def test_nor_the_editor_that_another_one_works_on(place):
+    edit(place, "prune", over="rome")
+    header(place, lambda content: content["identity"]["options"].update(over="somebodys:Mine"))
+    with pytest.raises(ConfigurationError, match="over=somebodys:Mine: editor=somebodys:Mine is named by data"):
+        export_it(place)
+    assert not ran(place)
+
+
+def test_nor_where_a_package_lies(place):
+    (place / "clone" / "easyeditor").mkdir(parents=True)
+    (place / "clone" / "easyeditor" / "__init__.py").write_text("raise SystemExit('imported')")
+    edit(place, "prune", over="rome")
+    more = {"over": "easyeditor:ROME", "easyedit_path": str(place / "clone")}
+    header(place, lambda content: content["identity"]["options"].update(more))
+    with pytest.raises(ValueError, match="named by data"):
+        export_it(place)
+
+
+def test_the_user_may_name_it(place):
+    edit(place, "somebodys:Mine")
+    forget(place)
+    with pytest.raises(ConfigurationError, match=r"no such editor.*the ledger says it was somebodys:Mine"):
+        export_it(place)
+    assert not ran(place)
+    assert export_it(place, editors=["somebodys:Mine"])["edits"]["editor"] == "mine"
+    with pytest.raises(ConfigurationError, match="made by an editor called mine"):
+        export(place / "ledger", "deltas", place / "two", editors=["lm_eval_edit.editors.rome:Rome"])
