@@ -20,6 +20,7 @@ from lm_eval_edit import aggregations
 from lm_eval_edit._files import read_json
 from lm_eval_edit.aggregations import Aggregation
 from lm_eval_edit.errors import UserError
+from lm_eval_edit.harness.samples import responses as logged_responses
 from lm_eval_edit.tasklib import editing_metrics
 
 DATE = r"\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d(?:\.\d+)?"
@@ -256,7 +257,7 @@ class _Rows:
         self.doc_id.append(sample["doc_id"])
         for name, column in self.hashes.items():
             column.append(int(sample[name][:16], 16))
-        self.answers.append(_answer_hash(sample.get("filtered_resps")))
+        self.answers.append(_answer_hash(logged_responses(sample.get("filtered_resps"))))
         self.offsets.append(offset)
         for name, column in self.values.items():
             column.append(sample.get(name))
