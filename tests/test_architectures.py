@@ -20,6 +20,8 @@ from lm_eval_edit.editors.rome import Rome, RomeOptions
 from lm_eval_edit.second_moments import SecondMoments
 from tests.support import FACTS, TEMPLATES, same_weights, tiny_tokenizer, weights_of
 
+pytestmark = pytest.mark.libraries
+
 LAYERS, HIDDEN, INNER = 3, 32, 80
 COMMON = {"vocab_size": 64, "pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0}
 PLAIN = COMMON | {

@@ -12,6 +12,8 @@ from lm_eval_edit.states import answer_by_state, in_state, wanted_state
 from tests.support import LEARNABLE, same_weights, tiny_model, tiny_tokenizer, weights_of
 from tests.test_editing_quality import evaluate, figures
 
+pytestmark = pytest.mark.libraries
+
 PROMPT = "The mother tongue of Nils Albrecht"
 FACTS = [fact.record() for fact in LEARNABLE] + [LEARNABLE[0].record() | {"id": "2", "target_new": "German"}]
 
