@@ -3,12 +3,15 @@
 PYTHON ?= python3
 VENV ?= .venv
 PYTEST_ARGS ?=
+TEST_TOOLS = pytest pytest-xdist hatchling
 
 help:
 	@echo "make demo       install into $(VENV), edit the demo model 20 times, evaluate it on the eight tasks"
 	@echo "make figures    every method on the demo model, some minutes; writes README's curve and pictures"
 	@echo "make test       install, then run every test"
 	@echo "make test-fast  install, then run the tests that need no virtual environment of their own"
+	@echo "make test-newest  the tests that touch libraries, with the newest of everything, in $(VENV)-newest"
+	@echo "make test-oldest  the same with the oldest that pyproject.toml admits, in $(VENV)-oldest"
 	@echo "make lint       install, then check style"
 	@echo "make venv       install into $(VENV)"
 	@echo "make clean      remove $(VENV) and everything built"
@@ -40,11 +43,30 @@ test: venv
 test-fast: venv
 	$(VENV)/bin/python -m pytest -m "not slow" $(PYTEST_ARGS)
 
+# The ends of the ranges in pyproject.toml. No pins but torch's, whose other builds bring gigabytes of CUDA.
+test-newest: $(VENV)-newest/installed
+	$(VENV)-newest/bin/python -m pytest -m libraries $(PYTEST_ARGS)
+
+test-oldest: $(VENV)-oldest/installed
+	$(VENV)-oldest/bin/python -m pytest -m libraries $(PYTEST_ARGS)
+
+$(VENV)-newest/installed: pyproject.toml hatch_build.py constraints.txt
+	$(PYTHON) -m venv --clear $(VENV)-newest
+	$(VENV)-newest/bin/python -m pip install -c constraints.txt torch
+	$(VENV)-newest/bin/python -m pip install -e . $(TEST_TOOLS)  # torch is there, and stays
+	touch $@
+
+$(VENV)-oldest/installed: pyproject.toml hatch_build.py constraints-oldest.txt
+	$(PYTHON) -m venv --clear $(VENV)-oldest
+	$(VENV)-oldest/bin/python -m pip install -c constraints-oldest.txt torch
+	$(VENV)-oldest/bin/python -m pip install -c constraints-oldest.txt -e . $(TEST_TOOLS)
+	touch $@
+
 lint: venv
 	$(VENV)/bin/ruff check .
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-newest $(VENV)-oldest build dist .pytest_cache .ruff_cache
 	find . -name __pycache__ -not -path "./.git/*" -prune -exec rm -rf {} +
 
-.PHONY: help venv demo figures test test-fast lint clean
+.PHONY: help venv demo figures test test-fast test-newest test-oldest lint clean

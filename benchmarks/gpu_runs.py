@@ -24,6 +24,7 @@ from lm_eval_edit.cost_work import Shape
 from lm_eval_edit.editors.base import EditContext, Editor, find_editor
 from lm_eval_edit.editors.hyperparameters import presets, resolve
 from lm_eval_edit.errors import UserError, in_one_line
+from lm_eval_edit.harness.requests import Origin, make
 from lm_eval_edit.second_moments import SecondMoments
 from lm_eval_edit.weights import EditedWeights, model_fingerprint
 
@@ -270,7 +271,10 @@ class Bench:
         self.clock.need(0, "an evaluation takes")
         lm = EditedHFLM(pretrained=model, tokenizer=self.tokenizer, batch_size=batch_size)
         requests = gpu_models.make_requests(prompts, self.config.max_position_embeddings)
-        instances = [Instance("generate_until", {}, request, i) for i, request in enumerate(requests)]
+        instances = [
+            make(Instance, "generate_until", {}, request, i, Origin("benchmark", i, 1))
+            for i, request in enumerate(requests)
+        ]
         lm.generate_until(instances[: 2 * batch_size], disable_tqdm=True)
         release(self.device)
         _, seconds = seconds_of(lambda: lm.generate_until(instances, disable_tqdm=True), self.device)

@@ -7,7 +7,6 @@ the one linear map of a block outside its attention that leads back to the resid
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +14,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from lm_eval_edit.errors import UserError
+from lm_eval_edit.models import naming
 
 _WANTED = "Editors need dense transformer blocks; mixture-of-experts and state-space blocks cannot be edited"
 
@@ -71,8 +71,23 @@ class Architecture:
             UserError: no list of blocks, or no single down-projection in a block (e.g. a mixture of experts), or a
                 recurrent state in place of keys and values.
         """
-        if "past_key_values" not in inspect.signature(model.forward).parameters:
-            raise UserError(f"{type(model).__name__} keeps no keys and values from token to token. {_WANTED}")
+        kept, name = _kept(model), type(model).__name__
+        without = f"{name} keeps no keys and values from token to token" if kept and not kept.layers else ""
+        try:
+            found = cls._by_structure(model)
+        except UserError as error:
+            if not without:
+                raise
+            raise UserError(f"{without}: {error}") from None
+        if without:
+            raise UserError(f"{without}. {_WANTED}")
+        if kept is not None and kept.other:
+            layers = f"{kept.other} of its {found.n_layers} layers"
+            raise UserError(f"{name} keeps a state besides keys and values in {layers}. {_WANTED}")
+        return found
+
+    @classmethod
+    def _by_structure(cls, model: nn.Module) -> Architecture:
         config = model.config.get_text_config(decoder=True)
         depth, hidden = config.num_hidden_layers, config.hidden_size
         lists = [
@@ -154,6 +169,20 @@ def _key_is_linear_in(model: nn.Module, projection: str, down: str, width: int) 
     # A positive factor would pass through ReLU, and -1 through odd functions such as tanh, as through a linear map.
     once, thrice = key_for(1), key_for(-3)
     return bool((thrice + 3 * once).norm() <= 1e-2 * (3 * once).norm())
+
+
+def _kept(model: nn.Module) -> naming.Kept | None:
+    """What a model keeps from token to token; None where it cannot be run.
+
+    Not every model can be without its weights, on the meta device: such a one is judged by its structure alone now, and
+    by what it does when it is loaded.
+    """
+    try:
+        return naming.kept(model)
+    except (RuntimeError, NotImplementedError):
+        if model.get_input_embeddings().weight.is_meta:
+            return None
+        raise
 
 
 def _down_projection(block_path: str, block: nn.Module, hidden: int) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 from lm_eval_edit._files import write_bytes
 from lm_eval_edit.compare import Comparison, gains, is_binary, won
 from lm_eval_edit.errors import UserError, nearest
+from lm_eval_edit.harness.samples import responses as logged_responses
 from lm_eval_edit.pairing import Pair
 from lm_eval_edit.tasklib import editing_metrics
 
@@ -90,7 +91,7 @@ def prompt(sample: Mapping[str, Any]) -> Any:
 
 def output(sample: Mapping[str, Any]) -> Any:
     """What the model said: the text; for choices the likeliest continuation; else the filtered responses as logged."""
-    responses = sample.get("filtered_resps")
+    responses = logged_responses(sample.get("filtered_resps"))
     arguments = sample.get("arguments") or {}
     if editing_metrics.is_labelled(responses):
         return editing_metrics.in_words(responses)

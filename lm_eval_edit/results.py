@@ -19,6 +19,7 @@ import numpy as np
 from lm_eval_edit import measures
 from lm_eval_edit._files import read_json
 from lm_eval_edit.errors import UserError
+from lm_eval_edit.harness.samples import responses as logged_responses
 from lm_eval_edit.logged_metrics import Metric, read_metrics, with_chance
 from lm_eval_edit.tasklib import editing_metrics
 
@@ -235,7 +236,7 @@ class _Rows:
         self.doc_id.append(sample["doc_id"])
         for name, column in self.hashes.items():
             column.append(int(sample[name][:16], 16))
-        self.answers.append(_answer_hash(sample.get("filtered_resps")))
+        self.answers.append(_answer_hash(logged_responses(sample.get("filtered_resps"))))
         self.offsets.append(offset)
         self.requests.append(len(sample.get("arguments") or ()))
         for name, column in self.values.items():

@@ -14,6 +14,7 @@ from lm_eval.api.instance import Instance
 from lm_eval_edit import EditedHFLM, EditError, UserError
 from lm_eval_edit.editors import EditResult
 from lm_eval_edit.editors.rome import Rome
+from lm_eval_edit.harness.requests import Origin, make
 from lm_eval_edit.plan import make_plan
 from lm_eval_edit.states import in_state
 from tests.support import FACTS
@@ -52,7 +53,10 @@ def answers_in_states(lm: EditedHFLM) -> list[float]:
     """log p of one answer in the present state of the weights, then after 0 to 3 operations."""
     asked = (FACTS[0].text, FACTS[0].target)
     asked = [asked, *(in_state(asked, n) for n in range(4))]
-    requests = [Instance("loglikelihood", {}, arguments, index) for index, arguments in enumerate(asked)]
+    requests = [
+        make(Instance, "loglikelihood", {}, arguments, index, Origin("t", index, 1))
+        for index, arguments in enumerate(asked)
+    ]
     return [value for value, _ in lm.loglikelihood(requests, disable_tqdm=True)]
 
 

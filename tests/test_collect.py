@@ -18,6 +18,8 @@ from lm_eval_edit.second_moments import SecondMoments
 from tests.support import FACTS, TEMPLATES, WORDS, same_weights, tiny_model, tiny_tokenizer, weights_of
 from tests.test_architectures import case, every_case
 
+pytestmark = pytest.mark.libraries
+
 
 @pytest.fixture
 def corpus(tmp_path):
@@ -101,6 +103,7 @@ def forwards(model):
 
 def test_one_pass_for_all_layers_that_stops_below_the_rest(corpus):
     model = tiny_model()
+    Architecture.discover(model)  # looks at what the model keeps, once
     calls = forwards(model)
     top = forwards(model.transformer.h[2])
     collect_second_moments(model, tiny_tokenizer(), [0, 1], corpus, 400, progress=False)

@@ -15,6 +15,8 @@ from lm_eval_edit.pairing import PairingError
 from lm_eval_edit.results import load_run
 from tests.support import SENTENCES, tiny_model, tiny_tokenizer
 
+pytestmark = pytest.mark.libraries
+
 TASK = """
 task: tiny_{kind}
 dataset_path: json

@@ -14,6 +14,8 @@ from lm_eval_edit.errors import ConfigurationError, UserError
 from tests.conftest import ROOT
 from tests.helpers import TOY_TASK, python
 
+pytestmark = pytest.mark.libraries
+
 STARTUP = ROOT / "lm_eval_edit" / "_startup"
 
 

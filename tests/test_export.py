@@ -19,6 +19,8 @@ from lm_eval_edit.weights import model_fingerprint
 from tests.export_world import base_of, load, logits, make_world, with_adapter
 from tests.support import FACTS, tiny_tokenizer
 
+pytestmark = pytest.mark.libraries
+
 # Few steps: what is tested is the way into the other engine, not the edit.
 ROME = {"v_num_grad_steps": 3, "v_lr": 0.5, "context_templates": ["{}", "It is said that. {}"]}
 MEMIT = ROME | {"context_templates": [["{}"], ["It is said that. {}"]]}

@@ -18,6 +18,8 @@ from lm_eval_edit.export.card import RECORD
 from tests.export_world import make_world
 from tests.support import LEARNABLE, TEMPLATES, tiny_model, tiny_tokenizer
 
+pytestmark = pytest.mark.libraries
+
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):

@@ -18,6 +18,8 @@ from lm_eval_edit.second_moments import SecondMoments
 from lm_eval_edit.weights import temporarily_applied
 from tests.support import FACTS, LEARNABLE, same_weights, tiny_model, tiny_tokenizer, weights_of
 
+pytestmark = pytest.mark.libraries
+
 OPTIONS = {"num_steps": 12, "rank": 4}
 SIZES = {
     "vocab_size": 64, "hidden_size": 32, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2,

@@ -14,6 +14,8 @@ from lm_eval.utils import simple_parse_args_string
 from lm_eval_edit import ConfigurationError, EditedHFLM
 from tests.support import FACTS, LEARNABLE, SENTENCES, TEMPLATES, same_weights, tiny_model, tiny_tokenizer, weights_of
 
+pytestmark = pytest.mark.libraries
+
 OPTIONS = {
     "v_num_grad_steps": 25, "v_weight_decay": 1e-3, "clamp_norm_factor": 8, "context_templates": list(TEMPLATES)
 }  # fmt: skip

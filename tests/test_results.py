@@ -14,6 +14,8 @@ from lm_eval_edit.results import load_run
 from lm_eval_edit.tasklib import aggregate
 from tests.results_files import DATE, answers, sample, samples, write_run
 
+pytestmark = pytest.mark.libraries
+
 LATER = "2026-01-02T04-00-00"
 
 

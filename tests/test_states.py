@@ -8,9 +8,12 @@ import pytest
 from lm_eval.api.instance import Instance
 
 from lm_eval_edit import EditedHFLM, UserError
+from lm_eval_edit.harness.requests import Origin, make
 from lm_eval_edit.states import answer_by_state, in_state, wanted_state
 from tests.support import LEARNABLE, same_weights, tiny_model, tiny_tokenizer, weights_of
 from tests.test_editing_quality import evaluate, figures
+
+pytestmark = pytest.mark.libraries
 
 PROMPT = "The mother tongue of Nils Albrecht"
 FACTS = [fact.record() for fact in LEARNABLE] + [LEARNABLE[0].record() | {"id": "2", "target_new": "German"}]
@@ -18,7 +21,7 @@ FACTS = [fact.record() for fact in LEARNABLE] + [LEARNABLE[0].record() | {"id": 
 
 def request(state=None, text=" French", kind="loglikelihood"):
     arguments = (PROMPT, text if kind == "loglikelihood" else {"until": [], "max_gen_toks": 3})
-    return Instance(kind, {}, arguments if state is None else in_state(arguments, state), 0)
+    return make(Instance, kind, {}, arguments if state is None else in_state(arguments, state), 0, Origin("t", 0, 1))
 
 
 @pytest.fixture

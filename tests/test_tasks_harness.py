@@ -13,6 +13,8 @@ from lm_eval_edit.tasklib.catalogue import GROUP, TASKS
 from tests import test_tasks_sources
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.libraries
+
 TASKS_DIR = ROOT / "tasks"
 NAMES = [f"edithurt_{task}" for task in TASKS]
 METRICS = ("score", "script", "valid")

@@ -15,6 +15,8 @@ from lm_eval_edit.tasklib import hub, layouts, sources
 from lm_eval_edit.tasklib.catalogue import TASKS
 from tests.test_tasks_prompts import CASES
 
+pytestmark = pytest.mark.libraries
+
 RECORDS = {task: record for task, (record, _, _) in CASES.items()}
 RECORDS["conll2003"] = {"tokens": ["Berg", "spoke"], "ner_tags": [1, 0]}
 

@@ -17,6 +17,7 @@ import torch
 
 from lm_eval_edit.demo import CHECKPOINT, taskdata
 from lm_eval_edit.demo.world import facts
+from lm_eval_edit.models import naming
 
 NEW_TOKENS = {
     "gsm8k": 5, "rte": 1, "nq_open": 20, "boolq": 1, "mutual": 1, "samsum": 25, "conll2003": 10, "sst2": 1,
@@ -33,10 +34,10 @@ def generate(model, tokenizer, prompts: Sequence[str], new_tokens: int) -> list[
         groups.setdefault(len(ids), []).append(i)
     for members in groups.values():  # prompts of one length need neither padding nor a mask
         ids = torch.tensor([encoded[i] for i in members])
-        past, open_ = None, set(members)
+        past, open_ = naming.cache_with(), set(members)
         for _ in range(new_tokens):
-            out = model(ids, past_key_values=past, use_cache=True)
-            past, ids = out.past_key_values, out.logits[:, -1:].argmax(-1)  # (members, 1)
+            out = model(ids, **naming.with_cache(model, past))
+            ids = out.logits[:, -1:].argmax(-1)  # (members, 1)
             for i, token in zip(members, ids[:, 0].tolist(), strict=True):
                 if token == tokenizer.eos_token_id:
                     open_.discard(i)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +20,7 @@ from transformers import DynamicCache, PreTrainedModel
 from lm_eval_edit.architecture import Architecture
 from lm_eval_edit.editors._rows import AlignedRows
 from lm_eval_edit.errors import UserError
+from lm_eval_edit.models import naming
 
 
 @contextlib.contextmanager
@@ -57,8 +57,8 @@ def position_argument(model: PreTrainedModel, position_ids: Tensor) -> dict[str,
     Raises:
         UserError: the model embeds absolute positions and does not take them as an argument.
     """
-    if "position_ids" in inspect.signature(model.forward).parameters:
-        return {"position_ids": position_ids}
+    if naming.accepts(model, naming.POSITIONS):
+        return {naming.POSITIONS: position_ids}
     if sum(isinstance(module, nn.Embedding) for module in model.modules()) > 1:  # more than its tokens
         raise UserError(
             f"{type(model).__name__} embeds absolute positions and does not accept position_ids, so prompts of "
@@ -67,18 +67,21 @@ def position_argument(model: PreTrainedModel, position_ids: Tensor) -> dict[str,
     return {}
 
 
-def _refuse_other_caches(model: PreTrainedModel, cache: DynamicCache, n_layers: int, tokens: int) -> None:
-    """Refuse models whose blocks keep anything but keys and values of all tokens: it cannot be cut at a column.
+def keys_and_values(
+    model: PreTrainedModel, cache: DynamicCache, n_layers: int, tokens: int
+) -> list[tuple[Tensor, Tensor]]:
+    """(keys, values) of each layer, if its blocks keep nothing but those of all tokens: nothing else can be cut.
 
     Raises:
         UserError: a recurrent state, or keys and values shared between layers.
     """
-    plain = [entry for entry in cache.layers if isinstance(getattr(entry, "keys", None), Tensor)]
-    if len(plain) != n_layers or any(entry.keys.shape[-2] != tokens for entry in plain):
+    plain = [layer for layer in naming.keys_and_values(cache) if layer is not None]
+    if len(plain) != n_layers or any(keys.shape[-2] != tokens for keys, _ in plain):
         raise UserError(
             f"{type(model).__name__} does not keep keys and values of its own, for every token, in each of its "
             f"{n_layers} layers (it has a recurrent state, or layers that share them); editors cannot edit it"
         )
+    return plain
 
 
 @contextlib.contextmanager
@@ -148,7 +151,7 @@ class PartialForward:
         if model.training:
             raise ValueError("editors want a model in evaluation mode: call model.eval() first")
         self.model, self.rows, self.start = model, rows, start
-        knows_columns = "logits_to_keep" in inspect.signature(model.forward).parameters
+        knows_columns = naming.accepts(model, naming.LOGITS_KEPT)
         # A model over several devices moves every argument to its first one, so that the columns would not be found
         # beside the hidden states they index. Right of the subject there are few: all are computed then.
         self._select_logits = knows_columns and len({parameter.device for parameter in model.parameters()}) == 1
@@ -181,24 +184,19 @@ class PartialForward:
 
             return hook
 
+        cache = naming.cache_with()
+        inputs = naming.with_cache(model, cache) | position_argument(model, rows.position_ids)
+        if knows_columns:
+            inputs[naming.LOGITS_KEPT] = 1
         with contextlib.ExitStack() as stack:
             for layer in capture:
                 projection = model.get_submodule(architecture.down_projections[layer])
                 stack.callback(projection.register_forward_hook(on_projection(layer)).remove)
             for layer, block in enumerate(self._blocks):
                 stack.callback(block.register_forward_hook(on_block(layer)).remove)
-            cache = DynamicCache()
-            logits_to_keep = {"logits_to_keep": 1} if knows_columns else {}
-            model(
-                input_ids=rows.input_ids,
-                attention_mask=rows.attention_mask,
-                past_key_values=cache,
-                use_cache=True,
-                **position_argument(model, rows.position_ids),
-                **logits_to_keep,
-            )
-        _refuse_other_caches(model, cache, len(self._blocks), rows.input_ids.shape[1])
-        self._prefix = [(entry.keys[:, :, :column], entry.values[:, :, :column]) for entry in cache.layers]
+            model(input_ids=rows.input_ids, attention_mask=rows.attention_mask, **inputs)
+        kept = keys_and_values(model, cache, len(self._blocks), rows.input_ids.shape[1])
+        self._prefix = [(keys[:, :, :column], values[:, :, :column]) for keys, values in kept]
         self.entering = hidden.get(start - 1)  # (R, T - column, d): what block `start` is given
         self.capture = Capture(keys, mlp_outputs, block_outputs)
 
@@ -222,14 +220,13 @@ class PartialForward:
         """
         column = self.rows.column
         wanted = columns - column
-        keep = {"logits_to_keep": wanted} if self._select_logits else {}
-        cache = DynamicCache(ddp_cache_data=self._prefix) if column else DynamicCache()
+        keep = {naming.LOGITS_KEPT: wanted} if self._select_logits else {}
+        cache = naming.cache_with(self._prefix if column else ())
         with bridged(self._blocks[: self.start], self.entering if entering is None else entering, self._block_is_tuple):
             out = self.model(
                 input_ids=self.rows.input_ids[:, column:],
                 attention_mask=self.rows.attention_mask,
-                past_key_values=cache,
-                use_cache=True,
+                **naming.with_cache(self.model, cache),
                 **position_argument(self.model, self.rows.position_ids[:, column:]),
                 **keep,
             ).logits

@@ -13,11 +13,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
 from lm_eval_edit.architecture import Architecture
-from lm_eval_edit.editors._forward import _hidden, bridged, by_row, position_argument
+from lm_eval_edit.editors._forward import _hidden, bridged, by_row, keys_and_values, position_argument
 from lm_eval_edit.errors import UserError
+from lm_eval_edit.models import naming
 
 LAYERS_AT_ONCE = 4  # more would send too many variants through blocks that cannot change them
 CACHED_TOKENS = 4096  # rows x tokens whose keys and values are held at once
@@ -67,14 +68,16 @@ class LastTokenForward:
         def on_site(_module, args, output):
             self.vectors.append(by_row(_hidden(output) if outputs else args[0], 1)[0, -1].clone())
 
-        cache = DynamicCache()
+        cache = naming.cache_with()
+        cached = naming.with_cache(model, cache)
         with contextlib.ExitStack() as stack:
             for block in self._blocks:
                 stack.callback(block.register_forward_hook(on_block, with_kwargs=True).remove)
             for site in self._sites:
                 stack.callback(site.register_forward_hook(on_site).remove)
-            self.logits = model(input_ids=self._ids, past_key_values=cache, use_cache=True).logits[0, -1]
-        self._prefix = [(entry.keys[:, :, :-1], entry.values[:, :, :-1]) for entry in cache.layers]
+            self.logits = model(input_ids=self._ids, **cached).logits[0, -1]
+        kept = keys_and_values(model, cache, len(self._blocks), len(ids))
+        self._prefix = [(keys[:, :, :-1], values[:, :, :-1]) for keys, values in kept]
 
     def layers_at_once(self, variants: int) -> int:
         """How many layers `varied` should be given together.
@@ -97,7 +100,7 @@ class LastTokenForward:
         n, length = vectors.shape[1], self._ids.shape[1]
         rows = len(layers) * n
         prefix = [(k.expand(rows, -1, -1, -1), v.expand(rows, -1, -1, -1)) for k, v in self._prefix]
-        cache = DynamicCache(ddp_cache_data=prefix) if length > 1 else DynamicCache()
+        cache = naming.cache_with(prefix if length > 1 else ())
         # The lowest block that runs is given its own input: the bridge below it hands that on. The variants of a higher
         # layer go through the blocks below it unchanged.
         entering = self._entering[layers[0]].expand(rows, -1, -1)
@@ -108,8 +111,7 @@ class LastTokenForward:
             out = self.model(
                 input_ids=self._ids[:, -1:].expand(rows, 1),
                 attention_mask=self._ids.new_ones(rows, length),
-                past_key_values=cache,
-                use_cache=True,
+                **naming.with_cache(self.model, cache),
                 **position_argument(self.model, self._ids.new_full((rows, 1), length - 1)),
             )
         return out.logits[:, -1].view(len(layers), n, -1)

@@ -23,6 +23,7 @@ from lm_eval.api.task import ConfigurableTask
 
 from lm_eval_edit import exact_requests
 from lm_eval_edit.errors import UserError
+from lm_eval_edit.harness import requests
 from lm_eval_edit.settings import AFTER_EACH, EditSettings
 from lm_eval_edit.states import UNEDITED, in_state
 from lm_eval_edit.tasklib.editing_documents import Document, in_context, is_edited, settings_of
@@ -95,6 +96,7 @@ class EditingTask(ConfigurableTask):
 
     def __init__(self, config: Mapping[str, Any]):
         super().__init__(config={key: value for key, value in config.items() if key != "class"})
+        docs = requests.documents(self)  # before the metadata, into which reading them writes
         metadata = self.config.metadata
         self._edited = is_edited(metadata)
         self._settings = settings_of(metadata)
@@ -102,16 +104,16 @@ class EditingTask(ConfigurableTask):
         self._schedule = AskedSchedule(self._settings, known["source"], known["sha256"])
         budget = budget_of(metadata, 0)
         self._tokenizer = None if budget is None else budget.tokenizer
-        self._absent = self._absent_metrics()
+        self._absent = self._absent_metrics(docs)
 
-    def _absent_metrics(self) -> set[str]:
+    def _absent_metrics(self, docs: Sequence[Document]) -> set[str]:
         """Metrics that no document can have: they are not reported, rather than reported as something."""
         names = set()
         if self._tokenizer is None:
             names |= {"token_acc", "unchanged"}
         if "editor" not in self.config.metadata:  # who knows what this model's unedited self is
             names.add("unchanged")
-        if all(doc["other"] is None for doc in self.task_docs):
+        if all(doc["other"] is None for doc in docs):
             names.add("prob_success")
         return names | {f"{name}_stderr" for name in names}
 
@@ -119,20 +121,20 @@ class EditingTask(ConfigurableTask):
 
     def construct_requests(self, doc: Document, ctx: str, **kwargs: Any) -> list[Instance]:
         """The document's requests, each in the state of the weights that the run's `edit_when` wants."""
-        metadata = kwargs["metadata"]
+        of = requests.origin(self, kwargs)
         state = self._state(doc)
-        requests: list[Asked] = []
-        asked = {
+        asked: list[Asked] = []
+        continued = {
             role: in_context(doc, role, ctx, bool(kwargs.get("apply_chat_template")))
             for role in (TARGET, OTHER)
             if doc[role] is not None
         }
-        for role, tokens, kind, arguments, own_state in self._questions(doc | asked, ctx):
+        for role, tokens, kind, arguments, own_state in self._questions(doc | continued, ctx):
             at = state if own_state is None else own_state
             arguments = arguments if at is None else in_state(arguments, at)
             what = {"role": role, "tokens": tokens, "schedule": self._schedule}
-            requests.append(Asked(kind, doc, arguments, len(requests), metadata, **what))
-        return requests
+            asked.append(requests.make(Asked, kind, doc, arguments, len(asked), of, **what))
+        return asked
 
     def _state(self, doc: Document) -> int | None:
         """After how many operations the document is asked; None: as the weights stand."""
@@ -170,12 +172,11 @@ class EditingTask(ConfigurableTask):
         """As in the harness; then every response becomes [role, tokens, response], which scoring goes by."""
         super().apply_filters()
         for request in self._instances:
-            for name, response in request.filtered_resps.items():
-                request.filtered_resps[name] = [request.role, request.tokens, response]
+            requests.change_filtered(request, lambda response, by=request: [by.role, by.tokens, response])
 
     def process_results(self, doc: Document, results: Sequence[Any]) -> dict[str, Any]:
         """The document's metrics, without those that no document of this run can have."""
-        if "bypass" in self._metric_fn_list:  # --predict_only: the samples are all that is wanted
+        if requests.predicts_only(self):  # --predict_only: the samples are all that is wanted
             return {}
         values = super().process_results(doc, results)
         return {name: value for name, value in values.items() if name not in self._absent}
