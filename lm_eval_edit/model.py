@@ -21,7 +21,7 @@ from lm_eval_edit.corpus import load_corpus
 from lm_eval_edit.editing import EditRun, begin_editing
 from lm_eval_edit.errors import UserError
 from lm_eval_edit.ledger import Ledger
-from lm_eval_edit.model_source import refuse_offloaded
+from lm_eval_edit.model_source import describe_source, refuse_offloaded
 from lm_eval_edit.parallel import Processes, SharedRun, join_processes
 from lm_eval_edit.plan import EditPlan, make_plan
 from lm_eval_edit.second_moments import SecondMoments
@@ -53,6 +53,7 @@ class EditedHFLM(HFLM):
     """HFLM whose model has been edited. Every argument of HFLM passes through; ours are described in `EditSettings`.
 
     Without `pretrained`, or with `pretrained=demo`, the embedded demo world is used: its model, facts and task data.
+    `pretrained=smollm2` is a small real model (extra `smollm2`), with well-known facts to edit.
 
     Attributes:
         plan: What is edited and how; of the schedule taken up last.
@@ -261,6 +262,7 @@ class EditedHFLM(HFLM):
         record: dict[str, Any] = {
             "editor": plan.settings.editor,
             "n_edits": 0,
+            "model": describe_source(self.model),
             "weights_fingerprint": self.weights_fingerprint,
             "versions": versions(),
         }

@@ -19,7 +19,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
         description="Train a MEND hypernetwork for a model. Started again with the same arguments, it goes on where it "
         "was stopped.",
     )
-    mend.add_argument("--model", default="demo", help="demo, a folder or a hub id (default: demo)")
+    mend.add_argument("--model", default="demo", help="demo, smollm2, a folder or a hub id (default: demo)")
     mend.add_argument("--data", default=None, help="demo, zsre, counterfact or a JSON/JSONL file of facts to train on")
     mend.add_argument("--data-dir", default=None, help="a folder that holds the named data sets")
     mend.add_argument("--output", required=True, help="the archive to write, e.g. mend.safetensors")

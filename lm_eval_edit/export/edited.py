@@ -85,7 +85,9 @@ def select(directory: Path, n_edits: int | None = None, **source: str | None) ->
     if source.get("pretrained") is not None and source.get("revision") is None:
         found["revision"] = None  # the recorded one belongs to the recorded model
     if not found.get("pretrained"):
-        problems.append(f"{directory} does not say which model it edits; give pretrained=FOLDER, a hub id, or demo")
+        problems.append(
+            f"{directory} does not say which model it edits; give pretrained=FOLDER, a hub id, demo or smollm2"
+        )
     if problems:
         raise ConfigurationError(problems)
     source = {name: found.get(name) for name in ("pretrained", "revision")} | {"dtype": found.get("dtype") or "auto"}
