@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def default_dataset(model: Any) -> str:
-    """The facts of a run that names none: its own for a model that the package knows (no model: the demo), else ZsRE."""
+    """The facts of a run that names none: a model's own that the package knows (no model: the demo's), else ZsRE."""
     name = demo.NAME if model is None else demo.name_of(model)
     return "zsre" if name is None else demo.DEFAULT_FACTS[name]
 
