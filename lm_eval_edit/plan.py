@@ -16,7 +16,13 @@ from lm_eval_edit.architecture import layer_problems
 from lm_eval_edit.corpus import corpus_problem
 from lm_eval_edit.editing import batch_problems, no_second_moments
 from lm_eval_edit.editors.base import Editor, find_editor, option_names
-from lm_eval_edit.editors.hyperparameters import Hyperparameters, presets, read_options_file, resolve
+from lm_eval_edit.editors.hyperparameters import (
+    Hyperparameters,
+    from_the_model,
+    presets,
+    read_options_file,
+    resolve,
+)
 from lm_eval_edit.errors import ConfigurationError, UserError
 from lm_eval_edit.facts import Fact, Facts
 from lm_eval_edit.ledger import differences, mismatch, read_header
@@ -270,8 +276,11 @@ def _origins(
     published = chosen[0].options if chosen else {}
     file = settings.edit_config if isinstance(settings.edit_config, str) else "edit_config"
     origins = {}
+    from_model = from_the_model(hyperparameters.editor)
     for name in names:
-        if name == "layers" and settings.edit_layers is not None:
+        if name in from_model:
+            origins[name] = f"the model: {from_model[name]}"
+        elif name == "layers" and settings.edit_layers is not None:
             origins[name] = "edit_layers"
         elif name in direct:
             origins[name] = "model_args"

@@ -84,9 +84,12 @@ def _needs(editor: type[Editor]) -> str:
 def _hyperparameters(editor: type[Editor]) -> Iterable[tuple[str, str, str]]:
     for f in fields(editor.Options):
         value = f.default if f.default_factory is MISSING else f.default_factory()
-        default = "by model" if f.name == "layers" and not value else shown(value)
+        by_model = (f.name == "layers" and not value) or (value is None and f.metadata.get("from_model"))
+        default = "by model" if by_model else shown(value)
         # A default that would widen its column for all the others stands below the description.
         about = f.metadata.get("help", "")
+        if f.metadata.get("from_model"):
+            about += f"; by default {f.metadata['from_model']}"
         yield (f.name, default, about) if len(default) <= 12 else (f.name, "", f"{about}\ndefault: {default}")
 
 

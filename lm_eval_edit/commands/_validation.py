@@ -14,6 +14,7 @@ from lm_eval_edit.architecture import Architecture, linear_shape
 from lm_eval_edit.commands._editors import shown
 from lm_eval_edit.commands._layout import columns
 from lm_eval_edit.editing import check_second_moments
+from lm_eval_edit.editors.hyperparameters import from_the_model
 from lm_eval_edit.errors import UserError
 from lm_eval_edit.plan import EditPlan, draft_plan, lacking_second_moments
 from lm_eval_edit.settings import NAMES
@@ -107,7 +108,11 @@ def _hyperparameters(plan: EditPlan) -> list[str]:
     if plan.hyperparameters is None:
         return []
     values = plan.hyperparameters.editor.describe()
-    rows = [(name, shown(value), plan.origins.get(name, "")) for name, value in values.items()]
+    measured = from_the_model(plan.hyperparameters.editor)
+    rows = [
+        (name, "from the model" if name in measured else shown(value), plan.origins.get(name, ""))
+        for name, value in values.items()
+    ]
     return ["", "hyper-parameters, and where each comes from", *columns(rows, indent=2)]
 
 

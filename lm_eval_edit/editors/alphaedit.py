@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lm_eval_edit.editors._keys import cholesky, subject_states
+from lm_eval_edit.editors._scale import NOTHING
 from lm_eval_edit.editors.base import EditContext, EditResult, option
 from lm_eval_edit.editors.memit import BatchOptions, Memit
 from lm_eval_edit.facts import Fact
@@ -56,8 +57,16 @@ class AlphaEdit(Memit):
         device = context.model.get_submodule(module).weight.device
         return context.second_moments.null_space(module, self.options.nullspace_threshold, device)
 
+    def _from_model(self, context: EditContext, facts: Sequence[Fact]) -> dict[str, float]:
+        return {}
+
     def _directions(
-        self, context: EditContext, layer: int, keys: Tensor, history: Sequence[Mapping[str, Tensor]]
+        self,
+        context: EditContext,
+        layer: int,
+        keys: Tensor,
+        history: Sequence[Mapping[str, Tensor]],
+        scale: Mapping[str, float] = NOTHING,
     ) -> Tensor:
         """A (f, n) = (P (K_p K_pᵀ + K Kᵀ) + αI)⁻¹ P K.
 

@@ -138,7 +138,7 @@ class Editor(ABC):
         return {}
 
     def describe(self) -> dict[str, Any]:
-        """The hyper-parameters as JSON-able values."""
+        """The hyper-parameters as JSON-able values; None for one that is found in the model when editing begins."""
         return asdict(self.options)
 
     @classmethod
@@ -179,9 +179,20 @@ class Editor(ABC):
         return list(getattr(self.options, "layers", ()))
 
 
-def option(help: str, **kwargs: Any) -> Any:
-    """A dataclass field with a description."""
-    return field(metadata={"help": help}, **kwargs)
+def option(help: str, *, from_model: str = "", tuned: bool = True, **kwargs: Any) -> Any:
+    """A dataclass field with a description.
+
+    Args:
+        help: The description.
+        from_model: How a number is found in the model where none is given, in words; its default is then None, and
+            `auto` asks for it explicitly (docs/defaults.md).
+        tuned: Whether a number is the result of somebody's search over models, so that its default is worth a notice
+            where no published value is known.
+        kwargs: Those of `dataclasses.field`.
+    """
+    if from_model:
+        kwargs["default"] = None
+    return field(metadata={"help": help, "from_model": from_model, "tuned": tuned}, **kwargs)
 
 
 # ------------------------------------------------------------------------------------------------------- the registry

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from lm_eval_edit.editors._keys import solve_small_batch
+from lm_eval_edit.editors._scale import EMMET_KEY_WEIGHT, NOTHING
 from lm_eval_edit.editors.base import EditContext, Editor, option
 from lm_eval_edit.editors.memit import Memit, MemitOptions
 
@@ -22,7 +23,10 @@ from lm_eval_edit.editors.memit import Memit, MemitOptions
 class EmmetOptions(MemitOptions):
     """Hyper-parameters of EMMET, under EasyEdit's names: MEMIT's, and two that make its systems well conditioned."""
 
-    mom2_update_weight: float = option("λ, how much ordinary text weighs", default=10000.0)
+    mom2_update_weight: float | None = option(
+        "λ, how much ordinary text weighs",
+        from_model="such that the median key of the first operation counts as it does at the published settings",
+    )
     emmet_lambda: float = option("ρ, by how much the constraints W K = V are relaxed", default=0.1)
     update_norm_lambda: float = option("μ, weight of the update's own norm", default=0.0)
 
@@ -40,6 +44,7 @@ class Emmet(Memit):
     summary = "ROME's equality constraint for a batch of facts"
     source = "Gupta et al. 2024, arXiv 2403.14236"
     Options = EmmetOptions
+    key_weight = EMMET_KEY_WEIGHT
 
     @classmethod
     def default_layers(cls, n_layers: int) -> tuple[int, ...]:
@@ -47,11 +52,16 @@ class Emmet(Memit):
         return Editor.default_layers(n_layers)
 
     def _directions(
-        self, context: EditContext, layer: int, keys: Tensor, history: Sequence[Mapping[str, Tensor]]
+        self,
+        context: EditContext,
+        layer: int,
+        keys: Tensor,
+        history: Sequence[Mapping[str, Tensor]],
+        scale: Mapping[str, float] = NOTHING,
     ) -> Tensor:
         """A (f, n) = C'⁻¹ K (Kᵀ C'⁻¹ K + ρI)⁻¹."""
         o = self.options
         module = context.architecture.down_projections[layer]
-        ridge = o.update_norm_lambda / o.mom2_update_weight
-        factor = context.second_moments.cholesky(module, ridge, keys.device)
-        return solve_small_batch(factor, o.mom2_update_weight, keys, ridge=o.emmet_lambda)
+        weight = scale.get("mom2_update_weight", o.mom2_update_weight)
+        factor = context.second_moments.cholesky(module, o.update_norm_lambda / weight, keys.device)
+        return solve_small_batch(factor, weight, keys, ridge=o.emmet_lambda)

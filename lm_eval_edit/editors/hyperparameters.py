@@ -6,7 +6,7 @@ Names are EasyEdit's, and its hparams files for the same method are read as they
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import Field, dataclass, fields
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -64,7 +64,7 @@ class Hyperparameters:
     Attributes:
         editor: With its options.
         preset: Name of the preset the options began with; None when the model has none.
-        notices: What the user should know (layers chosen by depth).
+        notices: What the user should know (figures that are not published for the model).
     """
 
     editor: Editor
@@ -149,33 +149,81 @@ def resolve(
         merged["layers"] = layers
     elif layers is not None and inner is None:
         problems.append(f"edit_layers: {editor_class.name} is not told its layers; leave edit_layers out")
-    if "layers" in names and not merged.get("layers"):
-        merged["layers"] = depth = editor_class.default_layers(config.num_hidden_layers)
-        if len(depth) < config.num_hidden_layers:  # all of them is no choice
-            notices.append(
-                f"no published {editor_class.name} layers for this model ({config.model_type}, "
-                f"{config.num_hidden_layers} layers, width {config.hidden_size}): layer(s) "
-                f"{', '.join(map(str, depth))} chosen by relative depth; edit_layers= says otherwise"
-            )
+    by_depth = "layers" in names and not merged.get("layers")
+    if by_depth:
+        merged["layers"] = editor_class.default_layers(config.num_hidden_layers)
     values = {}
     for f in fields(editor_class.Options):
         if f.name in merged:
             try:
-                values[f.name] = coerce(merged[f.name], f.default)
+                values[f.name] = _value(merged[f.name], f)
             except ValueError as error:
                 problems.append(f"{f.name}={merged[f.name]!r}: {error}")
     if problems:
         return None, problems
     try:
         options = editor_class.Options(**values)
+        if preset is None and (told := _fallen_back(editor_class, options, set(merged), by_depth, config)):
+            notices.append(told)
         editor = editor_class(options) if inner is None else editor_class(options, inner.editor)
     except ValueError as error:
         return None, [str(error)]
     return Hyperparameters(editor, preset.name if preset else inner.preset if inner else None, tuple(notices)), []
 
 
+def _fallen_back(
+    editor: type[Editor], options: Any, given: set[str], by_depth: bool, config: PretrainedConfig
+) -> str | None:
+    """What a user should know of figures that nobody has published for this model: which, and where they come from."""
+    depth = getattr(options, "layers", ()) if by_depth else ()
+    if len(depth) == config.num_hidden_layers:  # all of them is no choice
+        depth = ()
+    from_model = [f.name for f in fields(options) if f.metadata.get("from_model") and getattr(options, f.name) is None]
+    defaults = [
+        f"{f.name} {getattr(options, f.name):g}"
+        for f in fields(options)
+        if f.name not in given and f.metadata.get("tuned", True) and type(f.default) in (int, float)
+    ]
+    parts = []
+    if depth:
+        parts.append(f"layer(s) {', '.join(map(str, depth))} chosen by relative depth")
+    if from_model:
+        parts.append(f"{', '.join(from_model)} from the model itself")
+    if defaults:
+        parts.append(f"by default {', '.join(defaults)}")
+    if not parts:
+        return None
+    return (
+        f"no published {editor.name} hyper-parameters for this model ({config.model_type}, {config.num_hidden_layers} "
+        f"layers, width {config.hidden_size}): {'; '.join(parts)}. edit_layers=, NAME=VALUE or edit_config= says "
+        f"otherwise, docs/defaults.md what to expect"
+    )
+
+
+def from_the_model(editor: Editor) -> dict[str, str]:
+    """{option: how} of an editor's options whose values are found in the model when editing begins."""
+    inner = getattr(editor, "inner", None)
+    found = from_the_model(inner) if isinstance(inner, Editor) else {}
+    for f in fields(editor.options):
+        if f.metadata.get("from_model") and getattr(editor.options, f.name) is None:
+            found[f.name] = f.metadata["from_model"]
+    return found
+
+
 def _plain(name: str) -> str:
     return name.lower().replace("-", "_")
+
+
+def _value(value: Any, f: Field) -> Any:
+    """`value` as the type of an option. `auto` or none leaves an option to the model where it can be."""
+    if not f.metadata.get("from_model"):
+        return coerce(value, f.default)
+    if value is None or (isinstance(value, str) and value.strip().lower() in ("auto", "none")):
+        return None
+    try:
+        return coerce(value, 1.0)
+    except ValueError:
+        raise ValueError(f"want a number, or auto: {f.metadata['from_model']}") from None
 
 
 def coerce(value: Any, like: Any) -> Any:

@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 from lm_eval_edit.architecture import is_transposed
 from lm_eval_edit.delta import Delta, linear_update
 from lm_eval_edit.editors._keys import solve_normal_equations, subject_states
+from lm_eval_edit.editors._scale import MEMIT_KEY_WEIGHT, NOTHING, kept, to_keep, update_weight
 from lm_eval_edit.editors._target import optimise_targets
 from lm_eval_edit.editors.base import EditContext, Editor, EditResult, option
 from lm_eval_edit.editors.templates import TemplatePlan
@@ -37,7 +38,7 @@ class BatchOptions:
     clamp_norm_factor: float = option("δ is kept within this many norms of z_init", default=0.75)
     kl_factor: float = option('weight of the drift of "{subject} is a" in the loss', default=0.0625)
     v_batch_size: int = option(
-        "facts whose targets are optimised at once: bounds memory, changes nothing else", default=16
+        "facts whose targets are optimised at once: bounds memory, changes nothing else", default=16, tuned=False
     )
     fact_token: str = option("where the fact is read and written; only subject_last", default="subject_last")
     mom2_adjustment: bool = option("use the second moments; only true", default=True)
@@ -61,11 +62,14 @@ class BatchOptions:
 class MemitOptions(BatchOptions):
     """Hyper-parameters of MEMIT, under EasyEdit's names."""
 
-    mom2_update_weight: float = option("λ, how much ordinary text weighs against the facts", default=15000.0)
+    mom2_update_weight: float | None = option(
+        "λ, how much ordinary text weighs against the facts",
+        from_model="such that the median key of the first operation counts as it does at the published settings",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.mom2_update_weight <= 0:
+        if self.mom2_update_weight is not None and self.mom2_update_weight <= 0:
             raise ValueError(f"mom2_update_weight={self.mom2_update_weight:g}: want a positive number")
 
 
@@ -77,6 +81,7 @@ class Memit(Editor):
     source = "Meng et al. 2023, arXiv 2210.07229"
     Options = MemitOptions
     batches = True
+    key_weight = MEMIT_KEY_WEIGHT
 
     @classmethod
     def default_layers(cls, n_layers: int) -> tuple[int, ...]:
@@ -93,6 +98,7 @@ class Memit(Editor):
         self, context: EditContext, facts: Sequence[Fact], history: Sequence[Mapping[str, Tensor]] = ()
     ) -> EditResult:
         layers = self.options.layers
+        scale = kept(history) if history else self._from_model(context, facts)
         values, details = self._targets(context, facts)  # (n, d), all on the weights before this operation
         deltas: dict[str, Delta] = {}
         missing = []
@@ -101,7 +107,7 @@ class Memit(Editor):
                 states = subject_states(context, facts, [layer], layers[-1])
                 rest = values.to(states.outputs.device) - states.outputs  # (n, d)
                 keys = states.keys[layer]
-                directions = self._directions(context, layer, keys, history)  # A (f, n)
+                directions = self._directions(context, layer, keys, history, scale)  # A (f, n)
                 module = context.model.get_submodule(context.architecture.down_projections[layer])
                 share = (rest / (len(layers) - index)).T.to(directions.device)  # R (d, n), eq. 20
                 dtype = wide_dtype(module.weight.dtype)
@@ -109,9 +115,15 @@ class Memit(Editor):
                 deltas[name] = linear_update(is_transposed(module), directions.to(dtype), share.to(dtype))
                 edited.enter_context(temporarily_applied(context.model, {name: deltas[name]}))
                 missing.append(rest.norm(dim=1).mean().cpu())
-            state = self._state(context, facts)
+            state = self._state(context, facts) | ({} if history else to_keep(scale))
         details["missing"] = torch.stack(missing).tolist()  # mean ‖z − h‖ before each layer's update
-        return EditResult(deltas, details, state)
+        return EditResult(deltas, details | ({"from_model": scale} if scale else {}), state)
+
+    def _from_model(self, context: EditContext, facts: Sequence[Fact]) -> dict[str, float]:
+        """{option: value} of the options that are None: found on the weights before the schedule's first operation."""
+        if self.options.mom2_update_weight is not None:
+            return {}
+        return {"mom2_update_weight": update_weight(context, facts, self.options.layers, self.key_weight)}
 
     def _targets(self, context: EditContext, facts: Sequence[Fact]) -> tuple[Tensor, dict[str, Any]]:
         """(z (n, d) in float64, figures): what the last edited block should give for each bare prompt (eq. 16)."""
@@ -141,11 +153,21 @@ class Memit(Editor):
         return values, {"loss": losses, "steps": [count for targets in found for count in targets.steps.tolist()]}
 
     def _directions(
-        self, context: EditContext, layer: int, keys: Tensor, history: Sequence[Mapping[str, Tensor]]
+        self,
+        context: EditContext,
+        layer: int,
+        keys: Tensor,
+        history: Sequence[Mapping[str, Tensor]],
+        scale: Mapping[str, float] = NOTHING,
     ) -> Tensor:
-        """A (f, n) in float64, with ΔW = A Rᵀ as a map from keys: (λC + K Kᵀ)⁻¹ K here (eq. 14)."""
+        """A (f, n) in float64, with ΔW = A Rᵀ as a map from keys: (λC + K Kᵀ)⁻¹ K here (eq. 14).
+
+        Args:
+            scale: The options that come from the model.
+        """
         module = context.architecture.down_projections[layer]
-        return solve_normal_equations(context.second_moments, module, self.options.mom2_update_weight, keys)
+        weight = scale.get("mom2_update_weight", self.options.mom2_update_weight)
+        return solve_normal_equations(context.second_moments, module, weight, keys)
 
     def _state(self, context: EditContext, facts: Sequence[Fact]) -> dict[str, Tensor]:
         """What later operations must know, seen on the edited weights; nothing here."""
