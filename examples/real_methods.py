@@ -24,6 +24,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from demo_real import asked, shared_templates
+from filelock import FileLock
 from tqdm.auto import tqdm
 
 from lm_eval_edit import EditSchedule, Fact, edit_model, load_facts
@@ -107,9 +108,9 @@ class Bench:
             if groups.index(group) < done:
                 continue
             measured, templates = self._measure(method, options, group, moments, templates)
-            rows = read(self.kept) | {name: rows[name]}  # rows of another process that writes here stay
             rows[name]["measured"].append(measured)
-            write_json(self.kept, rows)
+            with FileLock(self.kept.with_suffix(".lock")):  # another process may measure other rows
+                write_json(self.kept, read(self.kept) | {name: rows[name]})
 
     def _measure(self, method: str, options: dict, group: list[Fact], moments, templates) -> tuple[dict, Any]:
         """One operation: its processor time, the size of its change, what the model says of each of its facts."""
