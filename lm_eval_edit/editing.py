@@ -25,6 +25,7 @@ from lm_eval_edit.ledger import Ledger, check_schedule, open_ledger, read_header
 from lm_eval_edit.model_source import describe_source
 from lm_eval_edit.schedule import EditSchedule
 from lm_eval_edit.second_moments import SecondMoments
+from lm_eval_edit.success import FEW, Success
 from lm_eval_edit.versions import versions
 from lm_eval_edit.weights import EditedWeights, model_fingerprint
 
@@ -39,6 +40,10 @@ class NotFiniteError(EditError):
     """An edit whose values, or the weights with it, are not finite: the model has collapsed."""
 
 
+class NotTakenError(EditError):
+    """Fewer edits took than `min_success` asks for."""
+
+
 def edit_model(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -51,6 +56,7 @@ def edit_model(
     *,
     ledger: str | Path | None = None,
     seed: int = 0,
+    min_success: float | None = None,
     progress: bool = True,
 ) -> Ledger:
     """Edit a model in place, in the order of `facts`.
@@ -67,18 +73,22 @@ def edit_model(
         second_moments: A safetensors file or {module name: (f, f) tensor E[k kᵀ]}, for methods that need them.
         ledger: A folder to store the operations in, or to replay and continue.
         seed: Seeds whatever is sampled.
-        progress: Show a progress bar.
+        min_success: The share of the facts (0 to 1) that must be answered with the new object right after their own
+            edit, and at the end; None only warns below half.
+        progress: Show progress bars.
 
     Returns:
         The ledger; `ledger.restore()` puts the model back, bit for bit.
 
     Raises:
         ConfigurationError: with every problem of the arguments; the model is untouched.
-        EditError: an edit failed its guards; the model is restored.
+        EditError: an edit failed its guards, or fewer than `min_success` took; the model is restored.
     """
     editor_class = find_editor(editor)
     problems = [f"fact {fact.id or index}: {why}" for index, fact in enumerate(facts) if (why := fact.problem())]
     problems += batch_problems(editor_class, edit_batch_size, options or {})
+    if min_success is not None and not (isinstance(min_success, (int, float)) and 0 <= min_success <= 1):
+        problems.append(f"min_success={min_success}: want a share between 0 and 1, or None")
     resolved, found = resolve(editor_class, model.config, options or {})
     problems += found
     if resolved is not None:
@@ -101,6 +111,7 @@ def edit_model(
         second_moments=SecondMoments.load(second_moments),
         directory=Path(ledger) if ledger is not None else None,
         seed=seed,
+        min_success=min_success,
         progress=progress,
     )
 
@@ -151,6 +162,7 @@ def begin_editing(
     second_moments: SecondMoments | None = None,
     directory: Path | None = None,
     seed: int = 0,
+    min_success: float | None = None,
     progress: bool = True,
 ) -> EditRun:
     """Prepare checked operations on an unedited model, which is not changed yet; see `edit_model` for the arguments.
@@ -183,7 +195,7 @@ def begin_editing(
     ledger.operations = ledger.operations[: len(operations)]
     ledger.finish = editor.finish
     context = EditContext(model, tokenizer, architecture, templates, second_moments, seed, progress)
-    return EditRun(ledger, editor, context, [list(facts) for facts in operations])
+    return EditRun(ledger, editor, context, [list(facts) for facts in operations], min_success)
 
 
 @dataclass
@@ -195,12 +207,14 @@ class EditRun:
         editor: Computes the others.
         context: What it is given.
         operations: The facts of every operation of the schedule.
+        min_success: The share of the edits that must have taken whenever `edit_to` has done its work.
     """
 
     ledger: Ledger
     editor: Editor
     context: EditContext
     operations: list[list[Fact]]
+    min_success: float | None = None
 
     def edit_to(self, n_operations: int | None = None) -> None:
         """Bring the model to the state after the first n operations (default: all), computing those still missing.
@@ -208,7 +222,8 @@ class EditRun:
         Any state may follow any other: earlier operations are replayed from the ledger, never computed again.
 
         Raises:
-            EditError: an edit failed its guards; the model is restored, the ledger holds the operations before it.
+            EditError: an edit failed its guards (the ledger holds the operations before it), or fewer edits took than
+                `min_success` asks for (it holds them all); the model is restored.
         """
         n = len(self.operations) if n_operations is None else min(n_operations, len(self.operations))
         ledger = self.ledger
@@ -221,9 +236,27 @@ class EditRun:
             ledger.guards = guard(ledger)
             facts = [fact for operation in ledger.applied_operations for fact in operation.facts]
             ledger.guards["retained"] = _summary(edit_answers(self.context.model, self.context.tokenizer, facts))
+            if facts:
+                self._tell_success()
         except BaseException:
             ledger.restore()
             raise
+
+    def _tell_success(self) -> None:
+        """Say and record how many of the edits took.
+
+        Raises:
+            NotTakenError: fewer than `min_success` asks for.
+        """
+        ledger = self.ledger
+        found = Success.of([operation.record for operation in ledger.applied_operations], ledger.guards["retained"])
+        ledger.guards |= found.record()
+        if problem := found.problem(self.min_success):
+            raise NotTakenError(problem)
+        if found.share < FEW:
+            logger.warning("%s: most edits did not take, or did not last", found.line())
+        else:
+            logger.info("%s", found.line())
 
     def _replay(self, n: int) -> None:
         """Apply what the ledger already holds of the first n operations."""

@@ -85,6 +85,7 @@ class EditedHFLM(HFLM):
         edit_mom2_regularisation: float = 0.0,
         edit_when: str = AFTER_ALL,
         edit_facts_for: str | None = None,
+        min_success: float | None = None,
         data_dir: str | None = None,
         **kwargs: Any,
     ):
@@ -165,6 +166,7 @@ class EditedHFLM(HFLM):
             second_moments=self._second_moments(plan),
             directory=Path(settings.edit_ledger) if settings.edit_ledger else None,
             seed=settings.edit_seed or 0,
+            min_success=settings.min_success,
         )
 
     def _second_moments(self, plan: EditPlan) -> SecondMoments:
@@ -275,6 +277,7 @@ class EditedHFLM(HFLM):
             "n_edits": n_edits,
             "edit_batch_size": plan.settings.edit_batch_size,
             "options": plan.hyperparameters.editor.describe(),
+            "options_from_model": next((o.record["details"].get("from_model", {}) for o in operations), {}),
             "preset": plan.hyperparameters.preset,
             "layers": plan.hyperparameters.editor.layers(),
             "dataset": {

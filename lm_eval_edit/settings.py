@@ -44,6 +44,17 @@ def _share(value: Any) -> float:
     return number
 
 
+def _part(value: Any) -> float | None:
+    if _is_none(value):
+        return None
+    try:
+        if (number := _share(value)) <= 1:
+            return number
+    except ValueError:
+        pass
+    raise ValueError("want a share between 0 and 1")
+
+
 def _is_none(value: Any) -> bool:
     return value is None or (isinstance(value, str) and value.lower() == "none")
 
@@ -173,6 +184,12 @@ class EditSettings:
         "a method's name",
         "with editor=none: ask about the facts that this method would edit, for the figures before its edits (kn "
         "passes over facts whose present answer is not known)",
+    )
+    min_success: float | None = _setting(
+        None,
+        _part,
+        "a share between 0 and 1, or none",
+        "an error, for CI, unless this share of the edits is answered right both after their own edit and at the end",
     )
     data_dir: str | None = _setting(
         None,

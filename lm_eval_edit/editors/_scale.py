@@ -19,36 +19,63 @@ from lm_eval_edit.editors._keys import subject_states
 from lm_eval_edit.editors.base import EditContext
 from lm_eval_edit.facts import Fact
 
-#: f / λ of MEMIT on GPT-J, the model of the paper's main experiments: f = 16384, λ = 15000. The others that are
-#: published are 0.73 (LLaMA-7B) and 0.32 (GPT-2 XL).
-MEMIT_KEY_WEIGHT = 16384 / 15000
-#: f / λ of EMMET on GPT-2 XL, EasyEdit's file: f = 6400, λ = 10000.
-EMMET_KEY_WEIGHT = 6400 / 10000
-
 NOTHING: Mapping[str, float] = MappingProxyType({})
 
 _STATE = "from_model:"
 
 
-def update_weight(context: EditContext, facts: Sequence[Fact], layers: Sequence[int], key_weight: float) -> float:
-    """λ with kᵀ(λC)⁻¹k = `key_weight` for the median key k of the facts in the layers, on the weights as they stand.
+def closed_share(share: float, n_layers: int) -> float:
+    """What L layers close of a residual of which each is given an equal part, and closes `share` of its part.
 
-    Alone, a key's fact then closes the share s / (1 + s) of what it lacks, s = `key_weight`: (λC + kkᵀ)⁻¹k meets k with
-    it. For a key of ordinary text kᵀC⁻¹k is f in the mean, since E[kᵀC⁻¹k] = tr(C⁻¹C), whatever the size of the keys.
+    The i-th layer from the top is given 1 / i of what is left, so 1 − Π_i (1 − share / i).
+    """
+    left = 1.0
+    for i in range(1, n_layers + 1):
+        left *= 1 - share / i
+    return 1 - left
+
+
+def share_for(closed: float, n_layers: int) -> float:
+    """The share of its part that each of L layers must close, so that together they close `closed` of the residual."""
+    low, high = 0.0, 1.0
+    for _ in range(60):  # `closed_share` rises with the share: halve the interval to the last bit
+        middle = (low + high) / 2
+        low, high = (middle, high) if closed_share(middle, n_layers) < closed else (low, middle)
+    return low
+
+
+#: What MEMIT closes at the settings published for GPT-J, the model of the paper's main experiments (f = 16384,
+#: λ = 15000, six layers), if its subjects' keys are as large as those of its text: 0.79. LLaMA-7B 0.68, GPT-2 XL 0.45.
+MEMIT_CLOSED = closed_share(16384 / (16384 + 15000), 6)
+#: The same of EMMET for GPT-2 XL (f = 6400, λ = 10000, ρ = 0.1, one layer): 0.86. LLaMA-7B has 0.52.
+EMMET_CLOSED = closed_share(6400 / (6400 + 0.1 * 10000), 1)
+
+
+def update_weight(
+    context: EditContext, facts: Sequence[Fact], layers: Sequence[int], closed: float, ridge: float = 1.0
+) -> float:
+    """λ with which the layers close the share `closed` of the residual of a fact with the median key.
+
+    With s = kᵀC⁻¹k / λ and without other facts the update moves the output for k by s / (s + ρ) of what it was given.
+    For a key of ordinary text kᵀC⁻¹k is f in the mean, E[kᵀC⁻¹k] = tr(C⁻¹C), whatever the size of the keys.
 
     Args:
-        context: With second moments of the layers.
+        context: With second moments of the layers; the keys are taken on the weights as they stand.
         facts: Of the first operation; their order does not matter.
         layers: The edited layers, lowest first.
-        key_weight: s.
+        closed: What is to be closed, below 1.
+        ridge: ρ: 1 for MEMIT, `emmet_lambda` for EMMET.
     """
     keys = subject_states(context, facts, layers, layers[-1]).keys
     sizes = []
     for layer in layers:
-        factor = context.second_moments.cholesky(context.architecture.down_projections[layer], device=keys[layer].device)
+        factor = context.second_moments.cholesky(
+            context.architecture.down_projections[layer], device=keys[layer].device
+        )
         whitened = torch.linalg.solve_triangular(factor, keys[layer], upper=False)  # (f, n), kᵀC⁻¹k = ‖L⁻¹k‖²
         sizes.append((whitened**2).sum(dim=0).cpu())
-    return float(torch.cat(sizes).quantile(0.5)) / key_weight
+    share = share_for(closed, len(layers))
+    return float(torch.cat(sizes).quantile(0.5)) * (1 - share) / (share * ridge)
 
 
 def kept(history: Sequence[Mapping[str, Tensor]]) -> dict[str, float]:

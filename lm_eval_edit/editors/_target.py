@@ -21,6 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lm_eval_edit.architecture import Architecture
 from lm_eval_edit.editors._forward import PartialForward, added_to_output, without_parameter_gradients
+from lm_eval_edit.editors._progress import steps as shown_steps
 from lm_eval_edit.editors._rows import align, essence_row, fact_rows
 from lm_eval_edit.facts import Fact
 from lm_eval_edit.weights import wide_dtype
@@ -105,6 +106,7 @@ def optimise_targets(
     weight_decay: float,
     clamp_norm_factor: float,
     kl_factor: float,
+    progress: bool = False,
 ) -> Targets:
     """Optimise δ for every fact.
 
@@ -114,6 +116,7 @@ def optimise_targets(
         contexts: Context templates; the first is the bare `{}`.
         steps, lr, weight_decay, clamp_norm_factor, kl_factor: EasyEdit's `v_num_grad_steps`, `v_lr`, `v_weight_decay`,
             `clamp_norm_factor`, `kl_factor`.
+        progress: Whether to show the steps.
     """
     n, rows_each = len(facts), len(contexts) + 1
     device = model.get_input_embeddings().weight.device
@@ -165,10 +168,16 @@ def optimise_targets(
         drift = F.kl_div(reference[requests], essence, log_target=True, reduction="none").sum(-1)  # KL(now ‖ initial)
         return total / running.count + kl_factor * drift + decay[requests] * shift.norm(dim=1)
 
-    with without_parameter_gradients(model), torch.enable_grad():
+    what = f"optimising {n} target{'s' * (n != 1)}"
+    with (
+        without_parameter_gradients(model),
+        torch.enable_grad(),
+        shown_steps(None, what, "step", show=progress, total=steps) as bar,
+    ):
         running = _Running.of(forward, torch.arange(n, device=delta.device), rows_each, columns)
         for step in range(steps):
             loss = losses(running)
+            bar.update()
             with torch.no_grad():
                 at = running.requests
                 last_loss[at] = torch.where(active[at], loss.detach(), last_loss[at])

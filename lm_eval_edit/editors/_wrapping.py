@@ -62,7 +62,10 @@ class WrappingEditor(Editor):
     ) -> EditResult:
         result = self.inner.compute(context, facts, history)
         deltas = {name: self.alter(context, facts, name, delta) for name, delta in result.deltas.items()}
-        return EditResult(deltas, result.details, result.state)
+        details = dict(result.details)
+        if type(self).alter is not WrappingEditor.alter:
+            details.pop("closed", None)  # by the inner editor's own update, not by the one that is applied
+        return EditResult(deltas, details, result.state)
 
     def alter(self, context: EditContext, facts: Sequence[Fact], parameter: str, delta: Delta) -> Delta:
         """The delta this method applies to `parameter` in place of the inner editor's; the same one by default."""

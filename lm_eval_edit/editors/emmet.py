@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from lm_eval_edit.editors._keys import solve_small_batch
-from lm_eval_edit.editors._scale import EMMET_KEY_WEIGHT, NOTHING
+from lm_eval_edit.editors._scale import EMMET_CLOSED, NOTHING, update_weight
 from lm_eval_edit.editors.base import EditContext, Editor, option
 from lm_eval_edit.editors.memit import Memit, MemitOptions
+from lm_eval_edit.facts import Fact
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class EmmetOptions(MemitOptions):
 
     mom2_update_weight: float | None = option(
         "λ, how much ordinary text weighs",
-        from_model="such that the median key of the first operation counts as it does at the published settings",
+        from_model="such that the first operation closes as much of the residual as GPT-2 XL's published settings do",
     )
     emmet_lambda: float = option("ρ, by how much the constraints W K = V are relaxed", default=0.1)
     update_norm_lambda: float = option("μ, weight of the update's own norm", default=0.0)
@@ -44,12 +45,19 @@ class Emmet(Memit):
     summary = "ROME's equality constraint for a batch of facts"
     source = "Gupta et al. 2024, arXiv 2403.14236"
     Options = EmmetOptions
-    key_weight = EMMET_KEY_WEIGHT
 
     @classmethod
     def default_layers(cls, n_layers: int) -> tuple[int, ...]:
         """One layer, as deep as ROME's."""
         return Editor.default_layers(n_layers)
+
+    def _from_model(self, context: EditContext, facts: Sequence[Fact]) -> dict[str, float]:
+        o = self.options
+        if o.mom2_update_weight is not None:
+            return {}
+        # With ρ = 0 the constraints hold whatever λ is; it only has to be of the systems' size.
+        ridge = o.emmet_lambda or 0.1
+        return {"mom2_update_weight": update_weight(context, facts, o.layers, EMMET_CLOSED, ridge)}
 
     def _directions(
         self,

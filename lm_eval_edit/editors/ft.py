@@ -24,6 +24,7 @@ from torch.func import functional_call
 from lm_eval_edit.delta import DenseDelta
 from lm_eval_edit.editors._finetune import chunks, padded, target_loss, target_row
 from lm_eval_edit.editors._forward import without_parameter_gradients
+from lm_eval_edit.editors._progress import steps
 from lm_eval_edit.editors._rows import Row
 from lm_eval_edit.editors.base import EditContext, Editor, EditResult, option
 from lm_eval_edit.facts import Fact
@@ -106,7 +107,7 @@ class Ft(Editor):
         optimiser = torch.optim.Adam(trained.values(), lr=o.lr, weight_decay=o.weight_decay)
         epochs: list[float] = []
         with without_parameter_gradients(model), torch.enable_grad():
-            for _ in range(o.num_steps):
+            for _ in steps(range(o.num_steps), "fine-tuning", "pass", show=context.progress):
                 total = 0.0
                 for size, batch in batches:
                     weights = {name: w.to(original[name].dtype) for name, w in trained.items()}

@@ -24,6 +24,7 @@ from lm_eval_edit.architecture import is_transposed
 from lm_eval_edit.delta import SparseDelta
 from lm_eval_edit.editors._forward import without_parameter_gradients
 from lm_eval_edit.editors._last_token import LastTokenForward
+from lm_eval_edit.editors._progress import steps as shown_steps
 from lm_eval_edit.editors.base import EditContext, Editor, EditResult, option
 from lm_eval_edit.errors import UserError
 from lm_eval_edit.facts import Fact, in_clear
@@ -131,13 +132,16 @@ class Kn(Editor):
             factors = torch.arange(1, steps + 1, dtype=torch.float64) / steps
         points = self._points(context, prompt, answer)
         layers = [0.0] * architecture.n_layers
-        for ids, wanted in points:
-            forward = LastTokenForward(model, architecture, ids, sites, outputs=self._is_easyedit)
-            step = forward.layers_at_once(steps)
-            for first in range(0, architecture.n_layers, step):
-                together = range(first, min(first + step, architecture.n_layers))
-                for layer, scores in zip(together, _integrated(forward, together, factors, wanted), strict=True):
-                    layers[layer] = layers[layer] + scores.cpu()
+        total = len(points) * architecture.n_layers
+        with shown_steps(None, "attributing the answer", "layer", show=context.progress, total=total) as bar:
+            for ids, wanted in points:
+                forward = LastTokenForward(model, architecture, ids, sites, outputs=self._is_easyedit)
+                step = forward.layers_at_once(steps)
+                for first in range(0, architecture.n_layers, step):
+                    together = range(first, min(first + step, architecture.n_layers))
+                    for layer, scores in zip(together, _integrated(forward, together, factors, wanted), strict=True):
+                        layers[layer] = layers[layer] + scores.cpu()
+                    bar.update(len(together))
         return torch.stack(layers) / sum(len(wanted) for _, wanted in points)
 
     def _points(self, context: EditContext, prompt: str, answer: str) -> list[tuple[list[int], list[int]]]:

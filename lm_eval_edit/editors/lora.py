@@ -26,6 +26,7 @@ from lm_eval_edit.architecture import is_linear, is_transposed
 from lm_eval_edit.delta import Delta, linear_update
 from lm_eval_edit.editors._draws import seed_for
 from lm_eval_edit.editors._finetune import chunks, padded, target_row
+from lm_eval_edit.editors._progress import steps
 from lm_eval_edit.editors._rows import Row
 from lm_eval_edit.editors.base import EditContext, Editor, EditResult, option
 from lm_eval_edit.errors import UserError
@@ -103,7 +104,7 @@ class Lora(Editor):
             optimiser = torch.optim.Adam(trained, lr=o.lr, weight_decay=o.weight_decay)
             first = last = None
             with torch.enable_grad():
-                for _ in range(o.num_steps):
+                for _ in steps(range(o.num_steps), "training the adapter", "pass", show=context.progress):
                     losses = []
                     for batch in batches:
                         loss = adapted(**batch, use_cache=False).loss  # AdaLoRA adds its orthogonality term here

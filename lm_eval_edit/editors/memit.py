@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from lm_eval_edit.architecture import is_transposed
 from lm_eval_edit.delta import Delta, linear_update
 from lm_eval_edit.editors._keys import solve_normal_equations, subject_states
-from lm_eval_edit.editors._scale import MEMIT_KEY_WEIGHT, NOTHING, kept, to_keep, update_weight
+from lm_eval_edit.editors._progress import steps
+from lm_eval_edit.editors._scale import MEMIT_CLOSED, NOTHING, kept, to_keep, update_weight
 from lm_eval_edit.editors._target import optimise_targets
 from lm_eval_edit.editors.base import EditContext, Editor, EditResult, option
 from lm_eval_edit.editors.templates import TemplatePlan
@@ -64,7 +64,7 @@ class MemitOptions(BatchOptions):
 
     mom2_update_weight: float | None = option(
         "λ, how much ordinary text weighs against the facts",
-        from_model="such that the median key of the first operation counts as it does at the published settings",
+        from_model="such that the first operation closes as much of the residual as GPT-J's published settings do",
     )
 
     def __post_init__(self) -> None:
@@ -81,7 +81,6 @@ class Memit(Editor):
     source = "Meng et al. 2023, arXiv 2210.07229"
     Options = MemitOptions
     batches = True
-    key_weight = MEMIT_KEY_WEIGHT
 
     @classmethod
     def default_layers(cls, n_layers: int) -> tuple[int, ...]:
@@ -103,7 +102,7 @@ class Memit(Editor):
         deltas: dict[str, Delta] = {}
         missing = []
         with contextlib.ExitStack() as edited:
-            for index, layer in enumerate(layers):
+            for index, layer in enumerate(steps(layers, "updating layers", "layer", show=context.progress)):
                 states = subject_states(context, facts, [layer], layers[-1])
                 rest = values.to(states.outputs.device) - states.outputs  # (n, d)
                 keys = states.keys[layer]
@@ -115,39 +114,45 @@ class Memit(Editor):
                 deltas[name] = linear_update(is_transposed(module), directions.to(dtype), share.to(dtype))
                 edited.enter_context(temporarily_applied(context.model, {name: deltas[name]}))
                 missing.append(rest.norm(dim=1).mean().cpu())
+            left = (
+                (values - subject_states(context, facts, [], layers[-1]).outputs.to(values.device)).norm(dim=1).mean()
+            )
             state = self._state(context, facts) | ({} if history else to_keep(scale))
         details["missing"] = torch.stack(missing).tolist()  # mean ‖z − h‖ before each layer's update
+        details["closed"] = 1 - float(left) / details["missing"][0] if details["missing"][0] else 1.0
         return EditResult(deltas, details | ({"from_model": scale} if scale else {}), state)
 
     def _from_model(self, context: EditContext, facts: Sequence[Fact]) -> dict[str, float]:
         """{option: value} of the options that are None: found on the weights before the schedule's first operation."""
         if self.options.mom2_update_weight is not None:
             return {}
-        return {"mom2_update_weight": update_weight(context, facts, self.options.layers, self.key_weight)}
+        return {"mom2_update_weight": update_weight(context, facts, self.options.layers, MEMIT_CLOSED)}
 
     def _targets(self, context: EditContext, facts: Sequence[Fact]) -> tuple[Tensor, dict[str, Any]]:
         """(z (n, d) in float64, figures): what the last edited block should give for each bare prompt (eq. 16)."""
         o = self.options
-        starts = range(0, len(facts), o.v_batch_size)
-        found = [
-            optimise_targets(
-                context.model,
-                context.tokenizer,
-                context.architecture,
-                facts[start : start + o.v_batch_size],
-                layer=o.layers[-1],
-                site="block",
-                contexts=[template for templates in context.context_templates for template in templates],
-                steps=o.v_num_grad_steps,
-                lr=o.v_lr,
-                weight_decay=o.v_weight_decay,
-                clamp_norm_factor=o.clamp_norm_factor,
-                kl_factor=o.kl_factor,
-            )
-            for start in tqdm(
-                starts, "optimising targets", leave=False, disable=not context.progress or len(starts) < 2
-            )
-        ]
+        found = []
+        with steps(None, "targets", "fact", show=context.progress, total=len(facts)) as bar:
+            for start in range(0, len(facts), o.v_batch_size):
+                chunk = facts[start : start + o.v_batch_size]
+                found.append(
+                    optimise_targets(
+                        context.model,
+                        context.tokenizer,
+                        context.architecture,
+                        chunk,
+                        layer=o.layers[-1],
+                        site="block",
+                        contexts=[template for templates in context.context_templates for template in templates],
+                        steps=o.v_num_grad_steps,
+                        lr=o.v_lr,
+                        weight_decay=o.v_weight_decay,
+                        clamp_norm_factor=o.clamp_norm_factor,
+                        kl_factor=o.kl_factor,
+                        progress=context.progress,
+                    )
+                )
+                bar.update(len(chunk))
         values = torch.cat([targets.value.double() for targets in found])
         losses = [loss for targets in found for loss in targets.losses.tolist()]
         return values, {"loss": losses, "steps": [count for targets in found for count in targets.steps.tolist()]}

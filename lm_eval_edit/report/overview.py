@@ -99,3 +99,6 @@ def _guards(compared: Sequence[Compared]) -> Iterable[str]:
         guards: Mapping[str, Any] = each.cell.edit.get("guards") or {}
         if guards.get("answers_changed_ok") is False:
             yield f"{each.row.name}, {each.cell.n_edits} edits: the answers to the edited prompts hardly changed"
+        elif guards.get("edits_took_ok") is False:
+            own, end, edits = (guards.get(name) for name in ("right_after_own_edit", "right_at_end", "edits"))
+            yield f"{each.row.name}: of {edits} edits {own} were answered right after their own edit, {end} at the end"
