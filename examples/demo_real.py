@@ -104,6 +104,7 @@ def side_by_side(console: Console, model, tokenizer, fact: Fact, editor: str) ->
 def over_many(console: Console, model, tokenizer, facts: Sequence[Fact], editor: str, templates) -> None:
     """Edit each fact alone and print the means before and after."""
     before, after = [], []
+    logging.getLogger("lm_eval_edit").setLevel(logging.ERROR)  # what it says of each edit the table says of all
     for fact in tqdm(facts, desc=f"{editor}: each fact alone", unit="fact", file=sys.stderr):
         before.append(asked(model, tokenizer, fact))
         ledger = edit_model(model, tokenizer, [fact], editor=editor, context_templates=templates, progress=False)
@@ -129,7 +130,6 @@ def main() -> int:
     parser.add_argument("--pretrained", default="smollm2", help="the model (default: %(default)s)")
     parser.add_argument("--dataset", default="known_facts", help="the facts (default: %(default)s)")
     arguments = parser.parse_args()
-    logging.getLogger("lm_eval_edit").addFilter(lambda record: not record.getMessage().startswith("no published"))
     transformers_logging.set_verbosity_error()
     console, started = Console(), time.perf_counter()
     try:

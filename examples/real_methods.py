@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import time
 from pathlib import Path
@@ -123,10 +124,12 @@ class Bench:
         )  # fmt: skip
         seconds = time.process_time() - started
         changes = ledger.weights.report().values()
+        details = ledger.operations[0].record["details"]
         measured = {
             "seconds": seconds,
             "delta_norm": sum(change["delta_norm"] ** 2 for change in changes) ** 0.5,
             "weight_norm": sum(change["weight_norm"] ** 2 for change in changes) ** 0.5,
+            "details": {name: details[name] for name in ("closed", "from_model") if name in details},
             "facts": [asked(self.model, self.tokenizer, fact) for fact in group],
         }
         ledger.restore()
@@ -180,6 +183,7 @@ def main() -> None:
     parser.add_argument("--kept", type=Path, default=DOCS.with_suffix(".json"), help="what was measured is kept here")
     parser.add_argument("--table", action="store_true", help="measure nothing, write the table from what there is")
     arguments = parser.parse_args()
+    logging.getLogger("lm_eval_edit").setLevel(logging.ERROR)  # what it says of each edit the table says of all
     if not arguments.table:
         if arguments.facts is None:
             parser.error("--facts FILE is needed: CounterFact's records are not ours to distribute")
