@@ -198,7 +198,7 @@ def _lora(shape: Shape, options: Mapping[str, Any], fact: FactLength, facts: int
 def _training(
     shape: Shape, options: Mapping[str, Any], fact: FactLength, facts: int, steps: int, blocks: int, matrices: int
 ) -> Work:
-    steps, size = options.get("num_steps", steps), min(facts, options.get("batch_size", 1))
+    steps, size = options.get("num_steps") or steps, min(facts, options.get("batch_size", 1))
     length = fact.prompt + fact.target - 1
     tokens, count = size * length, steps * math.ceil(facts / size)
     head = tokens * shape.head

@@ -7,7 +7,7 @@ with C⁻¹, MEMIT adds λC to its normal equations, AlphaEdit projects onto C's
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -160,6 +160,11 @@ class SecondMoments:
 
     def _place(self, module: str, device: torch.device | str | None) -> torch.device:
         return self[module].device if device is None else torch.device(device)
+
+    def median_eigenvalue(self, modules: Sequence[str]) -> float:
+        """The median of the eigenvalues of some modules' moments, all together: half of the directions lie below it."""
+        values = [torch.linalg.eigvalsh(self.symmetric(module)).cpu() for module in modules]
+        return float(torch.cat(values).quantile(0.5))
 
     def null_space(self, module: str, threshold: float, device: torch.device | str | None = None) -> Tensor:
         """(f, r) orthonormal directions of key space in which text has a second moment below `threshold`, in float64.

@@ -94,7 +94,9 @@ def test_the_edit_takes_with_the_defaults_and_restores_bit_for_bit(dtype, lora_t
     kept = weights_of(model)
     fact = LEARNABLE[0]
     assert not edit_answers(model, tokenizer, [fact])[0].exact
-    ledger = edit_model(model, tokenizer, [fact], "lora", options={"lora_type": lora_type}, progress=False)
+    assert LoraOptions().num_steps is None
+    published = {"lora_type": "adalora", "lr": 5e-3, "num_steps": 70} if lora_type == "adalora" else {}
+    ledger = edit_model(model, tokenizer, [fact], "lora", options=published, progress=False)
     assert edit_answers(model, tokenizer, [fact])[0].exact
     assert all(d.left.dtype == torch.float32 for d in ledger.operations[0].deltas.values())
     ledger.restore()
@@ -204,3 +206,11 @@ def test_a_model_whose_projections_have_no_known_names_asks_for_them(monkeypatch
     monkeypatch.setattr(lora, "PEFT_TARGETS", {})
     with pytest.raises(UserError, match=r"peft knows no targets for gpt2: give target_modules among"):
         edit(tiny_model(), FACTS[:1])
+
+
+@pytest.mark.parametrize(("enough", "given", "steps"), [(100.0, {}, 1), (0.0, {}, 70), (100.0, {"num_steps": 3}, 3)])
+def test_without_a_number_of_passes_training_ends_when_the_loss_is_small(monkeypatch, enough, given, steps):
+    monkeypatch.setattr(lora, "ENOUGH", enough)
+    options = {"rank": 2, "layers": [1]} | given
+    ledger = edit_model(tiny_model(), tiny_tokenizer(), LEARNABLE[:1], "lora", options=options, progress=False)
+    assert ledger.operations[0].record["details"]["steps"] == steps

@@ -341,7 +341,8 @@ def test_easyedits_hparams_are_accepted_and_those_for_another_size_are_not():
         "mom2_adjustment": True, "mom2_update_weight": "2e4", "layers": [0, 1], "ln_f_module": "transformer.ln_f",
     }  # fmt: skip
     found, problems = resolve(Memit, tiny_model().config, published)
-    assert not problems and found.editor.options.mom2_update_weight == 20000 and not found.notices
+    assert not problems and found.editor.options.mom2_update_weight == 20000
+    assert len(found.notices) == 1 and "v_lr 0.5" in found.notices[0] and "relative depth" not in found.notices[0]
     _, problems = resolve(Memit, tiny_model().config, published | {"v_loss_layer": 47})
     assert len(problems) == 1 and "for a model of another size, this one's last layer is 2" in problems[0]
 

@@ -103,7 +103,8 @@ def test_the_edit_block_of_the_results(world):
     assert edit["weights_fingerprint"] != edit["unedited_fingerprint"]
     assert edit["guards"] == {
         "weights_changed": True, "weights_finite": True, "answers_changed": 2, "answers_changed_ok": True,
-        "retained": edit["guards"]["retained"],
+        "retained": edit["guards"]["retained"], "edits": 2, "right_after_own_edit": 2, "residual_closed": None,
+        "right_at_end": edit["guards"]["right_at_end"], "edits_took_ok": edit["guards"]["right_at_end"] >= 1,
     }  # fmt: skip
     assert {"torch", "transformers", "lm_eval", "lm_eval_edit"} == edit["versions"].keys()
     assert EditedHFLM(str(world / "model"), device="cpu").get_model_info()["edit"]["editor"] == "none"

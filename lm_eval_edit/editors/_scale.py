@@ -78,6 +78,22 @@ def update_weight(
     return float(torch.cat(sizes).quantile(0.5)) * (1 - share) / (share * ridge)
 
 
+def norm_weight(context: EditContext, facts: Sequence[Fact], bases: Mapping[int, Tensor], closed: float) -> float:
+    """AlphaEdit's α with which the layers close the share `closed` of the residual of a fact with the median key.
+
+    Without other facts the update moves the output for k by ‖P k‖² / (‖P k‖² + α) of what it was given.
+
+    Args:
+        bases: {edited layer: U (f, r)}, lowest first, with P = U Uᵀ.
+        context, facts, closed: As for `update_weight`.
+    """
+    layers = list(bases)
+    keys = subject_states(context, facts, layers, layers[-1]).keys
+    sizes = [((basis.to(keys[at].device).T @ keys[at]) ** 2).sum(dim=0).cpu() for at, basis in bases.items()]
+    share = share_for(closed, len(layers))
+    return float(torch.cat(sizes).quantile(0.5)) * (1 - share) / share
+
+
 def kept(history: Sequence[Mapping[str, Tensor]]) -> dict[str, float]:
     """What the first operation of a schedule has fixed: {option: value}; empty before there is one."""
     first = history[0] if history else {}

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lm_eval_edit.editors._keys import cholesky, subject_states
-from lm_eval_edit.editors._scale import NOTHING
+from lm_eval_edit.editors._scale import MEMIT_CLOSED, NOTHING, norm_weight
 from lm_eval_edit.editors.base import EditContext, EditResult, option
 from lm_eval_edit.editors.memit import BatchOptions, Memit
 from lm_eval_edit.facts import Fact
@@ -25,13 +25,18 @@ from lm_eval_edit.weights import wide_dtype
 class AlphaEditOptions(BatchOptions):
     """Hyper-parameters of AlphaEdit, under EasyEdit's names."""
 
-    nullspace_threshold: float = option("eigenvalues of C below it span the null space", default=0.02)
-    L2: float = option("weight of the update's own norm", default=10.0)
+    nullspace_threshold: float | None = option(
+        "eigenvalues of C below it span the null space", from_model="the median eigenvalue over the edited layers"
+    )
+    L2: float | None = option(
+        "weight of the update's own norm",
+        from_model="such that the first operation closes as much of the residual as MEMIT does at GPT-J's settings",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("nullspace_threshold", "L2"):
-            if getattr(self, name) <= 0:
+            if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise ValueError(f"{name}={getattr(self, name):g}: want a positive number")
 
 
@@ -48,17 +53,28 @@ class AlphaEdit(Memit):
         self, context: EditContext, facts: Sequence[Fact], history: Sequence[Mapping[str, Tensor]] = ()
     ) -> EditResult:
         result = super().compute(context, facts, history)
-        result.details["null_space"] = {str(layer): self._basis(context, layer).shape[1] for layer in self.layers()}
+        threshold = result.details.get("from_model", {}).get("nullspace_threshold", self.options.nullspace_threshold)
+        result.details["null_space"] = {
+            str(layer): self._basis(context, layer, threshold).shape[1] for layer in self.layers()
+        }
         return result
 
-    def _basis(self, context: EditContext, layer: int) -> Tensor:
+    def _from_model(self, context: EditContext, facts: Sequence[Fact]) -> dict[str, float]:
+        o, found = self.options, {}
+        threshold, weight = o.nullspace_threshold, o.L2
+        if threshold is None:
+            modules = [context.architecture.down_projections[layer] for layer in o.layers]
+            found["nullspace_threshold"] = threshold = context.second_moments.median_eigenvalue(modules)
+        if weight is None:
+            bases = {layer: self._basis(context, layer, threshold) for layer in o.layers}
+            found["L2"] = norm_weight(context, facts, bases, MEMIT_CLOSED)
+        return found
+
+    def _basis(self, context: EditContext, layer: int, threshold: float) -> Tensor:
         """U (f, r), with P = U Uᵀ, where the layer's weight is."""
         module = context.architecture.down_projections[layer]
         device = context.model.get_submodule(module).weight.device
-        return context.second_moments.null_space(module, self.options.nullspace_threshold, device)
-
-    def _from_model(self, context: EditContext, facts: Sequence[Fact]) -> dict[str, float]:
-        return {}
+        return context.second_moments.null_space(module, threshold, device)
 
     def _directions(
         self,
@@ -74,13 +90,14 @@ class AlphaEdit(Memit):
         system, or by the push-through identity one as large as the number of keys.
         """
         module = context.architecture.down_projections[layer]
-        basis = self._basis(context, layer).to(keys.device)
+        o = self.options
+        basis = self._basis(context, layer, scale.get("nullspace_threshold", o.nullspace_threshold)).to(keys.device)
         earlier = [state[_state_name(module)].to(keys.device, torch.float64) for state in history]
         projected = basis.T @ torch.cat([*earlier, keys], dim=1)  # M (r, N), the last n columns UᵀK
         n, (r, total) = keys.shape[1], projected.shape
         by_keys = total <= r
         system = projected.T @ projected if by_keys else projected @ projected.T
-        system.diagonal().add_(self.options.L2)
+        system.diagonal().add_(scale.get("L2", o.L2))
         factor = cholesky(system, n)
         if by_keys:
             last = torch.eye(total, dtype=factor.dtype, device=factor.device)[:, -n:]

@@ -179,20 +179,21 @@ class Editor(ABC):
         return list(getattr(self.options, "layers", ()))
 
 
-def option(help: str, *, from_model: str = "", tuned: bool = True, **kwargs: Any) -> Any:
+def option(help: str, *, from_model: str = "", like: float = 1.0, tuned: bool = True, **kwargs: Any) -> Any:
     """A dataclass field with a description.
 
     Args:
         help: The description.
         from_model: How a number is found in the model where none is given, in words; its default is then None, and
             `auto` asks for it explicitly (docs/defaults.md).
+        like: A number of the type of such an option.
         tuned: Whether a number is the result of somebody's search over models, so that its default is worth a notice
             where no published value is known.
         kwargs: Those of `dataclasses.field`.
     """
     if from_model:
         kwargs["default"] = None
-    return field(metadata={"help": help, "from_model": from_model, "tuned": tuned}, **kwargs)
+    return field(metadata={"help": help, "from_model": from_model, "like": like, "tuned": tuned}, **kwargs)
 
 
 # ------------------------------------------------------------------------------------------------------- the registry

@@ -49,8 +49,8 @@ class FtOptions:
     norm_constraint: float | bool | None = option(
         "no entry moves further than this from where it was; false for no limit", default=None
     )
-    batch_size: int = option("facts in one gradient step, within the facts of one operation", default=1)
-    kl_factor: float = option("only 0, as in EasyEdit's files: EasyEdit never reads it", default=0.0)
+    batch_size: int = option("facts in one gradient step, within the facts of one operation", default=1, tuned=False)
+    kl_factor: float = option("only 0, as in EasyEdit's files: EasyEdit never reads it", default=0.0, tuned=False)
 
     def __post_init__(self) -> None:
         if self.objective_optimization not in OBJECTIVES:

@@ -221,9 +221,9 @@ def _value(value: Any, f: Field) -> Any:
     if value is None or (isinstance(value, str) and value.strip().lower() in ("auto", "none")):
         return None
     try:
-        return coerce(value, 1.0)
-    except ValueError:
-        raise ValueError(f"want a number, or auto: {f.metadata['from_model']}") from None
+        return coerce(value, f.metadata["like"])
+    except ValueError as error:
+        raise ValueError(f"{error}, or auto: {f.metadata['from_model']}") from None
 
 
 def coerce(value: Any, like: Any) -> Any:

@@ -42,10 +42,12 @@ class KnOptions:
     variant: str = option("easyedit (as EasyEdit computes it) or paper (Dai et al.)", default="easyedit")
     steps: int = option("points of the integral along which a neuron's activation grows", default=20)
     adaptive_threshold: float = option("a neuron counts above this share of the largest attribution", default=0.2)
-    p: float = option("paper: share of the prompts that must find a neuron", default=0.7)
+    p: float = option("paper: share of the prompts that must find a neuron", default=0.7, tuned=False)
     operation: str = option("paper: update, erase or enhance the fact", default="update")
-    lambda1: float = option("paper: how much of the old answer's embedding is taken away", default=1.0)
-    lambda2: float = option("paper: how much of the new answer's embedding is put in its place", default=8.0)
+    lambda1: float = option("paper: how much of the old answer's embedding is taken away", default=1.0, tuned=False)
+    lambda2: float = option(
+        "paper: how much of the new answer's embedding is put in its place", default=8.0, tuned=False
+    )
 
     def __post_init__(self) -> None:
         if self.variant not in VARIANTS:

@@ -1,8 +1,9 @@
 """LoRA: a low-rank adapter trained on the facts of one operation, then written into the base model's own weights.
 
 Hu et al. 2021 (arXiv 2106.09685); as an editing baseline in EasyEdit (Zhang et al. 2024, arXiv 2401.01286): query and
-value projections of all layers, Adam, a fixed number of passes, no early stop. EasyEdit trains AdaLoRA (Zhang et al.
-2023, arXiv 2303.10512) without ever reallocating its ranks; `lora_type=adalora` does the same.
+value projections of all layers, Adam, a fixed number of passes, no early stop. Its numbers are in the presets; the
+defaults are gentler (docs/defaults.md). EasyEdit trains AdaLoRA (Zhang et al. 2023, arXiv 2303.10512) without ever
+reallocating its ranks; `lora_type=adalora` does the same.
 
 The adapter is peft's. Here it is turned into W ← W + s B A, one low-rank delta for each adapted matrix, and unloaded.
 The base model stays in evaluation mode; only the adapter has dropout.
@@ -34,6 +35,10 @@ from lm_eval_edit.facts import Fact
 from lm_eval_edit.weights import wide_dtype
 
 ADAPTER = "edit"
+ENOUGH, MOST_STEPS = (
+    0.01,
+    70,
+)  # without `num_steps`: the mean loss of a pass that is the last one, FT's; EasyEdit's passes
 IGNORED = -100  # the label that transformers' loss passes over
 
 
@@ -43,8 +48,10 @@ class LoraOptions:
 
     layers: tuple[int, ...] = option("the adapted layers; all by default", default=())
     lora_type: str = option("lora, or adalora as in EasyEdit", default="lora")
-    num_steps: int = option("passes over the operation's facts", default=70)
-    lr: float = option("Adam's learning rate", default=5e-3)
+    num_steps: int | None = option(
+        "passes over the operation's facts", from_model="as many as bring the loss below 0.01, 70 at most", like=1
+    )
+    lr: float = option("Adam's learning rate", default=1e-3)
     weight_decay: float = option("Adam's weight decay", default=0.0)
     rank: int = option("rank of each adapted matrix's update", default=8)
     lora_alpha: float = option("scale: s = lora_alpha / rank", default=32.0)
@@ -52,15 +59,15 @@ class LoraOptions:
     target_modules: Any = option(
         "names of the adapted modules, as a list or q_proj:v_proj; by default peft's choice for the model", default=None
     )
-    batch_size: int = option("facts in one gradient step, within the facts of one operation", default=1)
-    kl_factor: float = option("only 0, as in EasyEdit's files: EasyEdit never reads it", default=0.0)
+    batch_size: int = option("facts in one gradient step, within the facts of one operation", default=1, tuned=False)
+    kl_factor: float = option("only 0, as in EasyEdit's files: EasyEdit never reads it", default=0.0, tuned=False)
     norm_constraint: Any = option("only false, as in EasyEdit's files: EasyEdit never reads it", default=None)
 
     def __post_init__(self) -> None:
         if self.lora_type not in ("lora", "adalora"):
             raise ValueError(f"lora_type={self.lora_type!r}: want lora or adalora")
         for name in ("num_steps", "rank", "batch_size"):
-            if getattr(self, name) < 1:
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: want at least 1")
         if not 0 <= self.lora_dropout < 1:
             raise ValueError(f"lora_dropout={self.lora_dropout}: want a share of at least 0 and below 1")
@@ -102,9 +109,9 @@ class Lora(Editor):
         with _seeded(seed_for(context.seed, facts, self.name)), _adapted(model, self._config(targets)) as adapted:
             trained = [p for p in model.parameters() if p.requires_grad]  # peft lets only the adapter learn
             optimiser = torch.optim.Adam(trained, lr=o.lr, weight_decay=o.weight_decay)
-            first = last = None
+            first, last, taken = None, None, 0
             with torch.enable_grad():
-                for _ in steps(range(o.num_steps), "training the adapter", "pass", show=context.progress):
+                for _ in steps(range(o.num_steps or MOST_STEPS), "training the adapter", "pass", show=context.progress):
                     losses = []
                     for batch in batches:
                         loss = adapted(**batch, use_cache=False).loss  # AdaLoRA adds its orthogonality term here
@@ -114,8 +121,11 @@ class Lora(Editor):
                         losses.append(loss.detach())
                     last = torch.stack(losses).mean()
                     first = last if first is None else first
+                    taken += 1
+                    if o.num_steps is None and float(last) < ENOUGH:
+                        break
             deltas = {f"{path}.weight": _delta(model.get_submodule(path)) for path in targets}
-        return EditResult(deltas, {"loss": [float(first), float(last)], "steps": o.num_steps})
+        return EditResult(deltas, {"loss": [float(first), float(last)], "steps": taken})
 
     def _targets(self, context: EditContext) -> list[str]:
         """Paths of the adapted modules in the chosen layers.
@@ -143,7 +153,7 @@ class Lora(Editor):
         common = {"target_modules": targets, "lora_alpha": o.lora_alpha, "lora_dropout": o.lora_dropout}
         if o.lora_type == "lora":
             return peft.LoraConfig(r=o.rank, **common)
-        return peft.AdaLoraConfig(init_r=o.rank, target_r=o.rank, total_step=o.num_steps, **common)
+        return peft.AdaLoraConfig(init_r=o.rank, target_r=o.rank, total_step=o.num_steps or MOST_STEPS, **common)
 
 
 def _query_and_value(names: Sequence[str]) -> list[str]:

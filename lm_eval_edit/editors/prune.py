@@ -35,7 +35,7 @@ class PruneOptions:
     """Hyper-parameters of PRUNE; those of the editor it restrains are given beside them."""
 
     over: str = option("the editor whose sum of updates is restrained", default="memit")
-    alpha: float = option("base of the logarithm; the larger, the tighter", default=1.2)
+    alpha: float = option("base of the logarithm; the larger, the tighter", default=1.2, tuned=False)
 
     def __post_init__(self) -> None:
         if not self.alpha > 1:

@@ -37,7 +37,9 @@ class RectOptions:
     """Hyper-parameters of RECT; those of the editor it regularises are given beside them."""
 
     over: str = option("the editor whose updates are regularised", default="rome")
-    keep: float = option("the share of a matrix's entries (pca: of its singular directions) that is kept", default=0.4)
+    keep: float = option(
+        "the share of a matrix's entries (pca: of its singular directions) that is kept", default=0.4, tuned=False
+    )
     baseline: str = option(
         "what is kept: relative (largest |ΔW / W|, the method), random entries, or pca (leading directions)",
         default="relative",
