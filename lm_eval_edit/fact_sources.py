@@ -99,8 +99,9 @@ def load_facts(source: str | Path, data_dir: str | Path | None = None) -> Facts:
         return _of_hub(name)
     path = Path(name).expanduser()
     if not path.is_file():
+        named = ", ".join((demo.NAME, *HUB, demo.KNOWN_FACTS))
         raise UserError(
-            f"edit_dataset={name}: no such file, and not one of the named sets {', '.join((demo.NAME, *HUB, demo.KNOWN_FACTS))}. "
+            f"edit_dataset={name}: no such file, and not one of the named sets {named}. "
             f"Give one of these names or the path of a JSON or JSONL file of facts"
         )
     return _of_file(path, str(path))
