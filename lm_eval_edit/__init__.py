@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from lm_eval_edit.facts import Fact, Facts, Probe
     from lm_eval_edit.ledger import Ledger
     from lm_eval_edit.model import EditedHFLM
+    from lm_eval_edit.model_source import load_source
     from lm_eval_edit.schedule import EditSchedule
 
 __version__ = "0.1.0"
@@ -28,6 +29,7 @@ _WHERE = {
     "UserError": "errors",
     "edit_model": "editing",
     "load_facts": "fact_sources",
+    "load_source": "model_source",
 }
 
 __all__ = [
@@ -42,6 +44,7 @@ __all__ = [
     "UserError",
     "edit_model",
     "load_facts",
+    "load_source",
 ]
 
 

@@ -19,6 +19,13 @@ if TYPE_CHECKING:
     from torch import Tensor  # imported where it is used: comparing results needs files, but no tensors
 
 
+def cache_folder() -> Path:
+    """Where what is made once is kept: `LM_EVAL_EDIT_CACHE`, else lm_eval_edit in the user's cache folder (XDG)."""
+    if given := os.environ.get("LM_EVAL_EDIT_CACHE"):
+        return Path(given).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "lm_eval_edit"
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file so that a reader, or a run after a crash, sees all of it or none of it."""
     path.parent.mkdir(parents=True, exist_ok=True)

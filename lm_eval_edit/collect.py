@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lm_eval_edit._files import hash_json, load_tensors, save_tensors
+from lm_eval_edit._files import cache_folder, hash_json, load_tensors, save_tensors
 from lm_eval_edit._moment_files import COUNT, MOMENT, read_moments
 from lm_eval_edit.architecture import Architecture
 from lm_eval_edit.corpus import Corpus
@@ -36,13 +35,6 @@ BATCH_TOKENS = 8192  # padded tokens of one forward pass
 LONGEST = 4096  # tokens of one text, where the model's context is longer still
 SAVE_SECONDS = 120.0  # between two writes of the partial state
 FEW = 10  # tokens per dimension below which an estimate is called rough
-
-
-def cache_folder() -> Path:
-    """Where results are kept: `LM_EVAL_EDIT_CACHE`, else lm_eval_edit in the user's cache folder (XDG)."""
-    if given := os.environ.get("LM_EVAL_EDIT_CACHE"):
-        return Path(given).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "lm_eval_edit"
 
 
 def collect_second_moments(

@@ -1,4 +1,4 @@
-"""Where facts come from: the demo, the field's named data sets on the hub or in a folder, and files."""
+"""Where facts come from: the package itself, the field's named data sets on the hub or in a folder, and files."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
+from lm_eval_edit import demo
 from lm_eval_edit.errors import UserError
 from lm_eval_edit.fact_files import read_fact_records
 from lm_eval_edit.facts import Facts, read_facts
@@ -76,19 +77,17 @@ def load_facts(source: str | Path, data_dir: str | Path | None = None) -> Facts:
     """Load the facts of a data set.
 
     Args:
-        source: `demo`, `zsre`, `counterfact`, or the path of a JSON or JSONL file in any known format.
+        source: `demo`, `known_facts`, `zsre`, `counterfact`, or the path of a JSON or JSONL file in any known format.
         data_dir: A folder looked into before the hub, for the named sets.
 
     Raises:
         UserError: unknown name, missing file, broken JSON (file and line), missing field (file and record).
     """
     name = str(source)
-    if name == "demo":
-        from lm_eval_edit import demo
-
-        return _of_file(demo.DATA / "facts.jsonl", "demo")
+    if name in demo.FACTS:
+        return _of_file(demo.FACTS[name], name)
     if name in HUB:
-        if data_dir is not None and str(data_dir) != "demo":
+        if data_dir is not None and str(data_dir) != demo.NAME:
             looked = [Path(data_dir) / local for local in HUB[name].local]
             for path in looked:
                 if path.is_file():
@@ -100,8 +99,9 @@ def load_facts(source: str | Path, data_dir: str | Path | None = None) -> Facts:
         return _of_hub(name)
     path = Path(name).expanduser()
     if not path.is_file():
+        named = ", ".join((demo.NAME, *HUB, demo.KNOWN_FACTS))
         raise UserError(
-            f"edit_dataset={name}: no such file, and not one of the named sets demo, {', '.join(HUB)}. "
+            f"edit_dataset={name}: no such file, and not one of the named sets {named}. "
             f"Give one of these names or the path of a JSON or JSONL file of facts"
         )
     return _of_file(path, str(path))

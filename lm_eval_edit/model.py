@@ -27,7 +27,7 @@ from lm_eval_edit.endings import Listener, listening
 from lm_eval_edit.errors import UserError
 from lm_eval_edit.exact_model import ExactHFLM
 from lm_eval_edit.ledger import Ledger
-from lm_eval_edit.model_source import refuse_offloaded
+from lm_eval_edit.model_source import describe_source, refuse_offloaded
 from lm_eval_edit.parallel import Processes, SharedRun, join_processes
 from lm_eval_edit.plan import EditPlan, make_plan
 from lm_eval_edit.second_moments import SecondMoments
@@ -75,6 +75,7 @@ class EditedHFLM(ExactHFLM):
     """HFLM whose model has been edited. Every argument of HFLM passes through; ours are described in `EditSettings`.
 
     Without `pretrained`, or with `pretrained=demo`, the embedded demo world is used: its model, facts and task data.
+    `pretrained=smollm2` is a small real model (extra `smollm2`), with well-known facts to edit.
 
     Attributes:
         plan: What is edited and how; of the schedule taken up last.
@@ -304,6 +305,7 @@ class EditedHFLM(ExactHFLM):
         record: dict[str, Any] = {
             "editor": plan.settings.editor,
             "n_edits": 0,
+            "model": describe_source(self.model),
             "weights_fingerprint": self.weights_fingerprint,
             "versions": versions(),
         }

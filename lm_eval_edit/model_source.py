@@ -8,23 +8,28 @@ from typing import Any
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from lm_eval_edit import demo
+from lm_eval_edit.demo.smollm2 import provenance
 from lm_eval_edit.devices import find_device
 from lm_eval_edit.errors import UserError, in_one_line
 
 
 def describe_source(model: PreTrainedModel) -> dict[str, Any]:
-    """`pretrained` (demo, a folder, a hub id; None for a model that was not loaded), `revision` and `dtype`.
+    """`pretrained` (demo, smollm2, a folder, a hub id; None for a model that was not loaded), `revision` and `dtype`.
 
-    The revision is the hub's commit, so that a branch that moves on still gives the same model.
+    For a model that was unpacked from a package also `unpacked_from`: package, version, file and its sha256. The
+    revision is the hub's commit, so that a branch that moves on still gives the same model.
     """
     name = model.name_or_path
+    unpacked_from = None
     if name and Path(name).is_dir():
-        name = demo.NAME if Path(name).samefile(demo.CHECKPOINT) else str(Path(name).resolve())
-    return {
+        unpacked_from = provenance(name)
+        name = demo.name_of(name) or str(Path(name).resolve())
+    found = {
         "pretrained": name or None,
         "revision": getattr(model.config, "_commit_hash", None),
         "dtype": str(model.dtype).removeprefix("torch."),
     }
+    return found if unpacked_from is None else found | {"unpacked_from": unpacked_from}
 
 
 def load_source(
@@ -37,7 +42,7 @@ def load_source(
     """Load a model, in evaluation mode, and its tokenizer.
 
     Args:
-        pretrained: demo, a folder or a hub id.
+        pretrained: demo, smollm2, a folder or a hub id.
         revision: Of the hub.
         dtype: A torch dtype's name, or auto.
         device: cpu, cuda:0, ..., or auto to spread the model over all GPUs; by default the first GPU if there is one.

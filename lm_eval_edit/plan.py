@@ -94,7 +94,7 @@ def make_plan(pretrained: str | PreTrainedModel, ours: Mapping[str, Any], others
     """Check all options and plan the edits.
 
     Args:
-        pretrained: `demo`, a path or hub id, or a model object.
+        pretrained: `demo`, `smollm2`, a path or hub id, or a model object.
         ours: Options of `EditSettings`, as given.
         others: All other options given, for HFLM and from_pretrained.
 
@@ -112,10 +112,10 @@ def draft_plan(
 ) -> tuple[EditPlan, list[str]]:
     """The plan as far as the options allow, and all their problems as sentences; see `make_plan`."""
     settings, problems = parse_settings(ours)
-    source = demo.loadable(pretrained)
     problems += _uneditable(others)
-    config, found = model_config(source, others)
+    config, found = model_config(pretrained, others)
     problems += found
+    source = pretrained if config is None else demo.loadable(pretrained)
     given, found = _given(settings)
     problems += found
     others, direct = _split(settings.editor, given, others)
@@ -147,7 +147,7 @@ def planned_editor(
     Args:
         pretrained, settings, others: As for `make_plan`; `others` may hold more than options.
     """
-    config, _ = model_config(demo.loadable(pretrained), others)
+    config, _ = model_config(pretrained, others)
     given, _ = _given(settings)
     _, direct = _split(settings.editor, given, others)
     if settings.editor == "none" or config is None:
@@ -181,10 +181,16 @@ def _uneditable(others: Mapping[str, Any]) -> list[str]:
     return problems
 
 
-def model_config(source: str | PreTrainedModel, others: Mapping[str, Any]) -> tuple[PretrainedConfig | None, list[str]]:
+def model_config(
+    pretrained: str | PreTrainedModel, others: Mapping[str, Any]
+) -> tuple[PretrainedConfig | None, list[str]]:
     """A model's configuration without its weights; None, with the problem as a sentence, where there is none."""
-    if not isinstance(source, str):
-        return source.config, []
+    if not isinstance(pretrained, str):
+        return pretrained.config, []
+    try:
+        source = demo.loadable(pretrained)
+    except UserError as error:
+        return None, [str(error)]
     try:
         return AutoConfig.from_pretrained(
             source,
@@ -194,8 +200,8 @@ def model_config(source: str | PreTrainedModel, others: Mapping[str, Any]) -> tu
         ), []
     except (OSError, ValueError) as error:
         return None, [
-            f"pretrained={source}: no model configuration found ({str(error).splitlines()[0]}). Give a folder with "
-            f"config.json, or a hub id (that needs network), or pretrained=demo"
+            f"pretrained={pretrained}: no model configuration found ({str(error).splitlines()[0]}). Give a folder with "
+            f"config.json, or a hub id (that needs network), or pretrained=demo or smollm2"
         ]
 
 

@@ -10,15 +10,15 @@ from lm_eval_edit.fact_sources import load_facts
 from lm_eval_edit.facts import Fact, Facts, SkippedFact
 from lm_eval_edit.schedule import EditSchedule
 from lm_eval_edit.settings import EditSettings
-from lm_eval_edit.tasklib.arguments import is_demo
 
 if TYPE_CHECKING:
     from lm_eval_edit.editors.base import Editor
 
 
 def default_dataset(model: Any) -> str:
-    """The facts of a run that names none: the demo's for the demo model (or no model), else ZsRE."""
-    return demo.NAME if model is None or is_demo(model) else "zsre"
+    """The facts of a run that names none: a model's own that the package knows (no model: the demo's), else ZsRE."""
+    name = demo.NAME if model is None else demo.name_of(model)
+    return "zsre" if name is None else demo.DEFAULT_FACTS[name]
 
 
 def usable(facts: Facts, editor: Editor) -> Facts:
@@ -34,7 +34,7 @@ def read_facts(settings: EditSettings, model: Any) -> Facts:
 
     Args:
         settings: `edit_dataset` and `data_dir` of them.
-        model: `demo`, a path or hub id, a model object, or None.
+        model: `demo`, `smollm2`, a path or hub id, a model object, or None.
 
     Raises:
         UserError: the data set is not there, or is broken.

@@ -129,8 +129,8 @@ class EditSettings:
     edit_dataset: str | None = _setting(
         None,
         _path,
-        "demo, zsre, counterfact, or a JSON/JSONL file",
-        "the facts; default: demo for the demo model, zsre for any other",
+        "demo, known_facts, zsre, counterfact, or a JSON/JSONL file",
+        "the facts; default: demo for the demo model, known_facts for smollm2, zsre for any other",
     )
     edit_seed: int | None = _setting(
         0, _seed, "a whole number >= 0, or none", "seeds the order of the facts; none keeps the order of the file"

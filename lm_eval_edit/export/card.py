@@ -64,7 +64,7 @@ def model_card(record: Mapping[str, Any]) -> str:
     """README.md of an export."""
     base, to, edits = record["base"], record["to"], record["edits"]
     front: dict[str, Any] = {"tags": ["lm-eval-edit", "knowledge-editing", edits["editor"]]}
-    if base["pretrained"] != "demo":
+    if base["pretrained"] not in demo.DEFAULT_FACTS:
         front["base_model"] = base["pretrained"]
     front |= {"hf": {"library_name": "transformers"}, "peft": {"library_name": "peft"}}.get(to, {})
     what = {"hf": "This checkpoint is", "peft": "With this LoRA adapter one has", "deltas": "These updates make"}[to]

@@ -92,7 +92,9 @@ def select(directory: Path, n_edits: int | None = None, editors: Sequence[str] =
     if source.get("pretrained") is not None and source.get("revision") is None:
         found["revision"] = None  # the recorded one belongs to the recorded model
     if not found.get("pretrained"):
-        problems.append(f"{directory} does not say which model it edits; give pretrained=FOLDER, a hub id, or demo")
+        problems.append(
+            f"{directory} does not say which model it edits; give pretrained=FOLDER, a hub id, demo or smollm2"
+        )
     editor_class = None
     try:
         editor_class = _editor_class(directory, header, editors)

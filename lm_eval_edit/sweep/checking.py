@@ -8,7 +8,6 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
-from lm_eval_edit import demo
 from lm_eval_edit.editing import batch_problems
 from lm_eval_edit.editors.base import find_editor
 from lm_eval_edit.errors import ConfigurationError, UserError
@@ -121,7 +120,7 @@ def check(design: Design, folder: SweepFolder, *, dry_run: bool = False) -> Chec
     moments: dict[str, SecondMoments] = {}
     for model in design.models:
         args = loading_args(design, model)
-        config, found = model_config(demo.loadable(model.pretrained), args)
+        config, found = model_config(model.pretrained, args)
         configs[model.label] = config
         if config is None:
             (notices if dry_run else problems).extend(

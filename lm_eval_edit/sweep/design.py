@@ -16,6 +16,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lm_eval_edit import demo
+
 REFUSE, LEAVE_OUT = "refuse", "leave_out"
 ALL = "all"  # as edit_batch_size: the facts of a checkpoint in one operation
 _LABEL = re.compile(r"[^\w.+-]+")  # what no folder's name should hold
@@ -45,7 +47,7 @@ class Model:
 
     @property
     def pretrained(self) -> str:
-        """A path, a hub id, or `demo`."""
+        """A path, a hub id, `demo` or `smollm2`."""
         return str(self.args["pretrained"])
 
 
@@ -120,7 +122,7 @@ class Design:
         name: A word for titles and folders.
         description: A sentence.
         models, editors, datasets, edit_seeds, edit_batch_size: The axes of the rows. A data set of None is the model's
-            default: demo for the demo model, zsre for any other.
+            default: demo for the demo model, known_facts for smollm2, zsre for any other.
         n_edits: Checkpoints as numbers of edits, ascending, without 0; the unedited model is always evaluated.
         n_operations: Checkpoints as numbers of operations instead: times edit_batch_size.
         tasks: Names of tasks and groups.
@@ -170,7 +172,7 @@ class Design:
         return rows
 
     def _row_name(self, model: Model, method: Method, dataset: str | None, size: int | str, seed: int | None) -> str:
-        data = dataset or ("demo" if model.pretrained == "demo" else "zsre")
+        data = dataset or demo.DEFAULT_FACTS.get(model.pretrained, "zsre")
         parts = [method.label, Path(data).stem, "file_order" if seed is None else f"seed{seed}"]
         if size != 1:
             parts.append("at_once" if size == ALL else f"batch{size}")

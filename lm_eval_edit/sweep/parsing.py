@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lm_eval_edit._files import read_yaml
-from lm_eval_edit.demo import NAME as DEMO
+from lm_eval_edit.demo import DEFAULT_FACTS
 from lm_eval_edit.errors import ConfigurationError, UserError, nearest
 from lm_eval_edit.sweep.design import ALL, LEAVE_OUT, REFUSE, Design, Method, Model, safe
 
@@ -282,7 +282,8 @@ def replaced(given: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, 
         given.pop("published", None)  # the paper's values are of the paper's model
         if "models" in given:
             given["too_few_facts"] = LEAVE_OUT
-        # The demo model knows no fact of ZsRE.
-        if {entry["pretrained"] for entry in _entries(models, "pretrained")} == {DEMO} and "datasets" not in changes:
-            given["datasets"] = [DEMO]
+        # The models that come with the package have facts of their own, and know hardly one of ZsRE.
+        names = {entry["pretrained"] for entry in _entries(models, "pretrained")}
+        if len(names) == 1 and names <= DEFAULT_FACTS.keys() and "datasets" not in changes:
+            given["datasets"] = [DEFAULT_FACTS[names.pop()]]
     return given | changes

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from lm_eval_edit import demo
@@ -18,7 +17,7 @@ def given(value: Any) -> bool:
 
 def is_demo(model: Any) -> bool:
     """Whether this is the demo's model: the word `demo`, or the path of its checkpoint."""
-    return isinstance(model, str) and (model == demo.NAME or Path(model).resolve() == demo.CHECKPOINT.resolve())
+    return demo.name_of(model) == demo.NAME
 
 
 def named_model(metadata: dict[str, Any]) -> Any:
