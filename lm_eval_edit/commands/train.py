@@ -40,8 +40,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
     mend = methods.add_parser(
         "mend",
         help="a MEND hypernetwork",
-        description="Train a MEND hypernetwork for the model of --model_args pretrained=... (demo, smollm2, a folder or a "
-        "hub id; default: demo), on the facts of edit_dataset=... there. Started again with the same arguments, it goes on where it was stopped.",
+        description="Train a MEND hypernetwork for the model of --model_args pretrained=... (demo, smollm2, a folder "
+        "or a hub id; default: demo), on the facts of edit_dataset=... there. Started again with the same arguments, "
+        "it goes on where it was stopped.",
     )
     add_model_args(mend)
     mend.add_argument("--output", "-o", required=True, help="the archive to write, e.g. mend.safetensors")
