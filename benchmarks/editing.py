@@ -35,15 +35,15 @@ sys.path[:0] = [str(ROOT)]
 
 from benchmarks import counting, memory, plain  # noqa: E402
 from lm_eval_edit import Fact  # noqa: E402
-from lm_eval_edit._files import hash_json  # noqa: E402
-from lm_eval_edit.architecture import Architecture  # noqa: E402
-from lm_eval_edit.collect import collect_second_moments  # noqa: E402
-from lm_eval_edit.corpus import Corpus  # noqa: E402
+from lm_eval_edit._support.files import hash_json  # noqa: E402
 from lm_eval_edit.editors.base import EditContext, Editor, EditResult, find_editor  # noqa: E402
 from lm_eval_edit.editors.kn import Kn, KnOptions  # noqa: E402
 from lm_eval_edit.editors.memit import Memit, MemitOptions  # noqa: E402
 from lm_eval_edit.editors.rome import Rome, RomeOptions  # noqa: E402
-from lm_eval_edit.second_moments import SecondMoments  # noqa: E402
+from lm_eval_edit.models.architecture import Architecture  # noqa: E402
+from lm_eval_edit.moments.collect import collect_second_moments  # noqa: E402
+from lm_eval_edit.moments.corpus import Corpus  # noqa: E402
+from lm_eval_edit.moments.second_moments import SecondMoments  # noqa: E402
 
 WANTED = {"rome": 4.0, "memit": 6.0, "kn": 15.0, "stats": 4.0}
 WORDS = [f"w{i}" for i in range(400)]

@@ -34,9 +34,9 @@ sys.path[:0] = [str(ROOT)]
 
 from benchmarks import gpu_models  # noqa: E402
 from benchmarks.gpu_runs import GIB, Bench, Clock, agreement, release  # noqa: E402
-from lm_eval_edit._files import write_bytes, write_json  # noqa: E402
+from lm_eval_edit._support.files import write_bytes, write_json  # noqa: E402
+from lm_eval_edit._support.versions import versions  # noqa: E402
 from lm_eval_edit.errors import in_one_line  # noqa: E402
-from lm_eval_edit.versions import versions  # noqa: E402
 
 DTYPES = ("bfloat16", "float16", "float32")
 

@@ -24,11 +24,11 @@ from transformers import (
 )
 
 from benchmarks.editing import START, WORDS
-from lm_eval_edit.architecture import Architecture, linear_shape
-from lm_eval_edit.cost import CHARACTERS_PER_TOKEN, SIZES
-from lm_eval_edit.editors._mend_archive import save_archive
-from lm_eval_edit.editors._mend_network import MendNetwork, inner_module
-from lm_eval_edit.tasklib.catalogue import TASKS
+from lm_eval_edit.cost.run import CHARACTERS_PER_TOKEN, SIZES
+from lm_eval_edit.editors.mend.archive import save_archive
+from lm_eval_edit.editors.mend.network import MendNetwork, inner_module
+from lm_eval_edit.models.architecture import Architecture, linear_shape
+from lm_eval_edit.tasklib.suite.catalogue import TASKS
 
 _PLAIN = {"bos_token_id": 0, "eos_token_id": 0, "initializer_range": 0.02}
 _NO_DROPOUT = {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}

@@ -18,15 +18,15 @@ from transformers import PretrainedConfig, PreTrainedModel
 from benchmarks import gpu_models
 from benchmarks.editing import make_facts, make_templates, relative_error
 from lm_eval_edit import EditedHFLM
-from lm_eval_edit.architecture import Architecture
-from lm_eval_edit.cost import estimate
-from lm_eval_edit.cost_work import Shape
+from lm_eval_edit.cost.run import estimate
+from lm_eval_edit.cost.work import Shape
 from lm_eval_edit.editors.base import EditContext, Editor, find_editor
 from lm_eval_edit.editors.hyperparameters import presets, resolve
 from lm_eval_edit.errors import UserError, in_one_line
 from lm_eval_edit.harness.requests import Origin, make
-from lm_eval_edit.second_moments import SecondMoments
-from lm_eval_edit.weights import EditedWeights, model_fingerprint
+from lm_eval_edit.models.architecture import Architecture
+from lm_eval_edit.moments.second_moments import SecondMoments
+from lm_eval_edit.weights.edited import EditedWeights, model_fingerprint
 
 GIB = 2**30
 

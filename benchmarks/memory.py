@@ -20,11 +20,11 @@ from torch.utils._pytree import tree_leaves
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from lm_eval_edit import Fact
-from lm_eval_edit.delta import LowRankDelta
 from lm_eval_edit.editors.base import EditContext
 from lm_eval_edit.editors.rome import Rome, RomeOptions
-from lm_eval_edit.ledger import open_ledger
-from lm_eval_edit.weights import EditedWeights
+from lm_eval_edit.edits.ledger import open_ledger
+from lm_eval_edit.weights.delta import LowRankDelta
+from lm_eval_edit.weights.edited import EditedWeights
 
 MIB = 2**20
 MakeContext = Callable[[PreTrainedModel], tuple[EditContext, Sequence[Fact]]]

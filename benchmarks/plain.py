@@ -22,10 +22,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lm_eval_edit.architecture import is_transposed
-from lm_eval_edit.editors._rows import Row, essence_row, fact_rows, prompt_row
+from lm_eval_edit.editors._shared.rows import Row, essence_row, fact_rows, prompt_row
 from lm_eval_edit.editors.base import EditContext
-from lm_eval_edit.facts import Fact
+from lm_eval_edit.facts.fact import Fact
+from lm_eval_edit.models.architecture import is_transposed
 
 STOP_LOSS = 0.05
 

@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 
 from lm_eval_edit.sweep.reading import Sweep, load_sweep
-from lm_eval_edit.tasklib.catalogue import GROUP, TASKS
+from lm_eval_edit.tasklib.suite.catalogue import GROUP, TASKS
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 BEGIN, END = "<!-- demo table: written by `make figures` -->", "<!-- end of the demo table -->"

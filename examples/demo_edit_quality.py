@@ -18,7 +18,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import lm_eval
 from lm_eval.tasks import TaskManager
 
-from lm_eval_edit import EditedHFLM, _hooks
+from lm_eval_edit import EditedHFLM
+from lm_eval_edit._startup import hooks as _hooks
 from lm_eval_edit.errors import UserError
 from lm_eval_edit.settings import AFTER_ALL, AFTER_EACH
 

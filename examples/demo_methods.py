@@ -21,11 +21,12 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import lm_eval
 from lm_eval.tasks import TaskManager
 
-from lm_eval_edit import EditedHFLM, _hooks, load_facts
-from lm_eval_edit.answers import edit_answers
-from lm_eval_edit.editing import run_operations
+from lm_eval_edit import EditedHFLM, load_facts
+from lm_eval_edit._startup import hooks as _hooks
+from lm_eval_edit.edits.answers import edit_answers
+from lm_eval_edit.edits.run import run_operations
 from lm_eval_edit.errors import UserError
-from lm_eval_edit.tasklib.catalogue import TASKS
+from lm_eval_edit.tasklib.suite.catalogue import TASKS
 
 ROOT = Path(__file__).resolve().parents[1]
 METHODS = ["rome", "r_rome", "memit", "emmet", "alphaedit", "mend", "ft", "lora", "rect", "prune", "kn", "random"]

@@ -30,9 +30,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from lm_eval_edit import Fact, Ledger, UserError, edit_model, load_facts
-from lm_eval_edit.answers import answers
-from lm_eval_edit.facts import in_clear
-from lm_eval_edit.model_source import load_source
+from lm_eval_edit.edits.answers import answers
+from lm_eval_edit.edits.source import load_source
+from lm_eval_edit.facts.fact import in_clear
 
 SHOWN = "mother_tongue-merkel"  # the fact whose answers are shown
 

@@ -29,14 +29,14 @@ from filelock import FileLock
 from tqdm.auto import tqdm
 
 from lm_eval_edit import EditSchedule, Fact, edit_model, load_facts
-from lm_eval_edit._files import hash_json, write_bytes, write_json
-from lm_eval_edit.architecture import Architecture
-from lm_eval_edit.collect import collect_second_moments
-from lm_eval_edit.corpus import load_corpus
+from lm_eval_edit._support.files import hash_json, write_bytes, write_json
+from lm_eval_edit._support.versions import versions
 from lm_eval_edit.editors.base import find_editor
 from lm_eval_edit.editors.hyperparameters import resolve
-from lm_eval_edit.model_source import describe_source, load_source
-from lm_eval_edit.versions import versions
+from lm_eval_edit.edits.source import describe_source, load_source
+from lm_eval_edit.models.architecture import Architecture
+from lm_eval_edit.moments.collect import collect_second_moments
+from lm_eval_edit.moments.corpus import load_corpus
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs" / "real_model.md"

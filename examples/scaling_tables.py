@@ -1,4 +1,4 @@
-"""The tables of docs/scaling.md: what figures 3 to 8 and a 70B model cost, by `lm_eval_edit.cost`.
+"""The tables of docs/scaling.md: what figures 3 to 8 and a 70B model cost, by `lm_eval_edit.cost.run`.
 
     python examples/scaling_tables.py          # writes them into docs/scaling.md
     python examples/scaling_tables.py --check  # exit status 1 if the file is not what would be written
@@ -18,11 +18,11 @@ from typing import Any
 
 from transformers import GPT2Config, LlamaConfig, PretrainedConfig
 
-from lm_eval_edit.cost import CHARACTERS_PER_TOKEN, Cost, estimate, evaluation, known_tasks
-from lm_eval_edit.cost_sweeps import row_operations, sweep_cost
-from lm_eval_edit.cost_work import DEVICES, Device, Shape
+from lm_eval_edit.cost.run import CHARACTERS_PER_TOKEN, Cost, estimate, evaluation, known_tasks
+from lm_eval_edit.cost.work import DEVICES, Device, Shape
 from lm_eval_edit.editors.base import find_editor
 from lm_eval_edit.editors.hyperparameters import presets, resolve
+from lm_eval_edit.sweep.costs import row_operations, sweep_cost
 from lm_eval_edit.sweep.design import Design
 from lm_eval_edit.sweep.parsing import parse_design, preset_names, read_design
 

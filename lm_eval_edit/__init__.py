@@ -4,32 +4,36 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from lm_eval_edit._support.old_names import keep_old_names
+
 if TYPE_CHECKING:
-    from lm_eval_edit.editing import EditError, edit_model
+    from lm_eval_edit.edits.ledger import Ledger
+    from lm_eval_edit.edits.run import EditError, edit_model
+    from lm_eval_edit.edits.schedule import EditSchedule
+    from lm_eval_edit.edits.source import load_source
     from lm_eval_edit.errors import ConfigurationError, UserError
-    from lm_eval_edit.fact_sources import load_facts
-    from lm_eval_edit.facts import Fact, Facts, Probe
-    from lm_eval_edit.ledger import Ledger
+    from lm_eval_edit.facts.fact import Fact, Facts, Probe
+    from lm_eval_edit.facts.sources import load_facts
     from lm_eval_edit.model import EditedHFLM
-    from lm_eval_edit.model_source import load_source
-    from lm_eval_edit.schedule import EditSchedule
 
 __version__ = "0.1.0"
+
+keep_old_names()
 
 # Loaded on first use: the command line and the start-up hook import this package and must not wait for torch.
 _WHERE = {
     "ConfigurationError": "errors",
-    "EditError": "editing",
-    "EditSchedule": "schedule",
+    "EditError": "edits.run",
+    "EditSchedule": "edits.schedule",
     "EditedHFLM": "model",
-    "Fact": "facts",
-    "Facts": "facts",
-    "Ledger": "ledger",
-    "Probe": "facts",
+    "Fact": "facts.fact",
+    "Facts": "facts.fact",
+    "Ledger": "edits.ledger",
+    "Probe": "facts.fact",
     "UserError": "errors",
-    "edit_model": "editing",
-    "load_facts": "fact_sources",
-    "load_source": "model_source",
+    "edit_model": "edits.run",
+    "load_facts": "facts.sources",
+    "load_source": "edits.source",
 }
 
 __all__ = [

@@ -16,8 +16,8 @@ from itertools import takewhile
 from typing import Any, NoReturn
 
 from lm_eval_edit import __version__, commands
-from lm_eval_edit._interrupts import Terminated, raise_on_sigterm, tell
-from lm_eval_edit._terminal import printable
+from lm_eval_edit._support.interrupts import Terminated, raise_on_sigterm, tell
+from lm_eval_edit._support.terminal import printable
 from lm_eval_edit.errors import UserError, nearest
 
 

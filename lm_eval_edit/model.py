@@ -15,27 +15,28 @@ from lm_eval.api.registry import register_model
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lm_eval_edit import _interrupts, demo
-from lm_eval_edit._logging import log_safely
-from lm_eval_edit.agreement import check_asked
-from lm_eval_edit.architecture import Architecture
-from lm_eval_edit.collect import collect_second_moments
-from lm_eval_edit.corpus import load_corpus
-from lm_eval_edit.devices import find_device
-from lm_eval_edit.editing import EditRun, begin_editing
-from lm_eval_edit.endings import Listener, listening
+from lm_eval_edit import demo
+from lm_eval_edit._support import interrupts as _interrupts
+from lm_eval_edit._support.logging import log_safely
+from lm_eval_edit._support.versions import versions
+from lm_eval_edit.edits.ledger import Ledger
+from lm_eval_edit.edits.processes import Processes, SharedRun, join_processes
+from lm_eval_edit.edits.run import EditRun, begin_editing
+from lm_eval_edit.edits.source import describe_source, refuse_offloaded
+from lm_eval_edit.edits.states import answer_by_state, wanted_state
 from lm_eval_edit.errors import UserError
-from lm_eval_edit.exact_model import ExactHFLM
-from lm_eval_edit.ledger import Ledger
-from lm_eval_edit.model_source import describe_source, refuse_offloaded
-from lm_eval_edit.parallel import Processes, SharedRun, join_processes
+from lm_eval_edit.facts.skipped import reasons
+from lm_eval_edit.harness.endings import Listener, listening
+from lm_eval_edit.harness.exact_model import ExactHFLM
+from lm_eval_edit.models.architecture import Architecture
+from lm_eval_edit.models.devices import find_device
+from lm_eval_edit.moments.collect import collect_second_moments
+from lm_eval_edit.moments.corpus import load_corpus
+from lm_eval_edit.moments.second_moments import SecondMoments
 from lm_eval_edit.plan import EditPlan, make_plan
-from lm_eval_edit.second_moments import SecondMoments
 from lm_eval_edit.settings import AFTER_ALL, NAMES
-from lm_eval_edit.skipped_facts import reasons
-from lm_eval_edit.states import answer_by_state, wanted_state
-from lm_eval_edit.versions import versions
-from lm_eval_edit.weights import model_fingerprint
+from lm_eval_edit.tasklib.editing.agreement import check_asked
+from lm_eval_edit.weights.edited import model_fingerprint
 
 logger = logging.getLogger("lm_eval_edit")
 log_safely()  # ids of facts, names of tasks
@@ -85,7 +86,7 @@ class EditedHFLM(ExactHFLM):
         EditError: an edit failed its guards, or the processes of one launch hold different weights.
 
     Started in several processes (`accelerate launch`, `torchrun`), one model is edited in all of them: `begin`, `apply`
-    and `restore` are then called by all, in the same order. See `lm_eval_edit.parallel`.
+    and `restore` are then called by all, in the same order. See `lm_eval_edit.edits.processes`.
     """
 
     def __init__(
@@ -261,9 +262,8 @@ class EditedHFLM(ExactHFLM):
         if stated and self._processes is not None and self.batch_size == "auto":
             # The search for a size waits for all processes, which may ask for different states of the weights.
             raise UserError("batch_size=auto with tasks about earlier states of the weights: give batch_size a number")
-        check_asked(
-            requests, self.plan, sum(len(o.facts) for o in self.ledger.applied_operations) if self.ledger else 0
-        )
+        n_edits = sum(len(o.facts) for o in self.ledger.applied_operations) if self.ledger else 0
+        check_asked(requests, self.plan.settings, self.plan.facts, n_edits)
         return answer_by_state(
             requests,
             self.ledger,

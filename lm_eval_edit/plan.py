@@ -2,39 +2,31 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from lm_eval.models.huggingface import HFLM
-from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
-from lm_eval_edit import demo, opened, scheduled
-from lm_eval_edit.architecture import layer_problems
-from lm_eval_edit.contradictions import Repetitions, repetitions
-from lm_eval_edit.corpus import corpus_problem
-from lm_eval_edit.editing import batch_problems, no_second_moments
+from lm_eval_edit import demo
 from lm_eval_edit.editors.base import Editor, find_editor, option_names
-from lm_eval_edit.editors.hyperparameters import (
-    Hyperparameters,
-    from_the_model,
-    presets,
-    read_options_file,
-    resolve,
-)
+from lm_eval_edit.editors.hyperparameters import Hyperparameters, from_the_model, presets, resolve
+from lm_eval_edit.edits import opened, scheduled
+from lm_eval_edit.edits.chosen import HFLM_OPTIONS, given_options, model_config, split_options
+from lm_eval_edit.edits.ledger import differences, mismatch, read_header
+from lm_eval_edit.edits.prompt_lengths import flat, planned_tokenizer, too_long
+from lm_eval_edit.edits.run import batch_problems, no_second_moments
 from lm_eval_edit.errors import ConfigurationError, UserError, problems_of
-from lm_eval_edit.facts import Fact, Facts
-from lm_eval_edit.ledger import differences, mismatch, read_header
-from lm_eval_edit.prompt_lengths import flat, planned_tokenizer, too_long
-from lm_eval_edit.second_moments import SecondMoments
+from lm_eval_edit.facts.contradictions import Repetitions, repetitions
+from lm_eval_edit.facts.fact import Fact, Facts
+from lm_eval_edit.facts.tokens import context_size
+from lm_eval_edit.models.architecture import layer_problems
+from lm_eval_edit.moments.corpus import corpus_problem
+from lm_eval_edit.moments.second_moments import SecondMoments
 from lm_eval_edit.settings import EditSettings, parse_settings, unknown_option_problems
-from lm_eval_edit.tasklib.sources import check_data_dir
-from lm_eval_edit.tokens import context_size
-
-_HFLM_OPTIONS = tuple(inspect.signature(HFLM).parameters)
+from lm_eval_edit.tasklib.suite.sources import check_data_dir
 
 #: Options that HFLM hands on to from_pretrained. Attributes of the model's configuration are accepted too.
 # fmt: off
@@ -116,9 +108,9 @@ def draft_plan(
     config, found = model_config(pretrained, others)
     problems += found
     source = pretrained if config is None else demo.loadable(pretrained)
-    given, found = _given(settings)
+    given, found = given_options(settings)
     problems += found
-    others, direct = _split(settings.editor, given, others)
+    others, direct = split_options(settings.editor, given, others)
     problems += _unknown(others, config)
     problems += check_data_dir(settings.data_dir)
     if settings.edit_corpus and (problem := corpus_problem(settings.edit_corpus)):
@@ -137,26 +129,6 @@ def draft_plan(
             if not layer_problems(plan.hyperparameters.editor.layers(), depth):
                 problems += _opened(plan, config, others)
     return replace(plan, model_options=others, config=config), problems
-
-
-def planned_editor(
-    pretrained: str | PreTrainedModel, settings: EditSettings, others: Mapping[str, Any]
-) -> Editor | None:
-    """The editor of a run, without the rest of its plan; None where its options have problems, which the plan tells.
-
-    Args:
-        pretrained, settings, others: As for `make_plan`; `others` may hold more than options.
-    """
-    config, _ = model_config(pretrained, others)
-    given, _ = _given(settings)
-    _, direct = _split(settings.editor, given, others)
-    if settings.editor == "none" or config is None:
-        return None
-    try:
-        hyperparameters, _ = resolve(find_editor(settings.editor), config, {**given, **direct}, settings.edit_layers)
-    except UserError:
-        return None
-    return hyperparameters.editor if hyperparameters else None
 
 
 def _facts_for(settings: EditSettings) -> list[str]:
@@ -181,34 +153,10 @@ def _uneditable(others: Mapping[str, Any]) -> list[str]:
     return problems
 
 
-def model_config(
-    pretrained: str | PreTrainedModel, others: Mapping[str, Any]
-) -> tuple[PretrainedConfig | None, list[str]]:
-    """A model's configuration without its weights; None, with the problem as a sentence, where there is none."""
-    if not isinstance(pretrained, str):
-        return pretrained.config, []
-    try:
-        source = demo.loadable(pretrained)
-    except UserError as error:
-        return None, [str(error)]
-    try:
-        return AutoConfig.from_pretrained(
-            source,
-            revision=str(others.get("revision") or "main"),
-            subfolder=others.get("subfolder") or "",
-            trust_remote_code=bool(others.get("trust_remote_code")),
-        ), []
-    except (OSError, ValueError) as error:
-        return None, [
-            f"pretrained={pretrained}: no model configuration found ({str(error).splitlines()[0]}). Give a folder with "
-            f"config.json, or a hub id (that needs network), or pretrained=demo or smollm2"
-        ]
-
-
 def _unknown(others: Mapping[str, Any], config: PretrainedConfig | None) -> list[str]:
-    known = {*_HFLM_OPTIONS, *FROM_PRETRAINED, *_UNEDITABLE}
+    known = {*HFLM_OPTIONS, *FROM_PRETRAINED, *_UNEDITABLE}
     unknown = [name for name in others if name not in known and not hasattr(config, name)]
-    return unknown_option_problems(unknown, [*_HFLM_OPTIONS, *FROM_PRETRAINED])
+    return unknown_option_problems(unknown, [*HFLM_OPTIONS, *FROM_PRETRAINED])
 
 
 def _unsupported_model(config: PretrainedConfig) -> list[str]:
@@ -218,28 +166,6 @@ def _unsupported_model(config: PretrainedConfig) -> list[str]:
     if getattr(config, "quantization_config", None):
         problems.append("the checkpoint is quantised and cannot hold an edit; give the unquantised one")
     return problems
-
-
-def _given(settings: EditSettings) -> tuple[dict[str, Any], list[str]]:
-    """The hyper-parameters of `edit_config`, and the problem of reading them as a list of sentences."""
-    given = settings.edit_config or {}
-    try:
-        return dict(given) if isinstance(given, Mapping) else read_options_file(given), []
-    except UserError as error:
-        return {}, [str(error)]
-
-
-def _split(editor: str, given: Mapping[str, Any], others: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Options for HFLM, and those that are the editor's own hyper-parameters (`v_lr=0.1` beside `editor=rome`).
-
-    Those of an editor that wraps another one depend on which one, which `edit_config` may say too.
-    """
-    try:
-        found = [] if editor == "none" else option_names(find_editor(editor), {**given, **others})
-        names = set(found) - set(_HFLM_OPTIONS)
-    except UserError:  # told with the other problems of the plan
-        names = set()
-    return {n: v for n, v in others.items() if n not in names}, {n: v for n, v in others.items() if n in names}
 
 
 def _plan_edits(

@@ -37,7 +37,7 @@ def data() -> Path:
 @pytest.fixture(scope="session")
 def sweeps(tmp_path_factory) -> dict[str, Path]:
     """Sweep folders of every kind; not to be written to."""
-    from tests.sweep_folders import write_sweep
+    from tests.support.sweep_folders import write_sweep
 
     root = tmp_path_factory.mktemp("sweeps")
     # More than there are markers.

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lm_eval_edit import demo, edit_model, load_facts
 from lm_eval_edit.cli import main
-from lm_eval_edit.results import load_run
+from lm_eval_edit.comparison.results import load_run
 from lm_eval_edit.sweep.reading import load_sweep
 
 GOLDEN = Path(__file__).parent / "golden" / "release_0_1"

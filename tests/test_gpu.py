@@ -11,12 +11,12 @@ import torch
 from benchmarks.editing import relative_error
 from benchmarks.gpu_models import default_inner_params, make_archive
 from lm_eval_edit import EditedHFLM, edit_model
-from lm_eval_edit.architecture import Architecture
 from lm_eval_edit.editors.base import EditContext, find_editor
 from lm_eval_edit.editors.hyperparameters import resolve
-from lm_eval_edit.second_moments import SecondMoments
-from lm_eval_edit.weights import EditedWeights, model_fingerprint
-from tests.support import (
+from lm_eval_edit.models.architecture import Architecture
+from lm_eval_edit.moments.second_moments import SecondMoments
+from lm_eval_edit.weights.edited import EditedWeights, model_fingerprint
+from tests.support.tiny import (
     FACTS,
     NESTED_TEMPLATES,
     TEMPLATES,

@@ -12,7 +12,16 @@ from lm_eval.tasks import TaskManager
 from lm_eval.utils import simple_parse_args_string
 
 from lm_eval_edit import ConfigurationError, EditedHFLM
-from tests.support import FACTS, LEARNABLE, SENTENCES, TEMPLATES, same_weights, tiny_model, tiny_tokenizer, weights_of
+from tests.support.tiny import (
+    FACTS,
+    LEARNABLE,
+    SENTENCES,
+    TEMPLATES,
+    same_weights,
+    tiny_model,
+    tiny_tokenizer,
+    weights_of,
+)
 
 pytestmark = pytest.mark.libraries
 

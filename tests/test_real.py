@@ -16,19 +16,19 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lm_eval_edit import EditedHFLM, UserError, cli, demo, edit_model, load_facts, load_source
-from lm_eval_edit.answers import answers, edit_answers
-from lm_eval_edit.architecture import Architecture
-from lm_eval_edit.collect import collect_second_moments
-from lm_eval_edit.corpus import load_corpus
 from lm_eval_edit.demo import smollm2
 from lm_eval_edit.editors.base import find_editor
 from lm_eval_edit.editors.hyperparameters import resolve
-from lm_eval_edit.editors.mend_training import train_mend
-from lm_eval_edit.ledger import read_header
-from lm_eval_edit.training_settings import MendTrainingSettings
+from lm_eval_edit.editors.mend.training import train_mend
+from lm_eval_edit.editors.mend.training_settings import MendTrainingSettings
+from lm_eval_edit.edits.answers import answers, edit_answers
+from lm_eval_edit.edits.ledger import read_header
+from lm_eval_edit.models.architecture import Architecture
+from lm_eval_edit.moments.collect import collect_second_moments
+from lm_eval_edit.moments.corpus import load_corpus
 from tests.conftest import ROOT
-from tests.helpers import python
-from tests.support import same_weights, weights_of
+from tests.support.processes import python
+from tests.support.tiny import same_weights, weights_of
 
 pytestmark = pytest.mark.real
 

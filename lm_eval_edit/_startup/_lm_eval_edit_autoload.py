@@ -11,7 +11,7 @@ Set the environment variable LM_EVAL_EDIT_AUTOLOAD=0 to switch it off.
 import os
 import sys
 
-# Module of the harness -> function of `lm_eval_edit._hooks` to call as soon as that module has run.
+# Module of the harness -> function of `lm_eval_edit._startup.hooks` to call as soon as that module has run.
 _HOOKS = {
     "lm_eval.models": "register_model",
     "lm_eval.tasks.manager": "add_tasks",
@@ -58,11 +58,11 @@ class _Watcher:
         if hook is None:
             return
         try:
-            hooks = __import__("lm_eval_edit._hooks", fromlist=[hook])
+            hooks = __import__("lm_eval_edit._startup.hooks", fromlist=[hook])
             getattr(hooks, hook)()
         except Exception as error:
             # A checkout that was moved away after `pip install -e` is no reason to bother other programs.
-            gone = isinstance(error, ModuleNotFoundError) and error.name in ("lm_eval_edit", "lm_eval_edit._hooks")
+            gone = isinstance(error, ModuleNotFoundError) and str(error.name).startswith("lm_eval_edit")
             if not gone and not self._warned:
                 self._warned = True
                 _warn(name, error)

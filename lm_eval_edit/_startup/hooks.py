@@ -14,9 +14,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from lm_eval_edit._interrupts import Terminated, kept, tell
-from lm_eval_edit._terminal import printable
+from lm_eval_edit._support.interrupts import Terminated, kept, tell
+from lm_eval_edit._support.terminal import printable
 from lm_eval_edit.errors import UserError
+from lm_eval_edit.harness.our_tasks import tasks_dir
 
 MODEL_TYPE = "edited_hf"
 MODEL_TARGET = "lm_eval_edit.model:EditedHFLM"  # a string: the harness imports it, and torch with it, on first use
@@ -122,7 +123,8 @@ def _check_data_when_tasks_are_named(task_manager: type) -> None:
     def match_tasks(self, task_list):
         names = stock(self, task_list)
         if any(name.startswith(PREFIX) for name in names):
-            from lm_eval_edit.tasklib import editing_documents, sources
+            from lm_eval_edit.tasklib.editing import documents as editing_documents
+            from lm_eval_edit.tasklib.suite import sources
 
             if (self.metadata or {}).get("data_dir"):
                 sources.check_tasks(names, self.metadata)
@@ -141,22 +143,6 @@ def only_our_tasks() -> Iterator[None]:
         yield
     finally:
         _default_tasks_wanted = before
-
-
-def tasks_dir() -> Path:
-    """The folder with our task YAML files: inside the package when installed, beside it in a checkout.
-
-    Raises:
-        FileNotFoundError: neither is there.
-    """
-    package = Path(__file__).resolve().parent
-    places = [package / "tasks"]
-    if (package.parent / "pyproject.toml").is_file():  # never take some other `tasks` in site-packages for ours
-        places.append(package.parent / "tasks")
-    for place in places:
-        if place.is_dir():
-            return place
-    raise FileNotFoundError(f"no folder of task files: looked for {' and '.join(map(str, places))}")
 
 
 def print_user_errors_plainly() -> None:

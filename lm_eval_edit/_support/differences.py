@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lm_eval_edit._files import hash_json
+from lm_eval_edit._support.files import hash_json
 
 WIDTH = 80  # characters of a value that a sentence has room for
 MOST = 5  # elements of a list that are named; thousands of facts may differ

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from lm_eval_edit._files import writing
+from lm_eval_edit._support.files import writing
 from lm_eval_edit.errors import UserError
 
 logger = logging.getLogger("lm_eval_edit")

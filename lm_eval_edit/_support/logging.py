@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from lm_eval_edit._terminal import printable
+from lm_eval_edit._support.terminal import printable
 
 
 class _Printable(logging.Filter):

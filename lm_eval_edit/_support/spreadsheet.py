@@ -7,7 +7,7 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from lm_eval_edit._terminal import one_line
+from lm_eval_edit._support.terminal import one_line
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 

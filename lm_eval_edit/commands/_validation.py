@@ -10,16 +10,16 @@ import torch
 from transformers import PreTrainedModel
 
 from lm_eval_edit import demo
-from lm_eval_edit.architecture import Architecture, is_linear, layer_problems, linear_shape
 from lm_eval_edit.commands._editors import shown
 from lm_eval_edit.commands._layout import columns
-from lm_eval_edit.editing import check_second_moments
 from lm_eval_edit.editors.hyperparameters import from_the_model
+from lm_eval_edit.edits.opened import without_weights
+from lm_eval_edit.edits.run import check_second_moments
 from lm_eval_edit.errors import UserError
-from lm_eval_edit.opened import without_weights
+from lm_eval_edit.models.architecture import Architecture, is_linear, layer_problems, linear_shape
 from lm_eval_edit.plan import EditPlan, draft_plan, lacking_second_moments
 from lm_eval_edit.settings import NAMES
-from lm_eval_edit.weights import wide_dtype
+from lm_eval_edit.weights.edited import wide_dtype
 
 SHOWN = 5  # facts named one by one
 LONG = 30  # characters of a value in its column

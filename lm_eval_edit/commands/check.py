@@ -53,10 +53,10 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
 
 def run(args: argparse.Namespace) -> int:
     """Check, print the summary, write the reports; whatever goes wrong is status 2, never a pass."""
-    from lm_eval_edit import baseline, check, check_reports
-    from lm_eval_edit._files import write_bytes, write_json
-    from lm_eval_edit._terminal import printable
-    from lm_eval_edit.results import load_run
+    from lm_eval_edit._support.files import write_bytes, write_json
+    from lm_eval_edit._support.terminal import printable
+    from lm_eval_edit.comparison import baseline, check, check_reports
+    from lm_eval_edit.comparison.results import load_run
 
     gate = check.Gate()
     try:
@@ -94,8 +94,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _gate(args: argparse.Namespace) -> Any:
     """The gate of the file, the command line's limits over those of the file."""
-    from lm_eval_edit import check
-    from lm_eval_edit._files import read_yaml
+    from lm_eval_edit._support.files import read_yaml
+    from lm_eval_edit.comparison import check
 
     gate = check.read_gate(read_yaml(args.config), str(args.config)) if args.config else check.Gate()
     given = {name: getattr(args, name) for name in ("max_drop", "min_recovery", "alpha", "seed")}

@@ -37,13 +37,13 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
 
 def run(args: argparse.Namespace) -> int:
     """Compare and print; the exit status is 0 whatever the verdicts (`check` is the gate)."""
-    from lm_eval_edit import comparison_tables as tables
-    from lm_eval_edit._terminal import printable_json
-    from lm_eval_edit.compare import Settings, compare_runs
-    from lm_eval_edit.comparison_json import to_json
-    from lm_eval_edit.flips import write_flips
-    from lm_eval_edit.group_means import seed_rows
-    from lm_eval_edit.results import load_run
+    from lm_eval_edit._support.terminal import printable_json
+    from lm_eval_edit.comparison import tables
+    from lm_eval_edit.comparison.as_json import to_json
+    from lm_eval_edit.comparison.compare import Settings, compare_runs
+    from lm_eval_edit.comparison.flips import write_flips
+    from lm_eval_edit.comparison.group_means import seed_rows
+    from lm_eval_edit.comparison.results import load_run
 
     settings = Settings(args.alpha, args.delta, args.seed, names(args.tasks), names(args.metrics))
     if args.metric and not args.flips:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from lm_eval_edit._terminal import printable
+from lm_eval_edit._support.terminal import printable
 from lm_eval_edit.errors import ConfigurationError
 
 FORMS = {

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from lm_eval_edit._terminal import printable
+from lm_eval_edit._support.terminal import printable
 from lm_eval_edit.errors import UserError
 
 
@@ -25,7 +25,7 @@ class Listing(NamedTuple):
 
 
 def _tasks() -> Iterable[str]:
-    from lm_eval_edit.our_tasks import list_tasks
+    from lm_eval_edit.harness.our_tasks import list_tasks
 
     entries = list_tasks()
     width = max((len(entry.name) for entry in entries), default=0)

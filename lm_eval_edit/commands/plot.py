@@ -29,8 +29,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
 
 def run(args: argparse.Namespace) -> int:
     """Draw and save; prints the files."""
-    from lm_eval_edit._files import writing
-    from lm_eval_edit._terminal import printable
+    from lm_eval_edit._support.files import writing
+    from lm_eval_edit._support.terminal import printable
     from lm_eval_edit.plots import FORMATS, KINDS, choose, figures, gaps
     from lm_eval_edit.sweep.design import safe
     from lm_eval_edit.sweep.reading import load_sweep

@@ -10,7 +10,7 @@ import argparse
 import sys
 from typing import Any
 
-from lm_eval_edit._terminal import printable
+from lm_eval_edit._support.terminal import printable
 from lm_eval_edit.errors import nearest
 
 
@@ -39,8 +39,8 @@ def run(args: argparse.Namespace) -> int:
     from lm_eval._cli import HarnessCLI
     from lm_eval.utils import setup_logging
 
-    from lm_eval_edit import _hooks
-    from lm_eval_edit.our_tasks import all_ours, our_names
+    from lm_eval_edit._startup import hooks as _hooks
+    from lm_eval_edit.harness.our_tasks import all_ours, our_names
 
     setup_logging()
     harness = HarnessCLI()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from lm_eval_edit._terminal import printable
+from lm_eval_edit._support.terminal import printable
 from lm_eval_edit.commands._model_args import add_model_args, parse_model_args
 from lm_eval_edit.errors import UserError
 from lm_eval_edit.settings import parse_layers
@@ -49,10 +49,10 @@ def run(args: argparse.Namespace) -> int:
             raise UserError(f"--{name} {value}: want a whole number of at least 1")
     options = parse_model_args(args.model_args)
 
-    from lm_eval_edit.architecture import Architecture
-    from lm_eval_edit.collect import collect_second_moments, save_second_moments
-    from lm_eval_edit.corpus import load_corpus
     from lm_eval_edit.model import EditedHFLM
+    from lm_eval_edit.models.architecture import Architecture
+    from lm_eval_edit.moments.collect import collect_second_moments, save_second_moments
+    from lm_eval_edit.moments.corpus import load_corpus
 
     corpus = load_corpus(args.corpus)
     if options.get("editor", "none") != "none":

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lm_eval_edit._terminal import printable
+from lm_eval_edit._support.terminal import printable
 from lm_eval_edit.errors import ConfigurationError, UserError
 
 #: Flags that replace a key of the design: flag -> (key, help).
@@ -160,12 +160,12 @@ def _run(args: argparse.Namespace, design: Any, output: Path) -> int:
 
 def _rates(args: argparse.Namespace) -> list[Any]:
     """The devices that the cost is estimated for: those named by --device_rate, else an H100 and the one at hand."""
-    from lm_eval_edit.cost_work import DEVICES
+    from lm_eval_edit.cost.work import DEVICES
 
     if args.device_rate not in (None, "measured"):
         return [DEVICES[args.device_rate]]
-    from lm_eval_edit.collect import cache_folder
-    from lm_eval_edit.cost_measured import device_at_hand
+    from lm_eval_edit.cost.measured import device_at_hand
+    from lm_eval_edit.moments.collect import cache_folder
 
     # A Ray cluster's devices are elsewhere.
     here, now = device_at_hand(args.device if args.engine == "local" else None, cache_folder())
@@ -193,7 +193,7 @@ def _engine(args: argparse.Namespace) -> Callable[[Any], Any]:
         resources = ray_engine.Resources(args.address, args.gpus_per_task, args.cpus_per_task, args.device)
         ray_engine.check_resources(resources)
         return lambda checked: ray_engine.run_sweep(checked, resources)
-    from lm_eval_edit.devices import find_device
+    from lm_eval_edit.models.devices import find_device
     from lm_eval_edit.sweep import engine
 
     device = find_device(args.device, "--device ")

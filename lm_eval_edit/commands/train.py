@@ -8,8 +8,8 @@ from dataclasses import fields
 from typing import Any
 
 from lm_eval_edit.commands._model_args import add_model_args, parse_model_args
+from lm_eval_edit.editors.mend.training_settings import MendTrainingSettings
 from lm_eval_edit.errors import ConfigurationError, nearest
-from lm_eval_edit.training_settings import MendTrainingSettings
 
 #: What `--model_args` may say here, under the names of a run's.
 _MODEL_ARGS = ("pretrained", "revision", "dtype", "device", "trust_remote_code", "edit_dataset", "data_dir")
@@ -87,11 +87,11 @@ def run(args: argparse.Namespace) -> int:
     if problems:
         raise ConfigurationError(problems)
 
-    from lm_eval_edit.devices import find_device
-    from lm_eval_edit.editors.mend_training import train_mend
-    from lm_eval_edit.fact_sources import load_facts
-    from lm_eval_edit.model_source import load_source
-    from lm_eval_edit.scheduled import default_dataset
+    from lm_eval_edit.editors.mend.training import train_mend
+    from lm_eval_edit.edits.scheduled import default_dataset
+    from lm_eval_edit.edits.source import load_source
+    from lm_eval_edit.facts.sources import load_facts
+    from lm_eval_edit.models.devices import find_device
 
     pretrained = options["pretrained"]
     device = find_device(options.get("device"), "--device ")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from lm_eval_edit._terminal import printable
+from lm_eval_edit._support.terminal import printable
 from lm_eval_edit.commands._model_args import add_model_args, parse_model_args
 
 

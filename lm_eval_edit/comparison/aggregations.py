@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from lm_eval_edit.statistics import Statistic
-from lm_eval_edit.tasklib import aggregate, editing_figures
+from lm_eval_edit.comparison.statistics import Statistic
+from lm_eval_edit.tasklib.editing import figures as editing_figures
+from lm_eval_edit.tasklib.suite import aggregate
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from lm_eval_edit import measures
-from lm_eval_edit._files import write_bytes
-from lm_eval_edit.aggregations import AGGREGATIONS
+from lm_eval_edit._support.files import write_bytes
+from lm_eval_edit.comparison.aggregations import AGGREGATIONS
+from lm_eval_edit.comparison.logged_metrics import Metric, with_chance
+from lm_eval_edit.comparison.results import HASHES, Run, TaskSamples
 from lm_eval_edit.errors import UserError
-from lm_eval_edit.logged_metrics import Metric, with_chance
-from lm_eval_edit.results import HASHES, Run, TaskSamples
+from lm_eval_edit.tasklib import measures
 
 FORMAT = "lm-eval-edit baseline"
 VERSION = 1

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lm_eval_edit.logged_metrics import Metric
-from lm_eval_edit.measures import FORMAT
-from lm_eval_edit.pairing import Pair
+from lm_eval_edit.comparison.logged_metrics import Metric
+from lm_eval_edit.comparison.pairing import Pair
+from lm_eval_edit.tasklib.measures import FORMAT
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,21 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lm_eval_edit import __version__
-from lm_eval_edit.compare import INCONCLUSIVE, REGRESSED, Comparison, Row, Settings, bounds, compare_runs, reported
-from lm_eval_edit.comparison_json import REVISION, row_json, run_json
+from lm_eval_edit.comparison.as_json import REVISION, row_json, run_json
+from lm_eval_edit.comparison.compare import (
+    INCONCLUSIVE,
+    REGRESSED,
+    Comparison,
+    Row,
+    Settings,
+    bounds,
+    compare_runs,
+    reported,
+)
+from lm_eval_edit.comparison.floors import AT_FLOOR, format_advice, lost_formats
+from lm_eval_edit.comparison.logged_metrics import Metric
+from lm_eval_edit.comparison.results import Run
 from lm_eval_edit.errors import UserError, nearest
-from lm_eval_edit.floors import AT_FLOOR, format_advice, lost_formats
-from lm_eval_edit.logged_metrics import Metric
-from lm_eval_edit.results import Run
 
 PASS, REGRESSION, UNUSABLE = 0, 1, 2
 STATUS = {PASS: "pass", REGRESSION: "regression", UNUSABLE: "inconclusive"}

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from xml.etree import ElementTree
 
-from lm_eval_edit._terminal import one_line, printable
-from lm_eval_edit.check import PASS, REGRESSION, STATUS, Finding, Report
-from lm_eval_edit.comparison_tables import interval, markdown_table, number, p_value
-from lm_eval_edit.floors import AT_FLOOR
+from lm_eval_edit._support.terminal import one_line, printable
+from lm_eval_edit.comparison.check import PASS, REGRESSION, STATUS, Finding, Report
+from lm_eval_edit.comparison.floors import AT_FLOOR
+from lm_eval_edit.comparison.tables import interval, markdown_table, number, p_value
 
 _WORDS = {PASS: "✅ pass", REGRESSION: "❌ regression"}
 _OPEN = "⚠️ inconclusive"

@@ -12,15 +12,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lm_eval_edit import statistics
-from lm_eval_edit.changed_documents import Flips, flips_of, gains, is_binary, won
+from lm_eval_edit.comparison import statistics
+from lm_eval_edit.comparison.changed_documents import Flips, flips_of, gains, is_binary, won
+from lm_eval_edit.comparison.floors import NEAR_ZERO, floor
+from lm_eval_edit.comparison.logged_metrics import Metric
+from lm_eval_edit.comparison.pairing import Pair, pair_runs
+from lm_eval_edit.comparison.results import Run
+from lm_eval_edit.comparison.statistics import Estimate
 from lm_eval_edit.errors import UserError, nearest
-from lm_eval_edit.floors import NEAR_ZERO, floor
-from lm_eval_edit.logged_metrics import Metric
-from lm_eval_edit.measures import ABILITY
-from lm_eval_edit.pairing import Pair, pair_runs
-from lm_eval_edit.results import Run
-from lm_eval_edit.statistics import Estimate
+from lm_eval_edit.tasklib.measures import ABILITY
 
 __all__ = [
     "IMPROVED", "INCONCLUSIVE", "REGRESSED", "UNHARMED", "Comparison", "Flips", "Row", "Settings", "bounds",
@@ -147,7 +147,7 @@ def compare_runs(base: Run, edited: Run, settings: Settings | None = None) -> Co
         PairingError: they are not measurements of the same documents.
         UserError: a task or metric in the settings that is not there.
     """
-    from lm_eval_edit.group_means import group_rows  # it needs the rows of this module
+    from lm_eval_edit.comparison.group_means import group_rows  # it needs the rows of this module
 
     settings = settings or Settings()
     pairs = pair_runs(base, edited, settings.tasks)

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 import numpy as np
 from scipy import stats
 
-from lm_eval_edit import statistics
-from lm_eval_edit.measures import EDIT_QUALITY, FORMAT
-from lm_eval_edit.results import Metric, Run, TaskSamples
+from lm_eval_edit.comparison import statistics
+from lm_eval_edit.comparison.results import Metric, Run, TaskSamples
+from lm_eval_edit.tasklib.measures import EDIT_QUALITY, FORMAT
 
 AT_FLOOR = "at floor: cannot show damage"
 NEAR_ZERO = (

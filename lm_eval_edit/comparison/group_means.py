@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from lm_eval_edit import statistics
-from lm_eval_edit.compare import INCONCLUSIVE, Comparison, Row, Settings, judge, recovered
-from lm_eval_edit.measures import ABILITY, EDIT_QUALITY
-from lm_eval_edit.pairing import Pair
-from lm_eval_edit.results import Run
-from lm_eval_edit.statistics import Estimate
+from lm_eval_edit.comparison import statistics
+from lm_eval_edit.comparison.compare import INCONCLUSIVE, Comparison, Row, Settings, judge, recovered
+from lm_eval_edit.comparison.pairing import Pair
+from lm_eval_edit.comparison.results import Run
+from lm_eval_edit.comparison.statistics import Estimate
+from lm_eval_edit.tasklib.measures import ABILITY, EDIT_QUALITY
 
 OVERALL, OF_EDITS = "mean of tasks", "mean of edit quality"
 ABLE = "mean of tasks not at floor"

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from lm_eval_edit import aggregations, measures
-from lm_eval_edit.aggregations import Aggregation
+from lm_eval_edit.comparison import aggregations
+from lm_eval_edit.comparison.aggregations import Aggregation
+from lm_eval_edit.tasklib import measures
 
 # From 0 to 1 by definition, Matthews' correlation from −1.
 _SHARES = ("f1", "entity_f1", "entity_script", "agg_inst_level_acc", "counterfact_score")

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from lm_eval_edit.comparison.results import Run, TaskSamples
 from lm_eval_edit.errors import UserError, nearest
-from lm_eval_edit.results import Run, TaskSamples
 
 # What makes two runs of a task different measurements, and what to call it.
 _SETTINGS = {

@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from lm_eval_edit import measures
-from lm_eval_edit._files import read_json
+from lm_eval_edit._support.files import read_json
+from lm_eval_edit.comparison.logged_metrics import Metric, read_metrics, with_chance
 from lm_eval_edit.errors import UserError
 from lm_eval_edit.harness.samples import responses as logged_responses
-from lm_eval_edit.logged_metrics import Metric, read_metrics, with_chance
-from lm_eval_edit.tasklib import editing_metrics
+from lm_eval_edit.tasklib import measures
+from lm_eval_edit.tasklib.editing import metrics as editing_metrics
 
 DATE = r"\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d(?:\.\d+)?"
 _DATED = re.compile(rf"(?P<stem>.+)_(?P<date>{DATE})\.json")
@@ -183,7 +183,7 @@ def load_run(path: str | Path, *, cluster: str | None = None) -> Run:
     Raises:
         UserError: no results, no samples, or samples that are broken or incomplete.
     """
-    from lm_eval_edit import baseline  # it needs the values of this module
+    from lm_eval_edit.comparison import baseline  # it needs the values of this module
 
     file, notices = find_results(Path(path))
     results = read_json(file)

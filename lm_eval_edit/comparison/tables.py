@@ -7,13 +7,13 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from lm_eval_edit import floors
-from lm_eval_edit._spreadsheet import csv_text as as_csv
-from lm_eval_edit._terminal import one_line, printable
-from lm_eval_edit.compare import INCONCLUSIVE, REGRESSED, UNHARMED, Comparison, Row, reported
-from lm_eval_edit.comparison_json import left_out, row_json
-from lm_eval_edit.floors import AT_FLOOR
-from lm_eval_edit.group_means import SeedRow, mixed_groups
+from lm_eval_edit._support.spreadsheet import csv_text as as_csv
+from lm_eval_edit._support.terminal import one_line, printable
+from lm_eval_edit.comparison import floors
+from lm_eval_edit.comparison.as_json import left_out, row_json
+from lm_eval_edit.comparison.compare import INCONCLUSIVE, REGRESSED, UNHARMED, Comparison, Row, reported
+from lm_eval_edit.comparison.floors import AT_FLOOR
+from lm_eval_edit.comparison.group_means import SeedRow, mixed_groups
 
 HEAD = (
     "task", "metric", "n", "base", "edited", "difference", "95% interval", "recovery", "p (Holm)", "lost/won",

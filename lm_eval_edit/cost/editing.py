@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lm_eval_edit.cost_work import Pass, Shape, Work
+from lm_eval_edit.cost.work import Pass, Shape, Work
 from lm_eval_edit.errors import UserError, nearest
 
 MOMENT_BATCH = 8192  # tokens of one pass of `collect`

@@ -18,11 +18,11 @@ from typing import Any
 
 import torch
 
-from lm_eval_edit._files import hash_json, read_json, write_json
-from lm_eval_edit.cost_work import Device
-from lm_eval_edit.devices import find_device
+from lm_eval_edit._support.files import hash_json, read_json, write_json
+from lm_eval_edit._support.versions import versions
+from lm_eval_edit.cost.work import Device
 from lm_eval_edit.errors import UserError
-from lm_eval_edit.versions import versions
+from lm_eval_edit.models.devices import find_device
 
 SECONDS = 0.4  # for each of the five measurements
 _FORMAT = 1

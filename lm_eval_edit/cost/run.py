@@ -18,10 +18,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from lm_eval_edit.cost_editing import editing, second_moments
-from lm_eval_edit.cost_work import DEVICES, Device, Pass, Shape, Work
+from lm_eval_edit.cost.editing import editing, second_moments
+from lm_eval_edit.cost.work import DEVICES, Device, Pass, Shape, Work
 from lm_eval_edit.errors import UserError, nearest
-from lm_eval_edit.tasklib.catalogue import GROUP, TASKS
+from lm_eval_edit.tasklib.suite.catalogue import GROUP, TASKS
 
 CHARACTERS_PER_TOKEN = 4.0  # the usual rule of thumb for English and vocabularies of 30,000 to 50,000 entries
 

@@ -46,7 +46,7 @@ class Shape:
         import torch
         from transformers import AutoModelForCausalLM
 
-        from lm_eval_edit.architecture import Architecture
+        from lm_eval_edit.models.architecture import Architecture
 
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config)

@@ -28,7 +28,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from lm_eval_edit._files import cache_folder, read_json, write_json, writing
+from lm_eval_edit._support.files import cache_folder, read_json, write_json, writing
 from lm_eval_edit.errors import UserError
 
 logger = logging.getLogger("lm_eval_edit")

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lm_eval_edit.editors._keys import cholesky, subject_states
-from lm_eval_edit.editors._scale import MEMIT_CLOSED, NOTHING, norm_weight
+from lm_eval_edit.editors._shared.keys import cholesky, subject_states
+from lm_eval_edit.editors._shared.scale import MEMIT_CLOSED, NOTHING, norm_weight
 from lm_eval_edit.editors.base import EditContext, EditResult, option
 from lm_eval_edit.editors.memit import BatchOptions, Memit
-from lm_eval_edit.facts import Fact
-from lm_eval_edit.weights import wide_dtype
+from lm_eval_edit.facts.fact import Fact
+from lm_eval_edit.weights.edited import wide_dtype
 
 
 @dataclass(frozen=True)

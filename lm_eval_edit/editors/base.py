@@ -20,13 +20,13 @@ from typing import Any, ClassVar
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lm_eval_edit.architecture import Architecture
-from lm_eval_edit.delta import Delta
-from lm_eval_edit.editors._named_by_data import refuse_code_of_data
-from lm_eval_edit.editors.templates import TemplatePlan
+from lm_eval_edit.editors._shared.templates import TemplatePlan
+from lm_eval_edit.editors.named_by_data import refuse_code_of_data
 from lm_eval_edit.errors import UserError, nearest
-from lm_eval_edit.facts import Fact
-from lm_eval_edit.second_moments import SecondMoments
+from lm_eval_edit.facts.fact import Fact
+from lm_eval_edit.models.architecture import Architecture
+from lm_eval_edit.moments.second_moments import SecondMoments
+from lm_eval_edit.weights.delta import Delta
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ class Editor(ABC):
     def wraps(cls, given: Mapping[str, Any]) -> type[Editor] | None:
         """The editor whose deltas this one changes, as the given hyper-parameters choose it; None for most editors.
 
-        The hyper-parameters of the two are given together. See `lm_eval_edit.editors._wrapping`.
+        The hyper-parameters of the two are given together. See `lm_eval_edit.editors._shared.wrapping`.
 
         Raises:
             UserError: the choice is no editor, or cannot be wrapped by this one.
@@ -225,13 +225,13 @@ BUILT_IN: dict[str, str] = {
     "emmet": "lm_eval_edit.editors.emmet:Emmet",
     "alphaedit": "lm_eval_edit.editors.alphaedit:AlphaEdit",
     "kn": "lm_eval_edit.editors.kn:Kn",
-    "mend": "lm_eval_edit.editors.mend:Mend",
+    "mend": "lm_eval_edit.editors.mend.editor:Mend",
     "ft": "lm_eval_edit.editors.ft:Ft",
     "rect": "lm_eval_edit.editors.rect:Rect",
     "prune": "lm_eval_edit.editors.prune:Prune",
     "lora": "lm_eval_edit.editors.lora:Lora",
     "random": "lm_eval_edit.editors.random:Random",
-    "easyeditor": "lm_eval_edit.editors.easyedit:EasyEdit",
+    "easyeditor": "lm_eval_edit.editors.easyeditor.editor:EasyEdit",
 }
 
 

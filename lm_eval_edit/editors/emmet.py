@@ -13,11 +13,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from lm_eval_edit.editors._keys import solve_small_batch
-from lm_eval_edit.editors._scale import EMMET_CLOSED, NOTHING, update_weight
+from lm_eval_edit.editors._shared.keys import solve_small_batch
+from lm_eval_edit.editors._shared.scale import EMMET_CLOSED, NOTHING, update_weight
 from lm_eval_edit.editors.base import EditContext, Editor, option
 from lm_eval_edit.editors.memit import Memit, MemitOptions
-from lm_eval_edit.facts import Fact
+from lm_eval_edit.facts.fact import Fact
 
 
 @dataclass(frozen=True)

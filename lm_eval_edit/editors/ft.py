@@ -22,16 +22,16 @@ from torch import Tensor
 from torch.func import functional_call
 from transformers import PreTrainedModel
 
-from lm_eval_edit.architecture import Architecture
-from lm_eval_edit.delta import DenseDelta
-from lm_eval_edit.editors._finetune import chunks, padded, target_loss, target_row
-from lm_eval_edit.editors._forward import without_parameter_gradients
-from lm_eval_edit.editors._progress import steps
-from lm_eval_edit.editors._rows import Row
+from lm_eval_edit.editors._shared.finetune import chunks, padded, target_loss, target_row
+from lm_eval_edit.editors._shared.forward import without_parameter_gradients
+from lm_eval_edit.editors._shared.progress import steps
+from lm_eval_edit.editors._shared.rows import Row
 from lm_eval_edit.editors.base import EditContext, Editor, EditResult, option
-from lm_eval_edit.facts import Fact
-from lm_eval_edit.tokens import encode
-from lm_eval_edit.weights import wide_dtype
+from lm_eval_edit.facts.fact import Fact
+from lm_eval_edit.facts.tokens import encode
+from lm_eval_edit.models.architecture import Architecture
+from lm_eval_edit.weights.delta import DenseDelta
+from lm_eval_edit.weights.edited import wide_dtype
 
 STOP_LOSS = 0.01  # EasyEdit's: no step on a batch below it, and an end when the mean of all batches is
 OBJECTIVES = ("target_new", "prompt_last")

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 from transformers import PretrainedConfig
 
-from lm_eval_edit._files import read_yaml
+from lm_eval_edit._support.files import read_yaml
 from lm_eval_edit.editors.base import Editor, option_names
 from lm_eval_edit.errors import UserError, nearest
 

@@ -20,17 +20,17 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lm_eval_edit.architecture import Architecture, is_transposed
-from lm_eval_edit.delta import SparseDelta
-from lm_eval_edit.editors._forward import without_parameter_gradients
-from lm_eval_edit.editors._last_token import LastTokenForward
-from lm_eval_edit.editors._progress import steps as shown_steps
+from lm_eval_edit.editors._shared.forward import without_parameter_gradients
+from lm_eval_edit.editors._shared.last_token import LastTokenForward
+from lm_eval_edit.editors._shared.progress import steps as shown_steps
 from lm_eval_edit.editors.base import EditContext, Editor, EditResult, option
 from lm_eval_edit.errors import UserError
-from lm_eval_edit.facts import Fact, in_clear
-from lm_eval_edit.separators import continuing
-from lm_eval_edit.tokens import continuation, encode
-from lm_eval_edit.weights import wide_dtype
+from lm_eval_edit.facts.fact import Fact, in_clear
+from lm_eval_edit.facts.separators import continuing
+from lm_eval_edit.facts.tokens import continuation, encode
+from lm_eval_edit.models.architecture import Architecture, is_transposed
+from lm_eval_edit.weights.delta import SparseDelta
+from lm_eval_edit.weights.edited import wide_dtype
 
 VARIANTS = ("easyedit", "paper")
 OPERATIONS = ("update", "erase", "enhance")

@@ -23,16 +23,16 @@ from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as PEF
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lm_eval_edit.architecture import Architecture, is_linear, is_transposed
-from lm_eval_edit.delta import Delta, linear_update
-from lm_eval_edit.editors._draws import seed_for
-from lm_eval_edit.editors._finetune import chunks, padded, target_row
-from lm_eval_edit.editors._progress import steps
-from lm_eval_edit.editors._rows import Row
+from lm_eval_edit.editors._shared.draws import seed_for
+from lm_eval_edit.editors._shared.finetune import chunks, padded, target_row
+from lm_eval_edit.editors._shared.progress import steps
+from lm_eval_edit.editors._shared.rows import Row
 from lm_eval_edit.editors.base import EditContext, Editor, EditResult, option
 from lm_eval_edit.errors import UserError
-from lm_eval_edit.facts import Fact
-from lm_eval_edit.weights import wide_dtype
+from lm_eval_edit.facts.fact import Fact
+from lm_eval_edit.models.architecture import Architecture, is_linear, is_transposed
+from lm_eval_edit.weights.delta import Delta, linear_update
+from lm_eval_edit.weights.edited import wide_dtype
 
 ADAPTER = "edit"
 ENOUGH, MOST_STEPS = (

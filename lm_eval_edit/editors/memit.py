@@ -15,16 +15,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lm_eval_edit.architecture import is_transposed
-from lm_eval_edit.delta import Delta, linear_update
-from lm_eval_edit.editors._keys import solve_normal_equations, subject_states
-from lm_eval_edit.editors._progress import steps
-from lm_eval_edit.editors._scale import MEMIT_CLOSED, NOTHING, kept, to_keep, update_weight
-from lm_eval_edit.editors._target import optimise_targets
+from lm_eval_edit.editors._shared.keys import solve_normal_equations, subject_states
+from lm_eval_edit.editors._shared.progress import steps
+from lm_eval_edit.editors._shared.scale import MEMIT_CLOSED, NOTHING, kept, to_keep, update_weight
+from lm_eval_edit.editors._shared.target import optimise_targets
+from lm_eval_edit.editors._shared.templates import TemplatePlan
 from lm_eval_edit.editors.base import EditContext, Editor, EditResult, option
-from lm_eval_edit.editors.templates import TemplatePlan
-from lm_eval_edit.facts import Fact
-from lm_eval_edit.weights import temporarily_applied, wide_dtype
+from lm_eval_edit.facts.fact import Fact
+from lm_eval_edit.models.architecture import is_transposed
+from lm_eval_edit.weights.delta import Delta, linear_update
+from lm_eval_edit.weights.edited import temporarily_applied, wide_dtype
 
 
 @dataclass(frozen=True)

@@ -23,9 +23,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lm_eval_edit.delta import Delta, LowRankDelta
-from lm_eval_edit.editors._wrapping import WrappingEditor
+from lm_eval_edit.editors._shared.wrapping import WrappingEditor
 from lm_eval_edit.editors.base import option
+from lm_eval_edit.weights.delta import Delta, LowRankDelta
 
 logger = logging.getLogger("lm_eval_edit")
 

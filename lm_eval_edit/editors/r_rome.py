@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from lm_eval_edit.editors._target import Targets
+from lm_eval_edit.editors._shared.target import Targets
 from lm_eval_edit.editors.base import option
 from lm_eval_edit.editors.rome import Rome, RomeOptions
 

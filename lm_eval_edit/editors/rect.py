@@ -22,12 +22,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lm_eval_edit.delta import Delta, DenseDelta, LowRankDelta, MaskedDelta, SparseDelta
-from lm_eval_edit.editors._draws import generator_for
-from lm_eval_edit.editors._wrapping import WrappingEditor
+from lm_eval_edit.editors._shared.draws import generator_for
+from lm_eval_edit.editors._shared.wrapping import WrappingEditor
 from lm_eval_edit.editors.base import EditContext, option
-from lm_eval_edit.facts import Fact
-from lm_eval_edit.weights import wide_dtype
+from lm_eval_edit.facts.fact import Fact
+from lm_eval_edit.weights.delta import Delta, DenseDelta, LowRankDelta, MaskedDelta, SparseDelta
+from lm_eval_edit.weights.edited import wide_dtype
 
 BASELINES = ("relative", "random", "pca")
 

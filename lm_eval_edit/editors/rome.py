@@ -14,13 +14,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lm_eval_edit.architecture import is_transposed
-from lm_eval_edit.delta import linear_update
-from lm_eval_edit.editors._target import Targets, optimise_targets
+from lm_eval_edit.editors._shared.target import Targets, optimise_targets
+from lm_eval_edit.editors._shared.templates import TemplatePlan
 from lm_eval_edit.editors.base import EditContext, Editor, EditResult, option
-from lm_eval_edit.editors.templates import TemplatePlan
-from lm_eval_edit.facts import Fact
-from lm_eval_edit.weights import temporarily_applied
+from lm_eval_edit.facts.fact import Fact
+from lm_eval_edit.models.architecture import is_transposed
+from lm_eval_edit.weights.delta import linear_update
+from lm_eval_edit.weights.edited import temporarily_applied
 
 logger = logging.getLogger("lm_eval_edit")
 

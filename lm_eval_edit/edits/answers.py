@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lm_eval_edit.facts import Fact
-from lm_eval_edit.tokens import check_fits, context_size, continuation
+from lm_eval_edit.facts.fact import Fact
+from lm_eval_edit.facts.tokens import check_fits, context_size, continuation
 
 
 @dataclass(frozen=True)

@@ -22,14 +22,14 @@ from typing import Any
 
 from torch import Tensor
 
-from lm_eval_edit._differences import differences
-from lm_eval_edit._files import hash_json, read_json, write_json, writing
-from lm_eval_edit._locks import only_writer
-from lm_eval_edit.delta import Delta, save_deltas
+from lm_eval_edit._support.differences import differences
+from lm_eval_edit._support.files import hash_json, read_json, write_json, writing
+from lm_eval_edit._support.locks import only_writer
+from lm_eval_edit.edits.operations import Operation, operation_file, read_operations
 from lm_eval_edit.errors import UserError
-from lm_eval_edit.facts import Fact
-from lm_eval_edit.operations import Operation, operation_file, read_operations
-from lm_eval_edit.weights import EditedWeights
+from lm_eval_edit.facts.fact import Fact
+from lm_eval_edit.weights.delta import Delta, save_deltas
+from lm_eval_edit.weights.edited import EditedWeights
 
 logger = logging.getLogger("lm_eval_edit")
 

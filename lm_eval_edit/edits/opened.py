@@ -9,15 +9,15 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from lm_eval_edit.architecture import Architecture
-from lm_eval_edit.editing import check_second_moments
+from lm_eval_edit.editors._shared.templates import check_templates
 from lm_eval_edit.editors.base import Editor
-from lm_eval_edit.editors.templates import check_templates
+from lm_eval_edit.edits.ledger import check_schedule, read_header
+from lm_eval_edit.edits.operations import read_operations
+from lm_eval_edit.edits.run import check_second_moments
 from lm_eval_edit.errors import UserError
-from lm_eval_edit.facts import Fact
-from lm_eval_edit.ledger import check_schedule, read_header
-from lm_eval_edit.operations import read_operations
-from lm_eval_edit.second_moments import SecondMoments
+from lm_eval_edit.facts.fact import Fact
+from lm_eval_edit.models.architecture import Architecture
+from lm_eval_edit.moments.second_moments import SecondMoments
 
 
 def without_weights(config: PretrainedConfig, trust_remote_code: bool = False) -> PreTrainedModel:

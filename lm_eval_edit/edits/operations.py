@@ -9,10 +9,10 @@ from typing import Any
 
 from torch import Tensor
 
-from lm_eval_edit._files import hash_json, read_json
-from lm_eval_edit.delta import Delta, holds_state, load_deltas
+from lm_eval_edit._support.files import hash_json, read_json
 from lm_eval_edit.errors import UserError
-from lm_eval_edit.facts import Fact, parse_record
+from lm_eval_edit.facts.fact import Fact, parse_record
+from lm_eval_edit.weights.delta import Delta, holds_state, load_deltas
 
 
 @dataclass

@@ -25,13 +25,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from lm_eval_edit.delta import Delta, flatten_deltas, unflatten_deltas
-from lm_eval_edit.editing import EditError, EditRun, NotFiniteError
 from lm_eval_edit.editors.base import Editor
+from lm_eval_edit.edits.ledger import Ledger
+from lm_eval_edit.edits.operations import Operation
+from lm_eval_edit.edits.run import EditError, EditRun, NotFiniteError
 from lm_eval_edit.errors import UserError
-from lm_eval_edit.ledger import Ledger
-from lm_eval_edit.operations import Operation
-from lm_eval_edit.weights import EditedWeights, parameter_sums
+from lm_eval_edit.weights.delta import Delta, flatten_deltas, unflatten_deltas
+from lm_eval_edit.weights.edited import EditedWeights, parameter_sums
 
 _PATIENCE = timedelta(weeks=52)  # others wait while the first edits; the harness gives its own group the same time
 _NAMED = 3  # differing parameters that an error names

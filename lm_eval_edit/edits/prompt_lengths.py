@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from lm_eval_edit.facts import SLOT, Fact
-from lm_eval_edit.slots import Template
-from lm_eval_edit.tokens import ask_as, encode, most_tokens
+from lm_eval_edit.facts.fact import SLOT, Fact
+from lm_eval_edit.facts.slots import Template
+from lm_eval_edit.facts.tokens import ask_as, encode, most_tokens
 
 _LOADING = ("revision", "trust_remote_code", "subfolder")
 _NAMED = 20  # problems told one by one

@@ -13,24 +13,24 @@ import torch
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lm_eval_edit._files import hash_json
-from lm_eval_edit.answers import Answer, edit_answers
-from lm_eval_edit.architecture import Architecture
-from lm_eval_edit.contradictions import repetitions
+from lm_eval_edit._support.files import hash_json
+from lm_eval_edit._support.versions import versions
+from lm_eval_edit.editors._shared.templates import check_templates, sample_templates
 from lm_eval_edit.editors.base import EditContext, Editor, EditResult, find_editor
 from lm_eval_edit.editors.hyperparameters import resolve
-from lm_eval_edit.editors.templates import check_templates, sample_templates
+from lm_eval_edit.edits.answers import Answer, edit_answers
+from lm_eval_edit.edits.ledger import Ledger, check_schedule, open_ledger, read_header
+from lm_eval_edit.edits.prompt_lengths import flat, too_long
+from lm_eval_edit.edits.schedule import EditSchedule
+from lm_eval_edit.edits.source import describe_source
+from lm_eval_edit.edits.success import FEW, Success
 from lm_eval_edit.errors import ConfigurationError, UserError
-from lm_eval_edit.facts import Fact
-from lm_eval_edit.ledger import Ledger, check_schedule, open_ledger, read_header
-from lm_eval_edit.model_source import describe_source
-from lm_eval_edit.prompt_lengths import flat, too_long
-from lm_eval_edit.schedule import EditSchedule
-from lm_eval_edit.second_moments import SecondMoments
-from lm_eval_edit.success import FEW, Success
-from lm_eval_edit.tokens import context_size
-from lm_eval_edit.versions import versions
-from lm_eval_edit.weights import EditedWeights, model_fingerprint
+from lm_eval_edit.facts.contradictions import repetitions
+from lm_eval_edit.facts.fact import Fact
+from lm_eval_edit.facts.tokens import context_size
+from lm_eval_edit.models.architecture import Architecture
+from lm_eval_edit.moments.second_moments import SecondMoments
+from lm_eval_edit.weights.edited import EditedWeights, model_fingerprint
 
 logger = logging.getLogger("lm_eval_edit")
 

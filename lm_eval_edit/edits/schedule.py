@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from lm_eval_edit.errors import UserError
-from lm_eval_edit.facts import Fact, SkippedFact
-from lm_eval_edit.skipped_facts import reasons
+from lm_eval_edit.facts.fact import Fact, SkippedFact
+from lm_eval_edit.facts.skipped import reasons
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from lm_eval_edit import demo
-from lm_eval_edit.fact_sources import load_facts
-from lm_eval_edit.facts import Fact, Facts, SkippedFact
-from lm_eval_edit.schedule import EditSchedule
+from lm_eval_edit.edits.schedule import EditSchedule
+from lm_eval_edit.facts.fact import Fact, Facts, SkippedFact
+from lm_eval_edit.facts.sources import load_facts
 from lm_eval_edit.settings import EditSettings
 
 if TYPE_CHECKING:

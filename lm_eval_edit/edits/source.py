@@ -9,8 +9,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from lm_eval_edit import demo
 from lm_eval_edit.demo.smollm2 import provenance
-from lm_eval_edit.devices import find_device
 from lm_eval_edit.errors import UserError, in_one_line
+from lm_eval_edit.models.devices import find_device
 
 
 def describe_source(model: PreTrainedModel) -> dict[str, Any]:

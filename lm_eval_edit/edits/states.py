@@ -17,7 +17,7 @@ from lm_eval_edit.errors import UserError
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
 
-    from lm_eval_edit.ledger import Ledger
+    from lm_eval_edit.edits.ledger import Ledger
 
 STATE = "after_operations"
 UNEDITED = 0

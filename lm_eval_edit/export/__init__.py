@@ -22,8 +22,9 @@ from typing import Any
 from torch import Tensor
 
 from lm_eval_edit import demo
-from lm_eval_edit._differences import differences
-from lm_eval_edit._files import read_json, write_bytes, write_json
+from lm_eval_edit._support.differences import differences
+from lm_eval_edit._support.files import read_json, write_bytes, write_json
+from lm_eval_edit._support.versions import versions
 from lm_eval_edit.errors import ConfigurationError, UserError
 from lm_eval_edit.export import card
 from lm_eval_edit.export.adapter import Adapter, check_adapter, load_adapter, make_adapter, write_adapter
@@ -32,8 +33,7 @@ from lm_eval_edit.export.deltas import read_deltas, write_deltas
 from lm_eval_edit.export.edited import Edited, Selection, load, select
 from lm_eval_edit.export.selfcheck import ExportError, Verdict, compare, last_logits, prompts_of
 from lm_eval_edit.export.sums import sum_deltas
-from lm_eval_edit.versions import versions
-from lm_eval_edit.weights import EditedWeights, parameter_sums, wide_dtype
+from lm_eval_edit.weights.edited import EditedWeights, parameter_sums, wide_dtype
 
 logger = logging.getLogger("lm_eval_edit")
 

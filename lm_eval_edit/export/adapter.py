@@ -19,12 +19,12 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from lm_eval_edit.architecture import is_linear, is_transposed
-from lm_eval_edit.delta import LowRankDelta
 from lm_eval_edit.errors import ConfigurationError
 from lm_eval_edit.export.edited import touched
 from lm_eval_edit.export.selfcheck import ExportError
 from lm_eval_edit.export.sums import DeltaSum, balanced
+from lm_eval_edit.models.architecture import is_linear, is_transposed
+from lm_eval_edit.weights.delta import LowRankDelta
 
 #: The values vLLM takes for `max_lora_rank` (vllm/config/lora.py, see docs/engines.md).
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)

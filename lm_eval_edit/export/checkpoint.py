@@ -9,11 +9,11 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lm_eval_edit.edits.source import load_source
 from lm_eval_edit.errors import UserError, in_one_line
 from lm_eval_edit.export.edited import touched
 from lm_eval_edit.export.selfcheck import ExportError, last_logits
-from lm_eval_edit.model_source import load_source
-from lm_eval_edit.weights import parameter_sums
+from lm_eval_edit.weights.edited import parameter_sums
 
 
 def write_checkpoint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

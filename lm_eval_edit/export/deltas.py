@@ -14,9 +14,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lm_eval_edit._files import load_tensors, read_json, save_tensors, write_json
-from lm_eval_edit.delta import Delta, DenseDelta, LowRankDelta
+from lm_eval_edit._support.files import load_tensors, read_json, save_tensors, write_json
 from lm_eval_edit.errors import UserError
+from lm_eval_edit.weights.delta import Delta, DenseDelta, LowRankDelta
 
 FORMAT = "lm-eval-edit deltas 1"
 TENSORS, INDEX = "deltas.safetensors", "deltas.json"

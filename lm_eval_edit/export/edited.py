@@ -11,16 +11,16 @@ from typing import Any
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from lm_eval_edit.delta import Delta
-from lm_eval_edit.editors._named_by_data import names_out_of_data
 from lm_eval_edit.editors.base import Editor, find_editor, option_names
 from lm_eval_edit.editors.hyperparameters import resolve
+from lm_eval_edit.editors.named_by_data import names_out_of_data
+from lm_eval_edit.edits.ledger import Ledger, read_header
+from lm_eval_edit.edits.operations import Operation, read_operations
+from lm_eval_edit.edits.source import load_source
 from lm_eval_edit.errors import ConfigurationError, UserError
-from lm_eval_edit.facts import Fact
-from lm_eval_edit.ledger import Ledger, read_header
-from lm_eval_edit.model_source import load_source
-from lm_eval_edit.operations import Operation, read_operations
-from lm_eval_edit.weights import EditedWeights, model_fingerprint
+from lm_eval_edit.facts.fact import Fact
+from lm_eval_edit.weights.delta import Delta
+from lm_eval_edit.weights.edited import EditedWeights, model_fingerprint
 
 Finish = Callable[[Mapping[str, tuple[Tensor, Tensor]]], dict[str, Delta]]
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lm_eval_edit.errors import UserError
-from lm_eval_edit.facts import Fact
+from lm_eval_edit.facts.fact import Fact
 
 #: Most prompts compared; from a longer schedule so many are taken at even distances, the first and last included.
 MAX_PROMPTS = 256

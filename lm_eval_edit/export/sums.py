@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from lm_eval_edit.delta import Delta, DenseDelta, LowRankDelta, SparseDelta
+from lm_eval_edit.weights.delta import Delta, DenseDelta, LowRankDelta, SparseDelta
 
 
 @dataclass

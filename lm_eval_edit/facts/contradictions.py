@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 
-from lm_eval_edit.facts import Fact
-from lm_eval_edit.subject_span import one_form
+from lm_eval_edit.facts.fact import Fact
+from lm_eval_edit.facts.subject_span import one_form
 
 NAMED = 3  # groups named one by one
 

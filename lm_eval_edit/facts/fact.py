@@ -28,17 +28,17 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
-from lm_eval_edit._files import hash_json
+from lm_eval_edit._support.files import hash_json
 from lm_eval_edit.errors import UserError, in_one_error, problems_of
-from lm_eval_edit.fact_files import Unreadable
-from lm_eval_edit.fact_readers import read_record
-from lm_eval_edit.separators import continuing
-from lm_eval_edit.slots import SLOT as SLOT
-from lm_eval_edit.slots import Template as Template
-from lm_eval_edit.slots import in_clear as in_clear
-from lm_eval_edit.slots import place_at, subject_place
-from lm_eval_edit.slots import with_slot as with_slot
-from lm_eval_edit.subject_span import subject_span
+from lm_eval_edit.facts.files import Unreadable
+from lm_eval_edit.facts.readers import read_record
+from lm_eval_edit.facts.separators import continuing
+from lm_eval_edit.facts.slots import SLOT as SLOT
+from lm_eval_edit.facts.slots import Template as Template
+from lm_eval_edit.facts.slots import in_clear as in_clear
+from lm_eval_edit.facts.slots import place_at, subject_place
+from lm_eval_edit.facts.slots import with_slot as with_slot
+from lm_eval_edit.facts.subject_span import subject_span
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lm_eval_edit._files import parse_json, read_text
+from lm_eval_edit._support.files import parse_json, read_text
 from lm_eval_edit.errors import UserError
-from lm_eval_edit.fact_fields import RepeatedKeys
+from lm_eval_edit.facts.fields import RepeatedKeys
 
 
 @dataclass(frozen=True)

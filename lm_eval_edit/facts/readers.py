@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lm_eval_edit.fact_fields import Field, named, shown
-from lm_eval_edit.slots import SLOT, subject_place
-from lm_eval_edit.subject_span import subject_span
+from lm_eval_edit.facts.fields import Field, named, shown
+from lm_eval_edit.facts.slots import SLOT, subject_place
+from lm_eval_edit.facts.subject_span import subject_span
 
 
 def read_record(record: Mapping[str, Any], default_id: str) -> tuple[list[dict[str, Any]], list[str]]:

@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-from lm_eval_edit.facts import SkippedFact
+from lm_eval_edit.facts.fact import SkippedFact
 
 NAMED = 3  # facts named one by one
 LONGEST = 300  # characters of a reason, which quotes a prompt

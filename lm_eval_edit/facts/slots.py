@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from lm_eval_edit.errors import UserError
-from lm_eval_edit.subject_span import is_word, subject_span
+from lm_eval_edit.facts.subject_span import is_word, subject_span
 
 SLOT = "{}"
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from lm_eval_edit import demo
 from lm_eval_edit.errors import UserError
-from lm_eval_edit.fact_files import read_fact_records
-from lm_eval_edit.facts import Facts, read_facts
+from lm_eval_edit.facts.fact import Facts, read_facts
+from lm_eval_edit.facts.files import read_fact_records
 
 
 @dataclass(frozen=True)

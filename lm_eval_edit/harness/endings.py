@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from lm_eval_edit.tasklib.outputs import EXACT, Output
+from lm_eval_edit.harness.outputs import EXACT, Output
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance

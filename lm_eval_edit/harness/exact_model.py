@@ -9,8 +9,8 @@ import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
-from lm_eval_edit.exact_requests import OneToken, as_pairs
-from lm_eval_edit.tokens import appended, ask_as, without_appended
+from lm_eval_edit.facts.tokens import appended, ask_as, without_appended
+from lm_eval_edit.harness.exact_requests import OneToken, as_pairs
 
 logger = logging.getLogger("lm_eval_edit")
 

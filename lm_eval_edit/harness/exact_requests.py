@@ -23,7 +23,7 @@ from typing import Any
 from lm_eval.api.instance import Instance
 
 from lm_eval_edit.errors import UserError
-from lm_eval_edit.tokens import cut, without_appended
+from lm_eval_edit.facts.tokens import cut, without_appended
 
 TOKEN = "token"
 OF = "of"

@@ -9,10 +9,25 @@ from pathlib import Path
 
 import yaml
 
-from lm_eval_edit._hooks import tasks_dir
 from lm_eval_edit.errors import UserError, nearest
 
 PREFIX = "edithurt_"  # every name of ours starts so, no name of the harness's does
+
+
+def tasks_dir() -> Path:
+    """The folder with our task YAML files: inside the package when installed, beside it in a checkout.
+
+    Raises:
+        FileNotFoundError: neither is there.
+    """
+    package = Path(__file__).resolve().parents[1]
+    places = [package / "tasks"]
+    if (package.parent / "pyproject.toml").is_file():  # never take some other `tasks` in site-packages for ours
+        places.append(package.parent / "tasks")
+    for place in places:
+        if place.is_dir():
+            return place
+    raise FileNotFoundError(f"no folder of task files: looked for {' and '.join(map(str, places))}")
 
 
 @dataclass(frozen=True)

@@ -19,14 +19,14 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lm_eval_edit._files import cache_folder, hash_json, load_tensors, save_tensors
-from lm_eval_edit._moment_files import COUNT, MOMENT, read_moments
-from lm_eval_edit.architecture import Architecture
-from lm_eval_edit.corpus import Corpus
+from lm_eval_edit._support.files import cache_folder, hash_json, load_tensors, save_tensors
+from lm_eval_edit._support.versions import versions
 from lm_eval_edit.errors import ConfigurationError, UserError
-from lm_eval_edit.second_moments import SecondMoments
-from lm_eval_edit.versions import versions
-from lm_eval_edit.weights import parameter_sums, wide_dtype
+from lm_eval_edit.models.architecture import Architecture
+from lm_eval_edit.moments.corpus import Corpus
+from lm_eval_edit.moments.files import COUNT, MOMENT, read_moments
+from lm_eval_edit.moments.second_moments import SecondMoments
+from lm_eval_edit.weights.edited import parameter_sums, wide_dtype
 
 logger = logging.getLogger("lm_eval_edit")
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lm_eval_edit._files import hash_json, read_records, read_text, sha256
+from lm_eval_edit._support.files import hash_json, read_records, read_text, sha256
 from lm_eval_edit.errors import UserError, nearest
 
 #: Named corpora on the hub: (data set, configuration). The ROME authors' statistics are from Wikipedia.

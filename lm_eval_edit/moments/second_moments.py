@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lm_eval_edit._files import hash_json, hash_tensor
-from lm_eval_edit._moment_files import Reader, read_moments
+from lm_eval_edit._support.files import hash_json, hash_tensor
 from lm_eval_edit.errors import UserError
+from lm_eval_edit.moments.files import Reader, read_moments
 
 logger = logging.getLogger("lm_eval_edit")
 

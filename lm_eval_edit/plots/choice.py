@@ -8,10 +8,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from lm_eval_edit.comparison.floors import AT_FLOOR, floors
+from lm_eval_edit.comparison.results import load_run
 from lm_eval_edit.errors import ConfigurationError, UserError, nearest
-from lm_eval_edit.floors import AT_FLOOR, floors
 from lm_eval_edit.plots.series import MEAN, Measure, Series, about_edits, all_series, mean_score, score, unique
-from lm_eval_edit.results import load_run
 from lm_eval_edit.sweep.reading import DONE, PREFIX, CellData, Sweep
 
 MOST_TASKS = 13  # with more lines in one panel, no one could follow them

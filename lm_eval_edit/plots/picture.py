@@ -12,7 +12,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lm_eval_edit._files import write_bytes
+from lm_eval_edit._support.files import write_bytes
 from lm_eval_edit.errors import UserError
 
 if TYPE_CHECKING:

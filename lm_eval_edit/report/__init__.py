@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lm_eval_edit._files import write_bytes
+from lm_eval_edit._support.files import write_bytes
 from lm_eval_edit.errors import UserError
 from lm_eval_edit.report.page import GENERATOR, Options, render
 from lm_eval_edit.sweep.reading import Sweep

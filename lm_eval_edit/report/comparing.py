@@ -9,13 +9,13 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from lm_eval_edit.compare import Comparison, Row, Settings, compare_runs, reported
+from lm_eval_edit.comparison.compare import Comparison, Row, Settings, compare_runs, reported
+from lm_eval_edit.comparison.group_means import SeedRow, seed_rows
+from lm_eval_edit.comparison.pairing import PairingError, pair_runs
+from lm_eval_edit.comparison.results import Run, load_run
 from lm_eval_edit.errors import UserError
-from lm_eval_edit.group_means import SeedRow, seed_rows
-from lm_eval_edit.measures import ABILITY
-from lm_eval_edit.pairing import PairingError, pair_runs
-from lm_eval_edit.results import Run, load_run
 from lm_eval_edit.sweep.reading import DONE, CellData, RowData, Sweep, by_series
+from lm_eval_edit.tasklib.measures import ABILITY
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from markupsafe import escape
 
-from lm_eval_edit.compare import Flips, is_binary
-from lm_eval_edit.flips import records, worsened
+from lm_eval_edit.comparison.compare import Flips, is_binary
+from lm_eval_edit.comparison.flips import records, worsened
 from lm_eval_edit.report.comparing import Compared
 
 AT_MOST = 1_000  # items of a whole report

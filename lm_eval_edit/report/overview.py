@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lm_eval_edit.floors import AT_FLOOR, format_advice, lost_formats
+from lm_eval_edit.comparison.floors import AT_FLOOR, format_advice, lost_formats
 from lm_eval_edit.report.comparing import Compared, below
 from lm_eval_edit.sweep.reading import COLLAPSED, DONE, FAILED, LEFT_OUT, Sweep
 

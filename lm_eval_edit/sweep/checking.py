@@ -8,16 +8,18 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
-from lm_eval_edit.editing import batch_problems
 from lm_eval_edit.editors.base import find_editor
+from lm_eval_edit.edits.chosen import model_config
+from lm_eval_edit.edits.run import batch_problems
 from lm_eval_edit.errors import ConfigurationError, UserError
-from lm_eval_edit.plan import EditPlan, draft_plan, model_config
-from lm_eval_edit.second_moments import SecondMoments
+from lm_eval_edit.moments.second_moments import SecondMoments
+from lm_eval_edit.plan import EditPlan, draft_plan
 from lm_eval_edit.settings import NAMES
 from lm_eval_edit.sweep.design import LEAVE_OUT, Design, Model, Row
 from lm_eval_edit.sweep.evaluation import find_tasks
 from lm_eval_edit.sweep.folder import Cell, SweepFolder
-from lm_eval_edit.tasklib import editing_documents, sources
+from lm_eval_edit.tasklib.editing import documents as editing_documents
+from lm_eval_edit.tasklib.suite import sources
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from lm_eval_edit.cost import CHARACTERS_PER_TOKEN, Cost, estimate, known_tasks
-from lm_eval_edit.cost_work import DEVICES, Device, Shape
+from lm_eval_edit.cost.run import CHARACTERS_PER_TOKEN, Cost, estimate, known_tasks
+from lm_eval_edit.cost.work import DEVICES, Device, Shape
 from lm_eval_edit.sweep.design import Design, Model, Row
 
 

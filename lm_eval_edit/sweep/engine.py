@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import torch
 from tqdm.auto import tqdm
 
-from lm_eval_edit._files import read_json
+from lm_eval_edit._support.files import read_json
 from lm_eval_edit.errors import CannotWriteError, in_one_line
 from lm_eval_edit.sweep.checking import Checked
 from lm_eval_edit.sweep.design import Model, Row

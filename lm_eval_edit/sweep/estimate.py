@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from lm_eval_edit.cost import Cost
-from lm_eval_edit.cost_sweeps import sweep_cost
-from lm_eval_edit.cost_work import DEVICES, Device, Shape
+from lm_eval_edit.cost.run import Cost
+from lm_eval_edit.cost.work import DEVICES, Device, Shape
 from lm_eval_edit.editors.base import find_editor
 from lm_eval_edit.editors.hyperparameters import resolve
 from lm_eval_edit.errors import UserError
 from lm_eval_edit.sweep.checking import Checked, loading_args
+from lm_eval_edit.sweep.costs import sweep_cost
 from lm_eval_edit.sweep.design import Model, Row
 
 

@@ -25,11 +25,11 @@ from lm_eval.loggers.utils import add_env_info, add_tokenizer_info, get_git_comm
 from lm_eval.tasks import TaskManager
 from lm_eval.utils import handle_non_serializable, hash_string, sanitize_list
 
-from lm_eval_edit import _hooks
+from lm_eval_edit._startup import hooks as _hooks
 from lm_eval_edit.errors import UserError, in_one_line, nearest
+from lm_eval_edit.harness.our_tasks import all_ours, our_names
 from lm_eval_edit.model import EditedHFLM
-from lm_eval_edit.our_tasks import all_ours, our_names
-from lm_eval_edit.tasklib import editing_documents
+from lm_eval_edit.tasklib.editing import documents as editing_documents
 
 logger = logging.getLogger("lm_eval_edit")
 

@@ -24,11 +24,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from lm_eval_edit._differences import differences
-from lm_eval_edit._files import read_json, sha256, write_bytes, write_json, writing
-from lm_eval_edit._locks import only_writer
-from lm_eval_edit._spreadsheet import csv_text
-from lm_eval_edit._terminal import printable
+from lm_eval_edit._support.differences import differences
+from lm_eval_edit._support.files import read_json, sha256, write_bytes, write_json, writing
+from lm_eval_edit._support.locks import only_writer
+from lm_eval_edit._support.spreadsheet import csv_text
+from lm_eval_edit._support.terminal import printable
 from lm_eval_edit.errors import UserError
 from lm_eval_edit.sweep.design import Design, Row, is_plain
 

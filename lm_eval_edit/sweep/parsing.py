@@ -8,7 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from lm_eval_edit._files import read_yaml
+from lm_eval_edit._support.files import read_yaml
 from lm_eval_edit.demo import DEFAULT_FACTS
 from lm_eval_edit.errors import ConfigurationError, UserError, nearest
 from lm_eval_edit.sweep.design import ALL, LEAVE_OUT, REFUSE, Design, Method, Model, safe

@@ -9,12 +9,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from lm_eval_edit import measures
-from lm_eval_edit._files import read_json
-from lm_eval_edit._terminal import one_line, printable
+from lm_eval_edit._support.files import read_json
+from lm_eval_edit._support.terminal import one_line, printable
 from lm_eval_edit.errors import UserError, in_one_line
 from lm_eval_edit.sweep.design import is_plain
 from lm_eval_edit.sweep.folder import COLLAPSED, DONE, FAILED, FORMAT, cell_state
+from lm_eval_edit.tasklib import measures
 
 __all__ = [
     "COLLAPSED", "DONE", "FAILED", "LEFT_OUT", "CellData", "RowData", "Sweep", "Value", "by_series", "load_sweep",

@@ -23,7 +23,7 @@ import safetensors
 import torch
 from torch import Tensor
 
-from lm_eval_edit._files import load_tensors, save_tensors
+from lm_eval_edit._support.files import load_tensors, save_tensors
 from lm_eval_edit.errors import UserError
 
 

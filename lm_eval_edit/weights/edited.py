@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from lm_eval_edit._files import hash_json, hash_tensor
-from lm_eval_edit.delta import Delta
+from lm_eval_edit._support.files import hash_json, hash_tensor
+from lm_eval_edit.weights.delta import Delta
 
 
 def wide_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -6,7 +6,7 @@ import copy
 
 import pytest
 
-from lm_eval_edit._differences import MOST, WIDTH, differences
+from lm_eval_edit._support.differences import MOST, WIDTH, differences
 
 EDITORS = [{"label": f"editor_{i}", "args": {"editor": "rome", "layer": i}} for i in range(12)]
 

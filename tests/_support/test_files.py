@@ -7,9 +7,9 @@ import time
 import pytest
 
 from lm_eval_edit import UserError
-from lm_eval_edit._files import parse_json, read_json, read_yaml
+from lm_eval_edit._support.files import parse_json, read_json, read_yaml
 from lm_eval_edit.cli import main
-from lm_eval_edit.tasklib import layouts
+from lm_eval_edit.tasklib.suite import layouts
 
 
 def _bomb(levels: int, width: int = 9) -> str:

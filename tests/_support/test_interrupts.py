@@ -10,7 +10,8 @@ import time
 
 import pytest
 
-from lm_eval_edit import _interrupts, cli
+from lm_eval_edit import cli
+from lm_eval_edit._support import interrupts as _interrupts
 from lm_eval_edit.commands import run as run_command
 from lm_eval_edit.commands import stats, sweep, train, validate
 from tests.conftest import ROOT

@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from lm_eval_edit._terminal import one_line, printable
+from lm_eval_edit._support.terminal import one_line, printable
 
 
 @pytest.mark.parametrize(

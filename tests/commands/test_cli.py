@@ -14,9 +14,9 @@ import pytest
 from lm_eval_edit import cli
 from lm_eval_edit.commands import run as run_command
 from lm_eval_edit.errors import ConfigurationError, UserError
-from lm_eval_edit.our_tasks import PREFIX, all_ours, list_tasks
+from lm_eval_edit.harness.our_tasks import PREFIX, all_ours, list_tasks
 from tests.conftest import ROOT
-from tests.helpers import TOY_TASK, python
+from tests.support.processes import TOY_TASK, python
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,8 @@ from lm_eval_edit.editors.base import BUILT_IN, find_editor
 from lm_eval_edit.editors.hyperparameters import presets
 from lm_eval_edit.settings import EditSettings
 from tests.conftest import ROOT
-from tests.helpers import python
-from tests.support import FACTS, TEMPLATES, WORDS, tiny_model, tiny_tokenizer
+from tests.support.processes import python
+from tests.support.tiny import FACTS, TEMPLATES, WORDS, tiny_model, tiny_tokenizer
 
 
 def command(*arguments, path=ROOT, **env):

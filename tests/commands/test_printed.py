@@ -8,8 +8,8 @@ import logging
 import pytest
 
 from lm_eval_edit import cli
-from lm_eval_edit._logging import log_safely
-from tests.support import FACTS, tiny_model, tiny_tokenizer
+from lm_eval_edit._support.logging import log_safely
+from tests.support.tiny import FACTS, tiny_model, tiny_tokenizer
 
 
 def test_log_lines(caplog):

@@ -12,9 +12,9 @@ import pytest
 
 import lm_eval_edit
 from lm_eval_edit import cli
-from tests.results_files import DATE, answers, samples, write_run
+from tests.support.results_files import DATE, answers, samples, write_run
 
-SCHEMAS = Path(lm_eval_edit.__file__).parent / "schemas"
+SCHEMAS = Path(lm_eval_edit.__file__).parent / "comparison" / "schemas"
 EDIT = {
     "editor": "rome", "n_edits": 2, "after_each_edit": [{"n": 1, "em": 1.0, "token_acc": 1.0}, {"n": 3, "em": 0.8}],
     "guards": {"retained": {"n": 4, "em": 0.5}},
@@ -198,7 +198,7 @@ def test_unusable_files(base, tmp_path, capsys):
 
 
 def test_an_error_of_our_own_is_no_pass_and_no_regression(base, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("lm_eval_edit.check.check", lambda *_: 1 / 0)
+    monkeypatch.setattr("lm_eval_edit.comparison.check.check", lambda *_: 1 / 0)
     assert cli.main(["check", "--baseline", str(base), "--current", str(base)]) == 2
     assert "division by zero" in capsys.readouterr().err
 

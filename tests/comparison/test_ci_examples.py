@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 import lm_eval_edit
-from lm_eval_edit.compare import REGRESSED, UNHARMED, compare_runs
-from lm_eval_edit.results import load_run
+from lm_eval_edit.comparison.compare import REGRESSED, UNHARMED, compare_runs
+from lm_eval_edit.comparison.results import load_run
 from tests.conftest import ROOT
 
 EXAMPLES = ROOT / "examples" / "ci"
@@ -100,7 +100,7 @@ def test_the_workflow_runs_what_is_there():
 
 
 def test_the_gates_limits_can_be_read():
-    from lm_eval_edit.check import read_gate
+    from lm_eval_edit.comparison.check import read_gate
 
     gate = read_gate(yaml.safe_load((EXAMPLES / "gate.yaml").read_text()), "gate.yaml")
     assert gate.max_drop == 0.1 and gate.floors == {"efficacy.em": 0.9}

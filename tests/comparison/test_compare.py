@@ -12,14 +12,15 @@ import numpy as np
 import pytest
 
 import lm_eval_edit
-from lm_eval_edit import cli, statistics
-from lm_eval_edit.compare import IMPROVED, INCONCLUSIVE, REGRESSED, UNHARMED, Settings, compare_runs
+from lm_eval_edit import cli
+from lm_eval_edit.comparison import statistics
+from lm_eval_edit.comparison.compare import IMPROVED, INCONCLUSIVE, REGRESSED, UNHARMED, Settings, compare_runs
+from lm_eval_edit.comparison.results import load_run
 from lm_eval_edit.errors import UserError
-from lm_eval_edit.results import load_run
-from lm_eval_edit.tasklib import aggregate
-from tests.results_files import answers, sample, samples, write_run
+from lm_eval_edit.tasklib.suite import aggregate
+from tests.support.results_files import answers, sample, samples, write_run
 
-SCHEMAS = Path(lm_eval_edit.__file__).parent / "schemas"
+SCHEMAS = Path(lm_eval_edit.__file__).parent / "comparison" / "schemas"
 
 
 def compared(folder, base, edited, settings=None, **layout):
@@ -240,7 +241,7 @@ def edited_run(folder, wrong, seed, n_edits=20):
 
 
 def test_several_seeds(tmp_path):
-    from lm_eval_edit.group_means import seed_rows
+    from lm_eval_edit.comparison.group_means import seed_rows
 
     base = load_run(write_run(tmp_path / "base", {"t": samples([1.0] * 200)}))
     runs = [edited_run(tmp_path / f"{seed}", wrong, seed) for seed, wrong in enumerate((20, 40, 30))]

@@ -10,10 +10,10 @@ from lm_eval.loggers import EvaluationTracker
 from lm_eval.tasks import TaskManager
 
 from lm_eval_edit import cli
-from lm_eval_edit.compare import Settings, compare_runs
-from lm_eval_edit.pairing import PairingError
-from lm_eval_edit.results import load_run
-from tests.support import SENTENCES, tiny_model, tiny_tokenizer
+from lm_eval_edit.comparison.compare import Settings, compare_runs
+from lm_eval_edit.comparison.pairing import PairingError
+from lm_eval_edit.comparison.results import load_run
+from tests.support.tiny import SENTENCES, tiny_model, tiny_tokenizer
 
 pytestmark = pytest.mark.libraries
 

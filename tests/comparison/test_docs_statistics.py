@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy.stats import beta
 
-from lm_eval_edit import statistics as s
-from lm_eval_edit.tasklib.aggregate import f1
+from lm_eval_edit.comparison import statistics as s
+from lm_eval_edit.tasklib.suite.aggregate import f1
 from tests.conftest import ROOT
 
 TEXT = " ".join((ROOT / "docs" / "statistics.md").read_text().split())

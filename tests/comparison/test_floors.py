@@ -10,19 +10,19 @@ import jsonschema
 import pytest
 
 import lm_eval_edit
-from lm_eval_edit import cli, measures
-from lm_eval_edit._hooks import tasks_dir
-from lm_eval_edit.compare import INCONCLUSIVE, REGRESSED, UNHARMED, Settings, compare_runs
-from lm_eval_edit.comparison_tables import verdict
-from lm_eval_edit.floors import AT_FLOOR, floor, floors
-from lm_eval_edit.our_tasks import _Loader
+from lm_eval_edit import cli
+from lm_eval_edit.comparison.compare import INCONCLUSIVE, REGRESSED, UNHARMED, Settings, compare_runs
+from lm_eval_edit.comparison.floors import AT_FLOOR, floor, floors
+from lm_eval_edit.comparison.results import load_run
+from lm_eval_edit.comparison.tables import verdict
+from lm_eval_edit.harness.our_tasks import _Loader, tasks_dir
 from lm_eval_edit.plots import choose
 from lm_eval_edit.report import budget
 from lm_eval_edit.report.comparing import compare_sweep
 from lm_eval_edit.report.page import render
-from lm_eval_edit.results import load_run
 from lm_eval_edit.sweep.reading import load_sweep, summary_rows
-from tests.results_files import sample, samples, write_run
+from lm_eval_edit.tasklib import measures
+from tests.support.results_files import sample, samples, write_run
 
 SCHEMAS = Path(lm_eval_edit.__file__).parent / "schemas"
 CHOICES = {f"gen_args_{i}": {"arg_0": "Q", "arg_1": f" {i}"} for i in range(4)}
@@ -306,7 +306,7 @@ def test_floors_hold_at_the_level_asked_for(tmp_path):
 
 def sweep_of(folder: Path):
     """A sweep of two tasks, one of which the unedited model cannot do."""
-    from tests.sweep_folders import write_cells
+    from tests.support.sweep_folders import write_cells
 
     def rows(k):
         return [sample(i, {"score": value}) for i, value in enumerate(right(100, k))]
@@ -329,7 +329,7 @@ def test_the_budget_leaves_out_what_is_at_floor(tmp_path):
 
 
 def test_a_budget_of_nothing_but_floors_is_none(tmp_path):
-    from tests.sweep_folders import write_cells
+    from tests.support.sweep_folders import write_cells
 
     cells = {n: {"t": samples(right(50, 0) if n else right(50, 1), "score")} for n in (0, 5)}
     (each,) = compare_sweep(load_sweep(write_cells(tmp_path / "x", cells)), Settings())
@@ -337,7 +337,7 @@ def test_a_budget_of_nothing_but_floors_is_none(tmp_path):
 
 
 def test_a_mean_of_a_report_is_of_ability(tmp_path):
-    from tests.sweep_folders import write_cells
+    from tests.support.sweep_folders import write_cells
 
     def rows(k):
         return [sample(i, {"score": value}) for i, value in enumerate(right(100, k))]
@@ -363,7 +363,7 @@ def test_pictures_say_what_is_at_floor_and_average_ability_alone(tmp_path):
 
 
 def quality_sweep(root: Path) -> Path:
-    from tests import sweep_folders
+    from tests.support import sweep_folders
 
     def rows(k):
         return [sample(i, {"score": value}) for i, value in enumerate(right(100, k))]

@@ -10,15 +10,15 @@ from xml.etree import ElementTree
 import pytest
 
 from lm_eval_edit import cli
-from lm_eval_edit.compare import compare_runs
+from lm_eval_edit.comparison.compare import compare_runs
+from lm_eval_edit.comparison.results import load_run
 from lm_eval_edit.plots import figures
 from lm_eval_edit.plots.picture import drawing
 from lm_eval_edit.report.page import render
-from lm_eval_edit.results import load_run
 from lm_eval_edit.sweep.folder import write_summary
 from lm_eval_edit.sweep.reading import load_sweep, summary_rows
-from tests import sweep_folders
-from tests.results_files import answers, sample, samples, write_run
+from tests.support import sweep_folders
+from tests.support.results_files import answers, sample, samples, write_run
 
 OWN = "def agg(items):\n    return 100*sum(items)/len(items)\n"
 CASE = Path("/work/shared/cases/operator/mytask")
@@ -245,7 +245,7 @@ def test_no_escape_sequence_in_any_format(tmp_path, capsys, kind):
 
 
 def test_a_number_is_no_formula():
-    from lm_eval_edit._spreadsheet import cell, csv_text
+    from lm_eval_edit._support.spreadsheet import cell, csv_text
 
     assert [cell(value) for value in (-0.5, "-0.5", "-x", "+1e3", "@a", "\tb", "\rb", None, True)] == [
         -0.5, "-0.5", "'-x", "+1e3", "'@a", "'\\tb", "'\\rb", None, True,

@@ -7,12 +7,12 @@ import json
 import numpy as np
 import pytest
 
-from lm_eval_edit import baseline
+from lm_eval_edit.comparison import baseline
+from lm_eval_edit.comparison.pairing import PairingError, pair_runs
+from lm_eval_edit.comparison.results import load_run
 from lm_eval_edit.errors import UserError
-from lm_eval_edit.pairing import PairingError, pair_runs
-from lm_eval_edit.results import load_run
-from lm_eval_edit.tasklib import aggregate
-from tests.results_files import DATE, answers, sample, samples, write_run
+from lm_eval_edit.tasklib.suite import aggregate
+from tests.support.results_files import DATE, answers, sample, samples, write_run
 
 pytestmark = pytest.mark.libraries
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from lm_eval_edit import statistics as s
-from lm_eval_edit.aggregations import AGGREGATIONS
-from lm_eval_edit.tasklib import aggregate
+from lm_eval_edit.comparison import statistics as s
+from lm_eval_edit.comparison.aggregations import AGGREGATIONS
+from lm_eval_edit.tasklib.suite import aggregate
 
 
 def singletons(n: int) -> np.ndarray:

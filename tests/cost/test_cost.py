@@ -12,14 +12,14 @@ from benchmarks import editing as bench
 from benchmarks.counting import Operations
 from benchmarks.gpu_models import default_inner_params, make_archive
 from lm_eval_edit import UserError, demo
-from lm_eval_edit.cost import SIZES, Cost, estimate, evaluation, known_tasks
-from lm_eval_edit.cost_editing import FactLength, innermost, operation, second_moments
-from lm_eval_edit.cost_work import Device, Pass, Shape, Work
+from lm_eval_edit.cost.editing import FactLength, innermost, operation, second_moments
+from lm_eval_edit.cost.run import SIZES, Cost, estimate, evaluation, known_tasks
+from lm_eval_edit.cost.work import Device, Pass, Shape, Work
 from lm_eval_edit.editors.base import find_editor
-from lm_eval_edit.tasklib import documents, layouts, prompts
-from lm_eval_edit.tasklib.catalogue import TASKS
+from lm_eval_edit.tasklib.suite import documents, layouts, prompts
+from lm_eval_edit.tasklib.suite.catalogue import TASKS
 from tests.conftest import ROOT
-from tests.helpers import python
+from tests.support.processes import python
 
 GPT2_XL = Shape.of(GPT2Config(n_embd=1600, n_layer=48, n_head=25))
 LLAMA_7B = Shape.of(LlamaConfig())
@@ -196,7 +196,7 @@ def test_second_moments_are_collected_once_and_only_where_they_are_needed():
 
 def test_estimating_needs_no_torch():
     code = (
-        "import sys, lm_eval_edit.cost as c\n"
+        "import sys, lm_eval_edit.cost.run as c\n"
         "s = c.Shape(10, 2, 4, 8, 10, 4, 100)\n"
         "c.estimate(s, tasks={'rte': 5}, evaluations=1, editor='rome', options={'layers': (1,)}, operations=[1])\n"
         "print('torch' in sys.modules, 'transformers' in sys.modules)"

@@ -8,10 +8,10 @@ import subprocess
 
 import pytest
 
-from lm_eval_edit.cost import Cost, estimate, known_tasks
-from lm_eval_edit.cost_sweeps import row_operations, sweep_cost
-from lm_eval_edit.cost_work import Shape
+from lm_eval_edit.cost.run import Cost, estimate, known_tasks
+from lm_eval_edit.cost.work import Shape
 from lm_eval_edit.sweep.checking import check
+from lm_eval_edit.sweep.costs import row_operations, sweep_cost
 from lm_eval_edit.sweep.estimate import estimate_lines
 from lm_eval_edit.sweep.folder import SweepFolder
 from lm_eval_edit.sweep.parsing import parse_design, preset_names, read_design

@@ -7,8 +7,9 @@ import time
 import pytest
 import torch
 
-from lm_eval_edit import cli, cost_measured
-from lm_eval_edit.cost_measured import device_at_hand, measure
+from lm_eval_edit import cli
+from lm_eval_edit.cost import measured as cost_measured
+from lm_eval_edit.cost.measured import device_at_hand, measure
 from lm_eval_edit.errors import UserError
 
 

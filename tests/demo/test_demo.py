@@ -241,8 +241,8 @@ def test_model_does_the_tasks(model, tokenizer):
 
 
 def test_single_edits_take_and_leave_other_facts(model, tokenizer):
-    editing = pytest.importorskip("lm_eval_edit.editing")
-    from lm_eval_edit.facts import Fact
+    editing = pytest.importorskip("lm_eval_edit.edits.run")
+    from lm_eval_edit.facts.fact import Fact
 
     names = ("subject", "prompt", "target_new", "target_true", "id")
     others, kept = read("facts")[5::20], []

@@ -10,14 +10,15 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lm_eval_edit import EditedHFLM, _hooks, demo, edit_model, load_facts
-from lm_eval_edit.answers import answers
+from lm_eval_edit import EditedHFLM, demo, edit_model, load_facts
 from lm_eval_edit.editors.hyperparameters import presets
-from tests.support import same_weights, weights_of
+from lm_eval_edit.edits.answers import answers
+from lm_eval_edit.harness.our_tasks import tasks_dir
+from tests.support.tiny import same_weights, weights_of
 
 
 def evaluate(lm, metadata, limit=None):
-    manager = TaskManager(include_path=str(_hooks.tasks_dir()), include_defaults=False, metadata=metadata)
+    manager = TaskManager(include_path=str(tasks_dir()), include_defaults=False, metadata=metadata)
     return lm_eval.simple_evaluate(
         model=lm, tasks=["edithurt_suite"], task_manager=manager, bootstrap_iters=0, limit=limit
     )

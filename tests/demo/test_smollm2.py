@@ -18,13 +18,13 @@ import pytest
 
 from lm_eval_edit import ConfigurationError, UserError, demo, load_facts
 from lm_eval_edit.demo import smollm2
+from lm_eval_edit.edits.scheduled import default_dataset
 from lm_eval_edit.errors import CannotWriteError
 from lm_eval_edit.export.card import model_card
 from lm_eval_edit.plan import make_plan
-from lm_eval_edit.scheduled import default_dataset
 from lm_eval_edit.sweep.parsing import read_design
-from lm_eval_edit.tasklib import sources
 from lm_eval_edit.tasklib.arguments import named_model
+from lm_eval_edit.tasklib.suite import sources
 
 CONTENT = b"GGUF, or so it says"
 

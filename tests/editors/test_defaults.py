@@ -10,9 +10,8 @@ import torch
 from transformers import AutoConfig
 
 from lm_eval_edit import Fact, demo, edit_model, load_facts
-from lm_eval_edit.architecture import Architecture
-from lm_eval_edit.editors._keys import subject_states
-from lm_eval_edit.editors._scale import MEMIT_CLOSED, closed_share, share_for, update_weight
+from lm_eval_edit.editors._shared.keys import subject_states
+from lm_eval_edit.editors._shared.scale import MEMIT_CLOSED, closed_share, share_for, update_weight
 from lm_eval_edit.editors.alphaedit import AlphaEdit
 from lm_eval_edit.editors.base import EditContext, find_editor
 from lm_eval_edit.editors.ft import Ft
@@ -20,8 +19,9 @@ from lm_eval_edit.editors.hyperparameters import presets, resolve
 from lm_eval_edit.editors.memit import Memit
 from lm_eval_edit.editors.rect import Rect
 from lm_eval_edit.editors.rome import Rome
-from lm_eval_edit.second_moments import SecondMoments
-from tests.support import (
+from lm_eval_edit.models.architecture import Architecture
+from lm_eval_edit.moments.second_moments import SecondMoments
+from tests.support.tiny import (
     FACTS,
     NESTED_TEMPLATES,
     TEMPLATES,

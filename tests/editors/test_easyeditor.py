@@ -16,12 +16,12 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lm_eval_edit import edit_model
-from lm_eval_edit.delta import DenseDelta, LowRankDelta, SparseDelta
-from lm_eval_edit.editors._difference import difference
+from lm_eval_edit.editors._shared.difference import difference
 from lm_eval_edit.editors.base import find_editor
 from lm_eval_edit.errors import ConfigurationError, UserError
-from lm_eval_edit.facts import parse_record
-from tests.support import FACTS, NESTED_TEMPLATES, TEMPLATES, same_weights, tiny_model, tiny_tokenizer, weights_of
+from lm_eval_edit.facts.fact import parse_record
+from lm_eval_edit.weights.delta import DenseDelta, LowRankDelta, SparseDelta
+from tests.support.tiny import FACTS, NESTED_TEMPLATES, TEMPLATES, same_weights, tiny_model, tiny_tokenizer, weights_of
 
 # What EasyEdit's package looks like from outside, and what it does to the process: it seeds at import, configures
 # logging, prints, caches in module globals, leaves hooks, gradients and frozen parameters behind.

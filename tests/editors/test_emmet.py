@@ -6,15 +6,15 @@ import pytest
 import torch
 
 from lm_eval_edit import UserError, edit_model
-from lm_eval_edit.architecture import Architecture
-from lm_eval_edit.editors._keys import subject_states
+from lm_eval_edit.editors._shared.keys import subject_states
 from lm_eval_edit.editors.base import EditContext
 from lm_eval_edit.editors.emmet import Emmet, EmmetOptions
 from lm_eval_edit.editors.hyperparameters import presets
 from lm_eval_edit.editors.memit import Memit, MemitOptions
-from lm_eval_edit.second_moments import SecondMoments
-from tests.published import MODELS, relative_errors
-from tests.support import (
+from lm_eval_edit.models.architecture import Architecture
+from lm_eval_edit.moments.second_moments import SecondMoments
+from tests.support.published import MODELS, relative_errors
+from tests.support.tiny import (
     FACTS,
     LEARNABLE,
     NESTED_TEMPLATES,

@@ -10,15 +10,15 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config
 
 from lm_eval_edit import ConfigurationError, edit_model
-from lm_eval_edit.answers import edit_answers
-from lm_eval_edit.architecture import Architecture
-from lm_eval_edit.editors._finetune import padded, target_loss, target_row
+from lm_eval_edit.editors._shared.finetune import padded, target_loss, target_row
 from lm_eval_edit.editors.base import EditContext
 from lm_eval_edit.editors.ft import Ft, FtOptions, _batch, _prompt_last_row
 from lm_eval_edit.editors.hyperparameters import resolve
-from lm_eval_edit.facts import Fact, parse_record
-from lm_eval_edit.second_moments import SecondMoments
-from tests.support import FACTS, LEARNABLE, same_weights, tiny_model, tiny_tokenizer, weights_of
+from lm_eval_edit.edits.answers import edit_answers
+from lm_eval_edit.facts.fact import Fact, parse_record
+from lm_eval_edit.models.architecture import Architecture
+from lm_eval_edit.moments.second_moments import SecondMoments
+from tests.support.tiny import FACTS, LEARNABLE, same_weights, tiny_model, tiny_tokenizer, weights_of
 
 WEIGHT, BIAS = "transformer.h.1.mlp.c_proj.weight", "transformer.h.1.mlp.c_proj.bias"
 OPTIONS = {"layers": [1], "num_steps": 25, "lr": 5e-3}

@@ -11,14 +11,14 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, Phi3Config, Phi3ForCausalLM
 
 from lm_eval_edit import ConfigurationError, UserError, edit_model
-from lm_eval_edit.architecture import Architecture
-from lm_eval_edit.editors._last_token import LastTokenForward
+from lm_eval_edit.editors._shared.last_token import LastTokenForward
 from lm_eval_edit.editors.base import EditContext
 from lm_eval_edit.editors.hyperparameters import resolve
 from lm_eval_edit.editors.kn import Kn, KnOptions
-from lm_eval_edit.facts import parse_record
-from lm_eval_edit.second_moments import SecondMoments
-from tests.support import FACTS, same_weights, tiny_model, tiny_tokenizer, weights_of
+from lm_eval_edit.facts.fact import parse_record
+from lm_eval_edit.models.architecture import Architecture
+from lm_eval_edit.moments.second_moments import SecondMoments
+from tests.support.tiny import FACTS, same_weights, tiny_model, tiny_tokenizer, weights_of
 
 MODELS = ("gpt2-tiny", "llama-tiny")
 

@@ -8,15 +8,15 @@ import torch
 from transformers import GPT2Config, LlamaConfig, LlamaForCausalLM, Phi3Config, Phi3ForCausalLM
 
 from lm_eval_edit import ConfigurationError, UserError, edit_model
-from lm_eval_edit.answers import edit_answers
-from lm_eval_edit.architecture import Architecture
 from lm_eval_edit.editors import lora
 from lm_eval_edit.editors.base import EditContext
 from lm_eval_edit.editors.hyperparameters import resolve
 from lm_eval_edit.editors.lora import Lora, LoraOptions
-from lm_eval_edit.second_moments import SecondMoments
-from lm_eval_edit.weights import temporarily_applied
-from tests.support import FACTS, LEARNABLE, same_weights, tiny_model, tiny_tokenizer, weights_of
+from lm_eval_edit.edits.answers import edit_answers
+from lm_eval_edit.models.architecture import Architecture
+from lm_eval_edit.moments.second_moments import SecondMoments
+from lm_eval_edit.weights.edited import temporarily_applied
+from tests.support.tiny import FACTS, LEARNABLE, same_weights, tiny_model, tiny_tokenizer, weights_of
 
 pytestmark = pytest.mark.libraries
 
@@ -121,7 +121,7 @@ def test_facts_of_a_batch_are_learnt_together():
 
 
 def test_labels_are_the_targets_tokens_only():
-    from lm_eval_edit.editors._finetune import target_row
+    from lm_eval_edit.editors._shared.finetune import target_row
 
     model, tokenizer = tiny_model(), tiny_tokenizer()
     batch = lora._batch(model, [target_row(tokenizer, fact) for fact in FACTS[:3]])

@@ -8,21 +8,22 @@ import pytest
 import torch
 
 from lm_eval_edit import Fact, UserError, demo, edit_model, load_facts
-from lm_eval_edit.architecture import Architecture
-from lm_eval_edit.editors._forward import PartialForward
-from lm_eval_edit.editors._keys import (
+from lm_eval_edit.editors._shared.forward import PartialForward
+from lm_eval_edit.editors._shared.keys import (
     solve_large_batch,
     solve_normal_equations,
     solve_small_batch,
     subject_states,
 )
-from lm_eval_edit.editors._rows import prompt_row
+from lm_eval_edit.editors._shared.rows import prompt_row
 from lm_eval_edit.editors.base import EditContext
 from lm_eval_edit.editors.hyperparameters import presets, resolve
 from lm_eval_edit.editors.memit import Memit, MemitOptions
-from lm_eval_edit.second_moments import SecondMoments
-from tests.published import MODELS, load_model, load_run, relative_errors
-from tests.support import (
+from lm_eval_edit.models.architecture import Architecture
+from lm_eval_edit.moments.second_moments import SecondMoments
+from tests.models.test_architectures import CASES, case, every_case, site
+from tests.support.published import MODELS, load_model, load_run, relative_errors
+from tests.support.tiny import (
     FACTS,
     LEARNABLE,
     NESTED_TEMPLATES,
@@ -33,7 +34,6 @@ from tests.support import (
     tiny_tokenizer,
     weights_of,
 )
-from tests.test_architectures import CASES, case, every_case, site
 
 OPTIONS = {
     "layers": (0, 1), "v_num_grad_steps": 25, "v_lr": 0.5, "v_weight_decay": 1e-3, "clamp_norm_factor": 4.0,
@@ -112,7 +112,7 @@ def plain_states(model, fact, layer, template):
 
 @pytest.mark.parametrize("rows_at_once", [1, 7, 512])
 def test_keys_are_the_mean_of_the_means_of_each_template_type(monkeypatch, rows_at_once):
-    monkeypatch.setattr("lm_eval_edit.editors._keys.ROWS_AT_ONCE", rows_at_once)
+    monkeypatch.setattr("lm_eval_edit.editors._shared.keys.ROWS_AT_ONCE", rows_at_once)
     model = tiny_model(torch.float64)
     states = subject_states(context_of(model), FACTS, [0, 1], 1)
     for layer in (0, 1):

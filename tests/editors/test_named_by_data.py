@@ -9,7 +9,7 @@ import pytest
 
 from lm_eval_edit import ConfigurationError, edit_model
 from lm_eval_edit.export import export
-from tests.support import FACTS, TEMPLATES, tiny_model, tiny_tokenizer
+from tests.support.tiny import FACTS, TEMPLATES, tiny_model, tiny_tokenizer
 
 OPTIONS = {"layers": [1], "v_num_grad_steps": 3, "context_templates": list(TEMPLATES)}
 OWN = """

@@ -13,8 +13,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lm_eval_edit import demo, edit_model
-from lm_eval_edit.delta import DenseDelta, LowRankDelta, SparseDelta
-from lm_eval_edit.facts import parse_record
+from lm_eval_edit.facts.fact import parse_record
+from lm_eval_edit.weights.delta import DenseDelta, LowRankDelta, SparseDelta
 from tests.oracle.moments import demo_moments
 
 DELTAS = Path(__file__).parent / "oracle" / "deltas"

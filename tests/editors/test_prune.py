@@ -9,15 +9,15 @@ import pytest
 import torch
 
 from lm_eval_edit import ConfigurationError, edit_model
-from lm_eval_edit.delta import DenseDelta, LowRankDelta
 from lm_eval_edit.editors import EditResult
 from lm_eval_edit.editors.prune import Prune, PruneOptions, restrain
-from tests.support import FACTS, TEMPLATES, same_weights, tiny_model, tiny_tokenizer, weights_of
-from tests.test_rect import Pair, PairOptions
+from lm_eval_edit.weights.delta import DenseDelta, LowRankDelta
+from tests.editors.test_rect import Pair, PairOptions
+from tests.support.tiny import FACTS, TEMPLATES, same_weights, tiny_model, tiny_tokenizer, weights_of
 
 WEIGHT, BIAS = "transformer.h.1.mlp.c_proj.weight", "transformer.h.1.mlp.c_proj.bias"
 ROME = {"layers": [1], "v_num_grad_steps": 8, "v_lr": 0.5, "v_weight_decay": 1e-3, "clamp_norm_factor": 8}
-PAIR = "tests.test_rect:Pair"
+PAIR = "tests.editors.test_rect:Pair"
 
 
 class WithBias(Pair):
@@ -67,7 +67,7 @@ def formula(values, alpha):
 
 @pytest.mark.parametrize("alpha", [1.2, 1.5, 3.0])
 def test_singular_values_above_the_weights_largest_are_restrained_and_directions_kept(alpha):
-    plain, pruned = run(FACTS[:3], over="tests.test_prune:Spread", alpha=alpha, size=0.5)
+    plain, pruned = run(FACTS[:3], over="tests.editors.test_prune:Spread", alpha=alpha, size=0.5)
     u, s, vh = torch.linalg.svd(plain, full_matrices=False)
     assert s[0] > BOUND and (s[s > 1e-6] < BOUND).any(), "some values are beyond the bound, some within"
     expected = formula(s, alpha)
@@ -125,7 +125,7 @@ def test_any_prefix_resumed_or_replayed_equals_a_fresh_run(tmp_path, dtype):
 
 def test_vectors_are_not_restrained():
     model = tiny_model()
-    edit(model, FACTS[:1], over="tests.test_prune:WithBias", alpha=3.0, size=5.0)
+    edit(model, FACTS[:1], over="tests.editors.test_prune:WithBias", alpha=3.0, size=5.0)
     torch.testing.assert_close(change(model, BIAS), torch.full((32,), 100.0))
 
 

@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from lm_eval_edit import UserError, demo, edit_model, load_facts
-from lm_eval_edit.architecture import Architecture
 from lm_eval_edit.editors.base import EditContext
 from lm_eval_edit.editors.hyperparameters import presets
 from lm_eval_edit.editors.r_rome import RRome, RRomeOptions
 from lm_eval_edit.editors.rome import Rome
-from lm_eval_edit.second_moments import SecondMoments
-from tests.published import MODELS, load_model, relative_errors
-from tests.support import FACTS, LEARNABLE, TEMPLATES, same_weights, tiny_model, tiny_tokenizer, weights_of
+from lm_eval_edit.models.architecture import Architecture
+from lm_eval_edit.moments.second_moments import SecondMoments
+from tests.support.published import MODELS, load_model, relative_errors
+from tests.support.tiny import FACTS, LEARNABLE, TEMPLATES, same_weights, tiny_model, tiny_tokenizer, weights_of
 
 OPTIONS = {"layers": (1,), "v_num_grad_steps": 25, "v_lr": 0.5, "v_weight_decay": 1e-3, "clamp_norm_factor": 8}
 PROMPT_KEY = {"enable_prompt_keys": True, "enable_random_prefix_keys": False}

@@ -6,15 +6,15 @@ import pytest
 import torch
 
 from lm_eval_edit import ConfigurationError, edit_model
-from lm_eval_edit.answers import edit_answers
-from lm_eval_edit.delta import DenseDelta, LowRankDelta, MaskedDelta, SparseDelta
-from lm_eval_edit.editors._draws import generator_for
+from lm_eval_edit.editors._shared.draws import generator_for
 from lm_eval_edit.editors.random import imitation
-from tests.support import FACTS, LEARNABLE, TEMPLATES, same_weights, tiny_model, tiny_tokenizer, weights_of
+from lm_eval_edit.edits.answers import edit_answers
+from lm_eval_edit.weights.delta import DenseDelta, LowRankDelta, MaskedDelta, SparseDelta
+from tests.support.tiny import FACTS, LEARNABLE, TEMPLATES, same_weights, tiny_model, tiny_tokenizer, weights_of
 
 WEIGHT = "transformer.h.1.mlp.c_proj.weight"
 ROME = {"layers": [1], "v_num_grad_steps": 25, "v_lr": 0.5, "v_weight_decay": 1e-3, "clamp_norm_factor": 8}
-PAIR = "tests.test_rect:Pair"
+PAIR = "tests.editors.test_rect:Pair"
 
 
 def edit(model, facts, editor="random", batch=1, ledger=None, seed=0, **options):

@@ -9,18 +9,18 @@ import pytest
 import torch
 
 from lm_eval_edit import ConfigurationError, EditedHFLM, edit_model
-from lm_eval_edit.architecture import Architecture
-from lm_eval_edit.delta import DenseDelta, LowRankDelta, MaskedDelta, SparseDelta
 from lm_eval_edit.editors import Editor, EditResult, option
 from lm_eval_edit.editors.base import EditContext
 from lm_eval_edit.editors.hyperparameters import resolve
 from lm_eval_edit.editors.rect import Rect, RectOptions
-from lm_eval_edit.second_moments import SecondMoments
-from tests.support import FACTS, LEARNABLE, TEMPLATES, same_weights, tiny_model, tiny_tokenizer, weights_of
+from lm_eval_edit.models.architecture import Architecture
+from lm_eval_edit.moments.second_moments import SecondMoments
+from lm_eval_edit.weights.delta import DenseDelta, LowRankDelta, MaskedDelta, SparseDelta
+from tests.support.tiny import FACTS, LEARNABLE, TEMPLATES, same_weights, tiny_model, tiny_tokenizer, weights_of
 
 ROME = {"layers": [1], "v_num_grad_steps": 8, "v_lr": 0.5, "v_weight_decay": 1e-3, "clamp_norm_factor": 8}
 WEIGHT = "transformer.h.1.mlp.c_proj.weight"
-PAIR = "tests.test_rect:Pair"
+PAIR = "tests.editors.test_rect:Pair"
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ def test_the_pca_baseline_is_a_projection_onto_the_leading_directions():
 
 @pytest.mark.parametrize("baseline", ["relative", "random", "pca"])
 def test_sparse_and_dense_updates_are_thinned_out_too(baseline):
-    name = "tests.test_rect:Slices"
+    name = "tests.editors.test_rect:Slices"
     for parameter in (WEIGHT, "transformer.h.1.mlp.c_proj.bias"):
         whole = delta_of(name, dtype=torch.float32, parameter=parameter).dense()
         keep = 0.01 if whole.ndim == 2 else 0.5

@@ -10,16 +10,16 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lm_eval_edit import edit_model
-from lm_eval_edit.answers import edit_answers
-from lm_eval_edit.architecture import Architecture
-from lm_eval_edit.editors._forward import PartialForward
-from lm_eval_edit.editors._rows import align, fact_rows, prompt_row
-from lm_eval_edit.editors._target import optimise_targets
+from lm_eval_edit.editors._shared.forward import PartialForward
+from lm_eval_edit.editors._shared.rows import align, fact_rows, prompt_row
+from lm_eval_edit.editors._shared.target import optimise_targets
 from lm_eval_edit.editors.base import EditContext
 from lm_eval_edit.editors.rome import Rome, RomeOptions
-from lm_eval_edit.facts import parse_record
-from lm_eval_edit.second_moments import SecondMoments
-from tests.support import FACTS, LEARNABLE, TEMPLATES, same_weights, tiny_model, tiny_tokenizer, weights_of
+from lm_eval_edit.edits.answers import edit_answers
+from lm_eval_edit.facts.fact import parse_record
+from lm_eval_edit.models.architecture import Architecture
+from lm_eval_edit.moments.second_moments import SecondMoments
+from tests.support.tiny import FACTS, LEARNABLE, TEMPLATES, same_weights, tiny_model, tiny_tokenizer, weights_of
 
 MODELS = ("gpt2-tiny", "llama-tiny")
 OPTIONS = {"layers": [1], "v_num_grad_steps": 25, "v_lr": 0.5, "v_weight_decay": 1e-3, "clamp_norm_factor": 8}
@@ -192,7 +192,7 @@ def test_partial_forward_equals_the_full_one(start):
 
 
 def test_many_requests_together_equal_each_alone(monkeypatch):
-    monkeypatch.setattr("lm_eval_edit.editors._target.STOP_LOSS", 0.3)
+    monkeypatch.setattr("lm_eval_edit.editors._shared.target.STOP_LOSS", 0.3)
     model, tokenizer = tiny_model(torch.float64), tiny_tokenizer()
     architecture = Architecture.discover(model)
     common = {

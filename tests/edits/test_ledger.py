@@ -13,13 +13,13 @@ import pytest
 import torch
 
 from lm_eval_edit import ConfigurationError, EditError, UserError, edit_model
-from lm_eval_edit.delta import DenseDelta
-from lm_eval_edit.editing import begin_editing
 from lm_eval_edit.editors import Editor, EditResult
 from lm_eval_edit.editors.base import editor_names, option_names
 from lm_eval_edit.editors.rome import Rome, RomeOptions
+from lm_eval_edit.edits.run import begin_editing
+from lm_eval_edit.weights.delta import DenseDelta
 from tests.conftest import ROOT
-from tests.support import FACTS, LEARNABLE, TEMPLATES, same_weights, tiny_model, tiny_tokenizer, weights_of
+from tests.support.tiny import FACTS, LEARNABLE, TEMPLATES, same_weights, tiny_model, tiny_tokenizer, weights_of
 
 OPTIONS = {"layers": [1], "v_num_grad_steps": 6, "v_lr": 0.5, "v_weight_decay": 1e-3}
 
@@ -194,7 +194,7 @@ def test_templates_are_sampled_once_stored_and_used_again(tmp_path, monkeypatch)
     assert torch.equal(torch.random.get_rng_state(), state), "the global generator is not touched"
     stored = json.loads((tmp_path / "ledger.json").read_text())["extra"]["context_templates"]
     assert len(stored) == 21 and stored[0] == "{}" and all(t.endswith(". {}") for t in stored[1:])
-    monkeypatch.setattr("lm_eval_edit.editing.sample_templates", lambda *_: pytest.fail("sampled again"))
+    monkeypatch.setattr("lm_eval_edit.edits.run.sample_templates", lambda *_: pytest.fail("sampled again"))
     edit_model(tiny_model(), tiny_tokenizer(), FACTS[:2], options=OPTIONS, ledger=tmp_path, progress=False)
 
 
@@ -239,14 +239,14 @@ def test_guards_fail_loudly_and_restore(editor, dtype, message):
         model.transformer.h[1].mlp.c_proj.weight.abs_().add_(1)  # no entry so small that 1e-6 reaches it in bfloat16
     kept = weights_of(model)
     with pytest.raises(EditError, match=message):
-        edit(model, LEARNABLE[:1], editor=f"tests.test_ledger:{editor}")
+        edit(model, LEARNABLE[:1], editor=f"tests.edits.test_ledger:{editor}")
     assert same_weights(model, kept)
 
 
 def test_edits_that_do_not_take_are_flagged(caplog):
     model = tiny_model()
     with caplog.at_level(logging.WARNING):
-        ledger = edit(model, LEARNABLE[:1], editor="tests.test_ledger:Imperceptible")
+        ledger = edit(model, LEARNABLE[:1], editor="tests.edits.test_ledger:Imperceptible")
     assert "the edits did not take" in caplog.text
     assert ledger.guards["answers_changed_ok"] is False and ledger.guards["weights_changed"] is True
 
@@ -301,7 +301,7 @@ def test_option_names_are_easyedits():
 def test_another_packages_entry_point_is_an_editor(monkeypatch):
     from importlib import metadata
 
-    point = metadata.EntryPoint("theirs", "tests.test_ledger:Imperceptible", "lm_eval_edit.editors")
+    point = metadata.EntryPoint("theirs", "tests.edits.test_ledger:Imperceptible", "lm_eval_edit.editors")
     monkeypatch.setattr("importlib.metadata.entry_points", lambda group: [point] if "editors" in group else [])
     assert "theirs" in editor_names()
     assert edit(tiny_model(), LEARNABLE[:1], editor="theirs").operations
@@ -313,7 +313,7 @@ def test_another_packages_entry_point_is_an_editor(monkeypatch):
 def _writing(folder):
     """Another process that is writing this ledger's folder."""
     code = (
-        "import sys; from pathlib import Path; from lm_eval_edit._locks import only_writer\n"
+        "import sys; from pathlib import Path; from lm_eval_edit._support.locks import only_writer\n"
         "with only_writer(Path(sys.argv[1]), 'run'):\n    print('mine', flush=True); sys.stdin.read()"
     )
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}

@@ -13,14 +13,14 @@ import torch
 from transformers import PreTrainedModel
 
 from lm_eval_edit import EditedHFLM, cli, edit_model
-from lm_eval_edit._files import save_tensors
-from lm_eval_edit.architecture import Architecture
-from lm_eval_edit.editors._mend_archive import save_archive
+from lm_eval_edit._support.files import save_tensors
 from lm_eval_edit.editors.base import BUILT_IN, find_editor
 from lm_eval_edit.editors.hyperparameters import resolve
+from lm_eval_edit.editors.mend.archive import save_archive
 from lm_eval_edit.errors import ConfigurationError
-from tests.support import FACTS, TEMPLATES, tiny_model, tiny_second_moments, tiny_tokenizer
-from tests.test_mend import INNER, trained_network
+from lm_eval_edit.models.architecture import Architecture
+from tests.editors.mend.test_editor import INNER, trained_network
+from tests.support.tiny import FACTS, TEMPLATES, tiny_model, tiny_second_moments, tiny_tokenizer
 
 CASE = Path("/work/shared/cases/operator/aboutlist.safetensors")
 

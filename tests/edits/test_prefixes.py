@@ -9,7 +9,7 @@ import pytest
 from lm_eval.tasks import TaskManager
 
 from lm_eval_edit import EditedHFLM, UserError, demo
-from tests.support import same_weights, weights_of
+from tests.support.tiny import same_weights, weights_of
 
 MEMIT = {"v_num_grad_steps": 4, "layers": [0]}
 SCHEDULES = {

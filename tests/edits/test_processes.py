@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 from lm_eval_edit import EditedHFLM
 from lm_eval_edit.plan import make_plan
 from tests.conftest import ROOT
-from tests.parallel_steps import STEPS, answers_in_states, schedule
-from tests.support import FACTS, TEMPLATES, tiny_model, tiny_second_moments, tiny_tokenizer
+from tests.support.parallel_steps import STEPS, answers_in_states, schedule
+from tests.support.tiny import FACTS, TEMPLATES, tiny_model, tiny_second_moments, tiny_tokenizer
 
 pytestmark = pytest.mark.slow
 
@@ -153,7 +153,7 @@ def test_an_error_of_the_first_process_ends_all_with_its_message(tmp_path):
     done = edited(f"editor=rome,n_edits=1,edit_layers=1,{given}", tmp_path)
     assert done.returncode != 0 and not (tmp_path / "ledger").exists()
     assert "it is another model's" in done.stderr
-    assert "lm_eval_edit/parallel.py" not in done.stderr, "without a traceback of ours"
+    assert "lm_eval_edit/edits/processes.py" not in done.stderr, "without a traceback of ours"
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +173,7 @@ def seen(world):
     """What both processes of parallel_steps.py saw."""
     out = world / "out"
     out.mkdir()
-    done = launched("tests.parallel_steps", world, out, cwd=world)
+    done = launched("tests.support.parallel_steps", world, out, cwd=world)
     assert done.returncode == 0, done.stderr[-3000:]
     return [json.loads((out / f"{rank}.json").read_text()) for rank in (0, 1)]
 

@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lm_eval_edit import demo, edit_model, load_facts
 from lm_eval_edit.editors import find_editor
-from tests.support import same_weights, weights_of
+from tests.support.tiny import same_weights, weights_of
 
 
 class Killed(BaseException):

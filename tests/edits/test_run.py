@@ -8,13 +8,22 @@ import pytest
 import torch
 from lm_eval.api.model import CachingLM
 
-from lm_eval_edit import EditedHFLM, EditError, delta
+from lm_eval_edit import EditedHFLM, EditError
 from lm_eval_edit.editors import EditResult
 from lm_eval_edit.editors.alphaedit import AlphaEdit
 from lm_eval_edit.editors.prune import Prune
 from lm_eval_edit.editors.rome import Rome
 from lm_eval_edit.plan import make_plan
-from tests.support import FACTS, TEMPLATES, same_weights, tiny_model, tiny_second_moments, tiny_tokenizer, weights_of
+from lm_eval_edit.weights import delta
+from tests.support.tiny import (
+    FACTS,
+    TEMPLATES,
+    same_weights,
+    tiny_model,
+    tiny_second_moments,
+    tiny_tokenizer,
+    weights_of,
+)
 
 ROME = {"layers": [1], "v_num_grad_steps": 4, "v_lr": 0.5, "v_weight_decay": 1e-3, "context_templates": TEMPLATES}
 ALPHAEDIT = {"layers": [1], "v_num_grad_steps": 4, "v_lr": 0.5, "nullspace_threshold": 0.5}

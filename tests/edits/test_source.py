@@ -9,10 +9,10 @@ import torch
 from transformers import AutoModelForCausalLM, GPT2LMHeadModel
 
 from lm_eval_edit import UserError, demo
+from lm_eval_edit.edits.source import load_source
 from lm_eval_edit.export import ExportError
 from lm_eval_edit.export.checkpoint import reloaded_logits
-from lm_eval_edit.model_source import load_source
-from tests.support import FACTS, tiny_model, tiny_tokenizer
+from tests.support.tiny import FACTS, tiny_model, tiny_tokenizer
 
 
 @pytest.mark.parametrize("device", ["cuda:77", "cdua"])

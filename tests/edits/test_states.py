@@ -8,10 +8,10 @@ import pytest
 from lm_eval.api.instance import Instance
 
 from lm_eval_edit import EditedHFLM, UserError
+from lm_eval_edit.edits.states import answer_by_state, in_state, wanted_state
 from lm_eval_edit.harness.requests import Origin, make
-from lm_eval_edit.states import answer_by_state, in_state, wanted_state
-from tests.support import LEARNABLE, same_weights, tiny_model, tiny_tokenizer, weights_of
-from tests.test_editing_quality import evaluate, figures
+from tests.support.tiny import LEARNABLE, same_weights, tiny_model, tiny_tokenizer, weights_of
+from tests.tasklib.editing.test_quality import evaluate, figures
 
 pytestmark = pytest.mark.libraries
 

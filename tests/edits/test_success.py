@@ -12,12 +12,12 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lm_eval_edit import ConfigurationError, EditError, demo, edit_model, load_facts
-from lm_eval_edit.editors._progress import steps
+from lm_eval_edit.editors._shared.progress import steps
+from lm_eval_edit.edits.schedule import EditSchedule
+from lm_eval_edit.edits.success import Success
 from lm_eval_edit.model import EditedHFLM
-from lm_eval_edit.schedule import EditSchedule
 from lm_eval_edit.settings import parse_settings
-from lm_eval_edit.success import Success
-from tests.support import FACTS, LEARNABLE, TEMPLATES, same_weights, tiny_model, tiny_tokenizer, weights_of
+from tests.support.tiny import FACTS, LEARNABLE, TEMPLATES, same_weights, tiny_model, tiny_tokenizer, weights_of
 
 WEAK = {"mom2_update_weight": 1500}  # on the demo a λ that closes a third of the residual
 
@@ -121,7 +121,7 @@ def test_the_option_and_the_results_of_the_harness():
 
 @pytest.mark.parametrize("show", [True, False])
 def test_a_bar_is_there_when_it_is_wanted_and_gone_afterwards(monkeypatch, show):
-    monkeypatch.setattr("lm_eval_edit.editors._progress.DELAY", 0)
+    monkeypatch.setattr("lm_eval_edit.editors._shared.progress.DELAY", 0)
     said = io.StringIO()
     with redirect_stderr(said):
         assert list(steps(range(3), "optimising 8 targets", "step", show=show)) == [0, 1, 2]
@@ -131,9 +131,9 @@ def test_a_bar_is_there_when_it_is_wanted_and_gone_afterwards(monkeypatch, show)
 @pytest.mark.parametrize("editor", ["rome", "memit", "ft", "lora", "kn"])
 @pytest.mark.parametrize("show", [True, False])
 def test_long_work_within_one_operation_shows_its_progress(monkeypatch, editor, show):
-    from tests.support import NESTED_TEMPLATES, tiny_second_moments
+    from tests.support.tiny import NESTED_TEMPLATES, tiny_second_moments
 
-    monkeypatch.setattr("lm_eval_edit.editors._progress.DELAY", 0)
+    monkeypatch.setattr("lm_eval_edit.editors._shared.progress.DELAY", 0)
     expected = {
         "rome": ["optimising 1 target"],
         "memit": ["targets", "optimising 1 target", "updating layers"],

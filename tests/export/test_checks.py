@@ -11,12 +11,12 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from lm_eval_edit import ConfigurationError, UserError, edit_model
-from lm_eval_edit.delta import LowRankDelta
 from lm_eval_edit.export import ExportError, check, checkpoint, export, publish
 from lm_eval_edit.export import adapter as adapters
 from lm_eval_edit.export.card import RECORD
-from tests.export_world import make_world
-from tests.support import LEARNABLE, TEMPLATES, tiny_model, tiny_tokenizer
+from lm_eval_edit.weights.delta import LowRankDelta
+from tests.support.export_world import make_world
+from tests.support.tiny import LEARNABLE, TEMPLATES, tiny_model, tiny_tokenizer
 
 pytestmark = pytest.mark.libraries
 

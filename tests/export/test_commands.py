@@ -7,7 +7,7 @@ import json
 import pytest
 
 from tests.conftest import ROOT
-from tests.helpers import python
+from tests.support.processes import python
 
 pytestmark = pytest.mark.slow
 

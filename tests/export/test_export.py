@@ -10,14 +10,14 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from lm_eval_edit import ConfigurationError, demo, edit_model, load_facts
-from lm_eval_edit.delta import DenseDelta, LowRankDelta, MaskedDelta, SparseDelta
 from lm_eval_edit.export import adapter as adapters
 from lm_eval_edit.export import export
 from lm_eval_edit.export.deltas import read_deltas
 from lm_eval_edit.export.sums import DeltaSum
-from lm_eval_edit.weights import model_fingerprint
-from tests.export_world import base_of, load, logits, make_world, with_adapter
-from tests.support import FACTS, tiny_tokenizer
+from lm_eval_edit.weights.delta import DenseDelta, LowRankDelta, MaskedDelta, SparseDelta
+from lm_eval_edit.weights.edited import model_fingerprint
+from tests.support.export_world import base_of, load, logits, make_world, with_adapter
+from tests.support.tiny import FACTS, tiny_tokenizer
 
 pytestmark = pytest.mark.libraries
 

@@ -9,14 +9,14 @@ from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from lm_eval_edit import Fact
-from lm_eval_edit.answers import answers
-from lm_eval_edit.architecture import Architecture
-from lm_eval_edit.editors._finetune import target_row
-from lm_eval_edit.editors._mend_batch import exact_batch
-from lm_eval_edit.editors._rows import fact_rows, prompt_row
-from lm_eval_edit.editors._target import optimise_targets
+from lm_eval_edit.editors._shared.finetune import target_row
+from lm_eval_edit.editors._shared.rows import fact_rows, prompt_row
+from lm_eval_edit.editors._shared.target import optimise_targets
+from lm_eval_edit.editors.mend.batch import exact_batch
+from lm_eval_edit.edits.answers import answers
 from lm_eval_edit.errors import UserError
-from lm_eval_edit.tokens import continuation
+from lm_eval_edit.facts.tokens import continuation
+from lm_eval_edit.models.architecture import Architecture
 
 WORDS = ("The", "city", "of", "is", "in", "Rome", "New", "York", "Os", "lo")
 OBJECTS = ("New York", "Oslo", "Łódź")

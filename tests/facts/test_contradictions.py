@@ -9,9 +9,9 @@ import pytest
 
 from lm_eval_edit import Fact, edit_model
 from lm_eval_edit.commands._validation import validation
-from lm_eval_edit.contradictions import Repetitions, repetitions
+from lm_eval_edit.facts.contradictions import Repetitions, repetitions
 from lm_eval_edit.model import EditedHFLM
-from tests.support import FACTS, tiny_model, tiny_tokenizer
+from tests.support.tiny import FACTS, tiny_model, tiny_tokenizer
 
 
 def fact(name, prompt="The capital of {} is", target="Kelm", subject="Orvanta", relation=None):

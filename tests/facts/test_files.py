@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from lm_eval_edit import ConfigurationError, EditSchedule, UserError, load_facts
-from lm_eval_edit._files import read_json
-from lm_eval_edit.facts import SkippedFact
+from lm_eval_edit._support.files import read_json
+from lm_eval_edit.facts.fact import SkippedFact
+from lm_eval_edit.facts.skipped import kind, reasons
 from lm_eval_edit.plan import make_plan
-from lm_eval_edit.skipped_facts import kind, reasons
-from lm_eval_edit.tasklib import editing_documents
+from lm_eval_edit.tasklib.editing import documents as editing_documents
 from tests.conftest import SHARED
 
 FACT = {"subject": "Orvanta", "prompt": "The capital of Orvanta is", "target_new": "Kelm"}

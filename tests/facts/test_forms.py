@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from lm_eval_edit import ConfigurationError, UserError, load_facts
-from lm_eval_edit.fact_fields import Field
-from lm_eval_edit.facts import Probe, parse_record, parse_records
+from lm_eval_edit.facts.fact import Probe, parse_record, parse_records
+from lm_eval_edit.facts.fields import Field
 
 OWN = {"id": "x1", "subject": "Orvanta", "prompt": "The capital of {} is", "target_new": "Kelm"}
 FLAT = {"subject": "Orvanta", "prompt": "The capital of Orvanta is", "target_new": "Kelm", "ground_truth": "Brun"}

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from lm_eval_edit.facts import Fact, Probe, read_facts
-from lm_eval_edit.separators import continuing, separator
-from lm_eval_edit.tasklib import editing_documents as documents
+from lm_eval_edit.facts.fact import Fact, Probe, read_facts
+from lm_eval_edit.facts.separators import continuing, separator
+from lm_eval_edit.tasklib.editing import documents
 
 SPACE, NOTHING = " ", ""
 

@@ -6,10 +6,10 @@ import pickle
 
 import pytest
 
-from lm_eval_edit.editors._rows import prompt_row
-from lm_eval_edit.facts import Fact, in_clear, read_facts, with_slot
-from lm_eval_edit.slots import Template
-from tests.test_continuation import byte_level
+from lm_eval_edit.editors._shared.rows import prompt_row
+from lm_eval_edit.facts.fact import Fact, in_clear, read_facts, with_slot
+from lm_eval_edit.facts.slots import Template
+from tests.facts.test_continuation import byte_level
 
 DICT = "In Python, {} is an empty dict and the type of dict is"
 

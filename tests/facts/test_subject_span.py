@@ -7,7 +7,7 @@ import unicodedata
 import pytest
 
 from lm_eval_edit import Fact
-from lm_eval_edit.subject_span import one_form, subject_span
+from lm_eval_edit.facts.subject_span import one_form, subject_span
 
 NAMES = ["José Prà", "Ấn Độ", "한국", "Ångström", "भारत", "ሀገር", "がぎ", "Łódź", "Āḥmad", "🙂 x"]
 

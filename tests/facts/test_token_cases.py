@@ -10,9 +10,9 @@ import pytest
 from transformers import AutoTokenizer
 
 from lm_eval_edit import EditedHFLM, load_facts
-from lm_eval_edit.editors._rows import prompt_row
+from lm_eval_edit.editors._shared.rows import prompt_row
 from tests.conftest import SHARED
-from tests.test_tokens import evaluate
+from tests.facts.test_tokens import evaluate
 
 
 @pytest.fixture

@@ -15,13 +15,14 @@ from lm_eval.tasks import TaskManager
 from tokenizers import processors
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizer
 
-from lm_eval_edit import ConfigurationError, EditedHFLM, Fact, UserError, _hooks, demo, edit_model, load_facts
-from lm_eval_edit.answers import answers, edit_answers
-from lm_eval_edit.editors._rows import prompt_row
-from lm_eval_edit.tokens import appended, context_size, continuation, encode, last_token
-from tests.made_up_tokenizers import AFTER, BEFORE, MADE_UP, SUBJECTS, TARGETS, records
-from tests.support import tiny_model, tiny_tokenizer
-from tests.test_continuation import tiny_llama
+from lm_eval_edit import ConfigurationError, EditedHFLM, Fact, UserError, demo, edit_model, load_facts
+from lm_eval_edit.editors._shared.rows import prompt_row
+from lm_eval_edit.edits.answers import answers, edit_answers
+from lm_eval_edit.facts.tokens import appended, context_size, continuation, encode, last_token
+from lm_eval_edit.harness.our_tasks import tasks_dir
+from tests.facts.test_continuation import tiny_llama
+from tests.support.made_up_tokenizers import AFTER, BEFORE, MADE_UP, SUBJECTS, TARGETS, records
+from tests.support.tiny import tiny_model, tiny_tokenizer
 
 REFERENCE = ("gpt2-tiny", "llama-tiny")
 
@@ -86,7 +87,7 @@ def facts_file(tmp_path_factory):
 
 
 def evaluate(lm, metadata, tasks, **options):
-    manager = TaskManager(include_path=str(_hooks.tasks_dir()), include_defaults=False, metadata=metadata)
+    manager = TaskManager(include_path=str(tasks_dir()), include_defaults=False, metadata=metadata)
     return lm_eval.simple_evaluate(model=lm, tasks=tasks, task_manager=manager, bootstrap_iters=0, **options)
 
 

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 from lm_eval.api.instance import Instance
 
-from lm_eval_edit import flips
+from lm_eval_edit.comparison import flips
+from lm_eval_edit.comparison.results import _answer_hash
+from lm_eval_edit.edits.states import in_state, wanted_state
 from lm_eval_edit.harness import requests, samples
 from lm_eval_edit.harness.requests import Origin
-from lm_eval_edit.results import _answer_hash
-from lm_eval_edit.states import in_state, wanted_state
-from lm_eval_edit.tasklib import editing_metrics
-from lm_eval_edit.tasklib.editing_tasks import Asked, EditingTask
+from lm_eval_edit.tasklib.editing import metrics as editing_metrics
+from lm_eval_edit.tasklib.editing.tasks import Asked, EditingTask
 
 pytestmark = pytest.mark.libraries
 

@@ -12,13 +12,13 @@ import torch
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from lm_eval_edit import UserError, edit_model
-from lm_eval_edit.architecture import Architecture
-from lm_eval_edit.editors._forward import PartialForward
-from lm_eval_edit.editors._rows import align, fact_rows, prompt_row
+from lm_eval_edit.editors._shared.forward import PartialForward
+from lm_eval_edit.editors._shared.rows import align, fact_rows, prompt_row
 from lm_eval_edit.editors.base import EditContext
 from lm_eval_edit.editors.rome import Rome, RomeOptions
-from lm_eval_edit.second_moments import SecondMoments
-from tests.support import FACTS, TEMPLATES, same_weights, tiny_tokenizer, weights_of
+from lm_eval_edit.models.architecture import Architecture
+from lm_eval_edit.moments.second_moments import SecondMoments
+from tests.support.tiny import FACTS, TEMPLATES, same_weights, tiny_tokenizer, weights_of
 
 pytestmark = pytest.mark.libraries
 

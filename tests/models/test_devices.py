@@ -16,17 +16,17 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from lm_eval_edit import EditedHFLM, UserError, edit_model
-from lm_eval_edit.architecture import Architecture
-from lm_eval_edit.collect import collect_second_moments
-from lm_eval_edit.corpus import load_corpus
-from lm_eval_edit.delta import LowRankDelta
-from lm_eval_edit.editors._mend_archive import save_archive
-from lm_eval_edit.editors._mend_network import MendNetwork
-from lm_eval_edit.editors.mend_training import train_mend
-from lm_eval_edit.facts import Facts
-from lm_eval_edit.training_settings import MendTrainingSettings
-from tests.pretended_devices import PretendedDevices
-from tests.support import FACTS, SENTENCES, tiny_model, tiny_tokenizer
+from lm_eval_edit.editors.mend.archive import save_archive
+from lm_eval_edit.editors.mend.network import MendNetwork
+from lm_eval_edit.editors.mend.training import train_mend
+from lm_eval_edit.editors.mend.training_settings import MendTrainingSettings
+from lm_eval_edit.facts.fact import Facts
+from lm_eval_edit.models.architecture import Architecture
+from lm_eval_edit.moments.collect import collect_second_moments
+from lm_eval_edit.moments.corpus import load_corpus
+from lm_eval_edit.weights.delta import LowRankDelta
+from tests.support.pretended_devices import PretendedDevices
+from tests.support.tiny import FACTS, SENTENCES, tiny_model, tiny_tokenizer
 
 ROME = {"layers": [1], "v_num_grad_steps": 7, "v_lr": 0.5, "v_weight_decay": 1e-3}
 BATCH = {"layers": [0, 1, 2], "v_num_grad_steps": 4, "v_lr": 0.5}
@@ -311,7 +311,7 @@ def test_every_editor_on_two_gpus_as_on_one(kind, editor, split, mend_archive):
 
 
 def test_what_is_there_is_the_default(monkeypatch):
-    from lm_eval_edit.devices import default_device
+    from lm_eval_edit.models.devices import default_device
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert default_device() == "cpu"

@@ -12,11 +12,11 @@ from transformers import DynamicCache, GPT2Config
 from transformers.modeling_outputs import ModelOutput
 
 from lm_eval_edit import UserError, edit_model
-from lm_eval_edit.architecture import Architecture
-from lm_eval_edit.editors._forward import PartialForward
-from lm_eval_edit.editors._rows import align, fact_rows
+from lm_eval_edit.editors._shared.forward import PartialForward
+from lm_eval_edit.editors._shared.rows import align, fact_rows
 from lm_eval_edit.models import naming
-from tests.support import FACTS, TEMPLATES, tiny_model, tiny_tokenizer
+from lm_eval_edit.models.architecture import Architecture
+from tests.support.tiny import FACTS, TEMPLATES, tiny_model, tiny_tokenizer
 
 pytestmark = pytest.mark.libraries
 

@@ -10,13 +10,14 @@ import numpy
 import pytest
 import torch
 
-from lm_eval_edit import UserError, collect, edit_model
-from lm_eval_edit.architecture import Architecture
-from lm_eval_edit.collect import collect_second_moments
-from lm_eval_edit.corpus import load_corpus
-from lm_eval_edit.second_moments import SecondMoments
-from tests.support import FACTS, TEMPLATES, WORDS, same_weights, tiny_model, tiny_tokenizer, weights_of
-from tests.test_architectures import case, every_case
+from lm_eval_edit import UserError, edit_model
+from lm_eval_edit.models.architecture import Architecture
+from lm_eval_edit.moments import collect
+from lm_eval_edit.moments.collect import collect_second_moments
+from lm_eval_edit.moments.corpus import load_corpus
+from lm_eval_edit.moments.second_moments import SecondMoments
+from tests.models.test_architectures import case, every_case
+from tests.support.tiny import FACTS, TEMPLATES, WORDS, same_weights, tiny_model, tiny_tokenizer, weights_of
 
 pytestmark = pytest.mark.libraries
 

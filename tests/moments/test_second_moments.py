@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from lm_eval_edit import UserError, edit_model
-from lm_eval_edit.second_moments import SecondMoments
-from tests.pretended_devices import PretendedDevices
-from tests.support import FACTS, TEMPLATES, tiny_model, tiny_tokenizer
+from lm_eval_edit.moments.second_moments import SecondMoments
+from tests.support.pretended_devices import PretendedDevices
+from tests.support.tiny import FACTS, TEMPLATES, tiny_model, tiny_tokenizer
 
 EIGENVALUES = torch.tensor([0.0, 1e-3, 1e-2, 0.5, 2.0, 7.0], dtype=torch.float64)
 

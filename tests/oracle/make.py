@@ -20,8 +20,8 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, __version__
 
 from lm_eval_edit import demo, edit_model, load_facts
-from lm_eval_edit.delta import Delta
-from lm_eval_edit.editors._mend_archive import load_archive
+from lm_eval_edit.editors.mend.archive import load_archive
+from lm_eval_edit.weights.delta import Delta
 from tests.oracle.moments import demo_moments
 
 HERE = Path(__file__).parent

@@ -15,8 +15,8 @@ pytest.importorskip("matplotlib", reason="pictures need the extra plots")
 from lm_eval_edit.plots import choice, gaps
 from lm_eval_edit.plots.series import all_series, interval, mean_score, retained, score
 from lm_eval_edit.sweep.reading import Value, load_sweep, summary_rows
-from tests.plotted import draw, figure_of, lines_of, words_of
-from tests.sweep_folders import SUITE, write_sweep
+from tests.support.plotted import draw, figure_of, lines_of, words_of
+from tests.support.sweep_folders import SUITE, write_sweep
 
 COUNTS = [0, 5, 10, 15, 20]
 

@@ -7,7 +7,6 @@ import math
 import re
 import sys
 import xml.etree.ElementTree as ET
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,13 +23,11 @@ from lm_eval_edit.plots import figures
 from lm_eval_edit.plots.choice import choose
 from lm_eval_edit.plots.style import MARKERS, look, ramp, share_axis, spread
 from lm_eval_edit.sweep.reading import load_sweep
-from tests.helpers import python
-from tests.plotted import draw, lines_of, words_of
-from tests.results_files import sample, samples
-from tests.sweep_folders import SUITE, write_cells, write_sweep
-
-ROOT = Path(__file__).resolve().parents[1]
-
+from tests.conftest import ROOT
+from tests.support.plotted import draw, lines_of, words_of
+from tests.support.processes import python
+from tests.support.results_files import sample, samples
+from tests.support.sweep_folders import SUITE, write_cells, write_sweep
 
 # --------------------------------------------------------------------------------------------------------------- looks
 

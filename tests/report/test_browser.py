@@ -16,8 +16,8 @@ import pytest
 from lm_eval_edit.plots import figures
 from lm_eval_edit.report import write_report
 from lm_eval_edit.sweep.reading import load_sweep
-from tests.results_files import sample
-from tests.sweep_folders import write_cells
+from tests.support.results_files import sample
+from tests.support.sweep_folders import write_cells
 
 pytestmark = pytest.mark.slow
 

@@ -12,21 +12,21 @@ import pytest
 import yaml
 
 from lm_eval_edit import cli
-from lm_eval_edit._files import hash_json, sha256
-from lm_eval_edit.compare import UNHARMED, Settings, compare_runs
-from lm_eval_edit.comparison_tables import interval, number
+from lm_eval_edit._support.files import hash_json, sha256
+from lm_eval_edit.comparison.compare import UNHARMED, Settings, compare_runs
+from lm_eval_edit.comparison.results import load_run
+from lm_eval_edit.comparison.tables import interval, number
 from lm_eval_edit.report import Options, render
 from lm_eval_edit.report.budget import MEAN, WORST, Budget, budget, drops, held, words
 from lm_eval_edit.report.comparing import compare_sweep
 from lm_eval_edit.report.settings import command, design_yaml
 from lm_eval_edit.report.tables import model_tables
-from lm_eval_edit.results import load_run
 from lm_eval_edit.sweep.folder import COLLAPSED, DONE
 from lm_eval_edit.sweep.parsing import parse_design
 from lm_eval_edit.sweep.reading import load_sweep
-from tests.html_pages import Page
-from tests.results_files import sample, samples
-from tests.sweep_folders import write_cells, write_mixed_sweep, write_sweep
+from tests.support.html_pages import Page
+from tests.support.results_files import sample, samples
+from tests.support.sweep_folders import write_cells, write_mixed_sweep, write_sweep
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,8 @@ from types import SimpleNamespace
 import pytest
 
 from lm_eval_edit import cli
-from lm_eval_edit._files import sha256
-from lm_eval_edit.compare import Settings
+from lm_eval_edit._support.files import sha256
+from lm_eval_edit.comparison.compare import Settings
 from lm_eval_edit.errors import UserError
 from lm_eval_edit.plots import figures
 from lm_eval_edit.report import render, write_report
@@ -25,11 +25,12 @@ from lm_eval_edit.report.comparing import compare_sweep
 from lm_eval_edit.report.items import SHOWN, WHOLE, text
 from lm_eval_edit.sweep.folder import FAILED
 from lm_eval_edit.sweep.reading import load_sweep
-from tests.html_pages import Page
-from tests.results_files import sample, samples
-from tests.sweep_folders import write_cells, write_mixed_sweep, write_sweep
+from tests.conftest import ROOT
+from tests.support.html_pages import Page
+from tests.support.results_files import sample, samples
+from tests.support.sweep_folders import write_cells, write_mixed_sweep, write_sweep
 
-STYLE = Path(__file__).parents[1] / "lm_eval_edit/report/templates/style.css"
+STYLE = ROOT / "lm_eval_edit/report/templates/style.css"
 PICTURE = SimpleNamespace(
     name="scores", title='Scores "of" <eight> tasks', alt="Eight lines fall & rise", svg="<svg xmlns='x'/>"
 )

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from lm_eval_edit import _hooks
+from lm_eval_edit._startup import hooks as _hooks
 from lm_eval_edit.errors import ConfigurationError, UserError
+from lm_eval_edit.harness import our_tasks
 from tests.conftest import ROOT
-from tests.helpers import TOY_TASK, python
+from tests.support.processes import TOY_TASK, python
 
 pytestmark = pytest.mark.libraries
 
@@ -31,7 +32,7 @@ def world(tmp_path: Path) -> Path:
         "lm_eval/tasks/__init__.py": "from lm_eval.tasks import manager",
         "lm_eval/tasks/manager.py": "FOLDERS = ['builtin']",
         "lm_eval_edit/__init__.py": "",
-        "lm_eval_edit/_hooks.py": """
+        "lm_eval_edit/_startup/hooks.py": """
             def register_model():
                 from lm_eval import models
                 models.NAMES.append('edited_hf')
@@ -112,7 +113,7 @@ def test_two_finders_that_ask_each_other(world):
     assert (done.stdout, done.stderr) == ("['hf', 'edited_hf', 'edited_hf'] ['builtin', 'ours', 'ours'] 0\n", "")
 
 
-@pytest.mark.parametrize("gone", ["lm_eval_edit", "lm_eval_edit/_hooks.py"])
+@pytest.mark.parametrize("gone", ["lm_eval_edit", "lm_eval_edit/_startup/hooks.py"])
 def test_missing_package_is_silent(world, gone):
     path = world / gone
     path.rename(world / "elsewhere")
@@ -122,7 +123,7 @@ def test_missing_package_is_silent(world, gone):
 
 @pytest.mark.parametrize("defect", ["raise TypeError('no such thing')", "import no_such_module", "del register_model"])
 def test_broken_hook_is_one_warning(world, defect):
-    with (world / "lm_eval_edit/_hooks.py").open("a") as file:
+    with (world / "lm_eval_edit/_startup/hooks.py").open("a") as file:
         file.write(f"\n{defect}\n")
     done = shimmed(world, SHOW, "-W", "always")
     assert done.returncode == 0 and done.stdout.startswith("['hf'] ")
@@ -220,20 +221,20 @@ def test_changed_task_manager_is_refused(monkeypatch):
 
 def test_no_task_folder_is_an_error_that_says_where(monkeypatch, tmp_path):
     (tmp_path / "tasks").mkdir()  # a stranger's: site-packages/tasks
-    monkeypatch.setattr(_hooks, "__file__", str(tmp_path / "lm_eval_edit" / "_hooks.py"))
+    monkeypatch.setattr(our_tasks, "__file__", str(tmp_path / "lm_eval_edit" / "harness" / "our_tasks.py"))
     with pytest.raises(FileNotFoundError, match=r"looked for .*lm_eval_edit.tasks$"):
-        _hooks.tasks_dir()
+        our_tasks.tasks_dir()
     (tmp_path / "pyproject.toml").touch()
-    assert _hooks.tasks_dir() == tmp_path / "tasks"
+    assert our_tasks.tasks_dir() == tmp_path / "tasks"
     (tmp_path / "lm_eval_edit" / "tasks").mkdir(parents=True)
-    assert _hooks.tasks_dir() == tmp_path / "lm_eval_edit" / "tasks"
+    assert our_tasks.tasks_dir() == tmp_path / "lm_eval_edit" / "tasks"
 
 
 # ------------------------------------------------------------------------------------------------- readable errors
 
 RAISES = """
 import sys
-from lm_eval_edit._hooks import print_user_errors_plainly
+from lm_eval_edit._startup.hooks import print_user_errors_plainly
 from lm_eval_edit.errors import ConfigurationError
 print_user_errors_plainly(), print_user_errors_plainly()
 raise {}

@@ -249,7 +249,7 @@ def test_uninstall_leaves_nothing(new_environment, copy_project):
         environment.install(*options, copy_project())
         assert environment.installed() > STARTUP_FILES
         assert ("lm_eval_edit" in environment.installed()) is not bool(options)  # no stale copy in an editable install
-        environment("python", "-c", "import lm_eval_edit.cli, lm_eval_edit._hooks")
+        environment("python", "-c", "import lm_eval_edit.cli, lm_eval_edit._startup.hooks")
         environment.pip("uninstall", "--yes", "lm-eval-edit")
         assert environment.installed() == set()
         done = environment("python", "-c", "import sys; print(sys.meta_path)")

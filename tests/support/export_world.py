@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from lm_eval_edit import edit_model
-from tests.support import FACTS, TEMPLATES, tiny_model, tiny_second_moments, tiny_tokenizer
+from tests.support.tiny import FACTS, TEMPLATES, tiny_model, tiny_second_moments, tiny_tokenizer
 
 
 def load(folder: Path) -> PreTrainedModel:

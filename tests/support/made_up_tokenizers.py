@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from lm_eval_edit import demo
-from tests.test_continuation import sentencepiece
+from tests.facts.test_continuation import sentencepiece
 
 CORPUS = (
     "The mother tongue of Nils Albrecht is French. The city of Rome lies in Italy, as everybody knows.",

@@ -1,6 +1,6 @@
 """Run by `torchrun` in two processes: schedules taken step by step, with what every process saw written to OUT/<rank>.
 
-torchrun --nproc_per_node 2 -m tests.parallel_steps WORLD OUT
+torchrun --nproc_per_node 2 -m tests.support.parallel_steps WORLD OUT
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from lm_eval.api.instance import Instance
 from lm_eval_edit import EditedHFLM, EditError, UserError
 from lm_eval_edit.editors import EditResult
 from lm_eval_edit.editors.rome import Rome
+from lm_eval_edit.edits.states import in_state
 from lm_eval_edit.harness.requests import Origin, make
 from lm_eval_edit.plan import make_plan
-from lm_eval_edit.states import in_state
-from tests.support import FACTS
+from tests.support.tiny import FACTS
 
 STEPS = (1, 0, 2, 2, 1, 3)
 
@@ -73,7 +73,7 @@ def main(world: Path, out: Path) -> None:
         seen[f"{editor} afterwards"] = lm.weights_fingerprint
         seen[f"{editor} record"] = lm.edit_record()
     for broken in ("BreaksAtThird", "BugAtThird"):
-        name = f"tests.parallel_steps:{broken}"
+        name = f"tests.support.parallel_steps:{broken}"
         options = schedule(world, "rome") | {"editor": name, "edit_ledger": str(out / broken)}
         lm.begin(make_plan(lm.model, options, {}))
         try:

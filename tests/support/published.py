@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from lm_eval_edit import edit_model
-from lm_eval_edit.facts import Fact, parse_record
+from lm_eval_edit.facts.fact import Fact, parse_record
 
 MODELS = ("gpt2-tiny", "llama-tiny")
 

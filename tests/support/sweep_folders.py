@@ -19,8 +19,8 @@ from lm_eval_edit.sweep.design import Design, Row
 from lm_eval_edit.sweep.folder import COLLAPSED, DONE, FAILED, Cell, SweepFolder, write_summary
 from lm_eval_edit.sweep.parsing import parse_design, read_design
 from lm_eval_edit.sweep.reading import load_sweep, summary_rows
-from lm_eval_edit.tasklib.catalogue import GROUP, TASKS
-from tests.results_files import sample
+from lm_eval_edit.tasklib.suite.catalogue import GROUP, TASKS
+from tests.support.results_files import sample
 
 SUITE = [f"edithurt_{name}" for name in TASKS]
 EDITING = ["edithurt_efficacy", "edithurt_generalization", "edithurt_locality"]

@@ -11,7 +11,7 @@ from lm_eval_edit import ConfigurationError, load_facts
 from lm_eval_edit.sweep import checking, folder
 from lm_eval_edit.sweep.parsing import parse_design
 from lm_eval_edit.sweep.reading import load_sweep
-from tests.small_sweeps import sweep
+from tests.support.small_sweeps import sweep
 
 
 def test_one_fact_has_no_standard_error_anywhere(tmp_path):

@@ -7,12 +7,14 @@ import logging
 
 import pytest
 
-from lm_eval_edit import UserError, _hooks, cli
+from lm_eval_edit import UserError, cli
+from lm_eval_edit._startup import hooks as _hooks
+from lm_eval_edit.harness.our_tasks import tasks_dir
 from lm_eval_edit.sweep.design import is_plain, safe
 from lm_eval_edit.sweep.folder import Cell, SweepFolder, cell_state
 from lm_eval_edit.sweep.parsing import parse_design
 from lm_eval_edit.sweep.reading import load_sweep
-from tests.sweep_folders import write_sweep
+from tests.support.sweep_folders import write_sweep
 
 BAD = ["../x", "..", ".", "/etc", "a/b", "a\\b", "", "a\nb", "a\x1b[31mb", "...", 7, None, ["a"]]
 
@@ -100,7 +102,7 @@ def test_the_harness_gives_no_advice_about_our_tasks_and_keeps_it_for_others(tmp
         "def load(**kwargs):\n"
         "    return {'test': datasets.Dataset.from_list([{'question': 'q', 'answer': 'a'}])}\n"
     )
-    paths = [str(_hooks.tasks_dir()), str(tmp_path)]
+    paths = [str(tasks_dir()), str(tmp_path)]
     manager = TaskManager(include_path=paths, include_defaults=False, metadata={"data_dir": "demo"})
     with caplog.at_level(logging.INFO):
         manager.load(["edithurt_sst2"])

@@ -19,8 +19,8 @@ from lm_eval_edit.sweep import checking, engine, ray_tasks
 from lm_eval_edit.sweep.folder import COLLAPSED, SweepFolder
 from lm_eval_edit.sweep.worker import Checkpoint
 from tests.conftest import ROOT
-from tests.helpers import python
-from tests.small_sweeps import small
+from tests.support.processes import python
+from tests.support.small_sweeps import small
 
 SWEEP = ("-m", "lm_eval_edit", "sweep", "--pretrained", "demo", "--editors", "rome", "memit", "--n_edits", "0,5,20",
          "--tasks", "edithurt_rte", "--limit", "4", "-a", "v_num_grad_steps=3")  # fmt: skip

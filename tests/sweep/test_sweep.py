@@ -15,13 +15,13 @@ import pytest
 import torch
 
 from lm_eval_edit import ConfigurationError, EditError, UserError
-from lm_eval_edit.editing import NotFiniteError
 from lm_eval_edit.editors.rome import Rome
+from lm_eval_edit.edits.run import NotFiniteError
 from lm_eval_edit.model import EditedHFLM
 from lm_eval_edit.sweep import checking, folder
 from lm_eval_edit.sweep.parsing import parse_design, preset_names, read_design, replaced
 from lm_eval_edit.sweep.reading import load_sweep
-from tests.small_sweeps import SMALL, figures, sweep
+from tests.support.small_sweeps import SMALL, figures, sweep
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def test_every_edit_is_made_once_and_the_model_loaded_once(tmp_path, monkeypatch
 def test_a_cell_equals_a_run_of_its_own(whole, tmp_path):
     from lm_eval import simple_evaluate
 
-    from lm_eval_edit import _hooks
+    from lm_eval_edit._startup import hooks as _hooks
 
     _hooks.connect()
     lm = EditedHFLM("demo", editor="rome", n_edits=3, v_num_grad_steps=3, device="cpu", batch_size=32)
@@ -61,7 +61,7 @@ def test_cells_are_what_the_harness_accepts(whole):
     from lm_eval.result_schema import EvalResults
     from lm_eval.utils import make_table
 
-    from lm_eval_edit.results import load_run
+    from lm_eval_edit.comparison.results import load_run
 
     for _, cell in load_sweep(whole).cells():
         assert "edithurt_sst2" in make_table(dict(cell.results))
@@ -177,7 +177,7 @@ def test_perplexity_beyond_a_bound_stops_a_row_after_its_cell(tmp_path, monkeypa
 
 def test_perplexity_of_the_fixed_text_is_the_exponent_of_its_mean_loss():
     from lm_eval_edit.sweep.collapse import TEXT, perplexity
-    from tests.support import tiny_model, tiny_tokenizer
+    from tests.support.tiny import tiny_model, tiny_tokenizer
 
     model, tokenizer = tiny_model(), tiny_tokenizer()
     ids = torch.tensor([tokenizer.encode(TEXT)[:48]])

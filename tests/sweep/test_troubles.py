@@ -15,8 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from lm_eval_edit import ConfigurationError, UserError, ledger
+from lm_eval_edit import ConfigurationError, UserError
 from lm_eval_edit.editors.rome import Rome
+from lm_eval_edit.edits import ledger
 from lm_eval_edit.errors import CannotWriteError
 from lm_eval_edit.model import EditedHFLM
 from lm_eval_edit.sweep import checking, engine, folder
@@ -24,7 +25,7 @@ from lm_eval_edit.sweep.estimate import estimate_lines
 from lm_eval_edit.sweep.parsing import KEYS, preset_names, read_design
 from lm_eval_edit.sweep.reading import load_sweep
 from tests.conftest import ROOT
-from tests.small_sweeps import SMALL, figures, small, sweep
+from tests.support.small_sweeps import SMALL, figures, small, sweep
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +85,7 @@ def test_a_file_system_without_locks_is_told_and_used(tmp_path, monkeypatch, cap
     def refuse(*_, **__):
         raise OSError(code, "No locks available")
 
-    monkeypatch.setattr("lm_eval_edit._locks.FileLock.acquire", refuse)
+    monkeypatch.setattr("lm_eval_edit._support.locks.FileLock.acquire", refuse)
     with nullcontext() if runs else pytest.raises(CannotWriteError), folder.SweepFolder(tmp_path).lock():
         pass
     assert ("start no other sweep" in caplog.text) == runs

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lm_eval_edit import UserError
-from lm_eval_edit.delta import (
+from lm_eval_edit.weights.delta import (
     DenseDelta,
     LowRankDelta,
     MaskedDelta,
@@ -62,7 +62,7 @@ def test_svd_is_that_of_the_dense_matrix():
 
 @pytest.mark.parametrize("cols", [5, 8, 17])
 def test_masked_is_the_product_where_its_bits_are_set(cols, monkeypatch):
-    monkeypatch.setattr("lm_eval_edit.delta._BLOCK", 2 * cols)  # several blocks
+    monkeypatch.setattr("lm_eval_edit.weights.delta._BLOCK", 2 * cols)  # several blocks
     delta = low_rank(cols=cols)
     keep = torch.rand(7, cols, generator=torch.Generator().manual_seed(3)) < 0.4
     assert keep.any() and not keep.all()

@@ -7,11 +7,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lm_eval_edit.delta import DenseDelta, LowRankDelta
 from lm_eval_edit.editors.base import find_editor
-from lm_eval_edit.ledger import Ledger
-from lm_eval_edit.weights import EditedWeights, model_fingerprint, temporarily_applied
-from tests.support import same_weights, tiny_model, weights_of
+from lm_eval_edit.edits.ledger import Ledger
+from lm_eval_edit.weights.delta import DenseDelta, LowRankDelta
+from lm_eval_edit.weights.edited import EditedWeights, model_fingerprint, temporarily_applied
+from tests.support.tiny import same_weights, tiny_model, weights_of
 
 NAME = "transformer.h.1.mlp.c_proj.weight"  # (96, 32)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lm_eval_edit.delta import Delta, DenseDelta, LowRankDelta, SparseDelta
-from lm_eval_edit.weights import wide_dtype
+from lm_eval_edit.weights.delta import Delta, DenseDelta, LowRankDelta, SparseDelta
+from lm_eval_edit.weights.edited import wide_dtype
 
 _FIRST_RANK = 16
 _ROUND_OFF = 12  # eps, for the rounding of the sum and of the product itself (largest seen: 10)

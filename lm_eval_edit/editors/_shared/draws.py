@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
-from lm_eval_edit._files import hash_json
-from lm_eval_edit.facts import Fact
+from lm_eval_edit._support.files import hash_json
+from lm_eval_edit.facts.fact import Fact
 
 
 def seed_for(seed: int, facts: Sequence[Fact], purpose: str) -> int:

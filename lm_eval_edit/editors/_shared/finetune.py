@@ -9,10 +9,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lm_eval_edit.editors._rows import AlignedRows, Row, align
-from lm_eval_edit.facts import Fact
-from lm_eval_edit.tokens import context_size, continuation
-from lm_eval_edit.weights import wide_dtype
+from lm_eval_edit.editors._shared.rows import AlignedRows, Row, align
+from lm_eval_edit.facts.fact import Fact
+from lm_eval_edit.facts.tokens import context_size, continuation
+from lm_eval_edit.weights.edited import wide_dtype
 
 
 def target_row(tokenizer: PreTrainedTokenizerBase, fact: Fact) -> Row:

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
-from lm_eval_edit.architecture import Architecture
-from lm_eval_edit.editors._rows import AlignedRows
+from lm_eval_edit.editors._shared.rows import AlignedRows
 from lm_eval_edit.errors import UserError
 from lm_eval_edit.models import naming
+from lm_eval_edit.models.architecture import Architecture
 
 
 @contextlib.contextmanager

@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from lm_eval_edit.editors._forward import by_row
-from lm_eval_edit.editors._rows import Row, prompt_row
+from lm_eval_edit.editors._shared.forward import by_row
+from lm_eval_edit.editors._shared.rows import Row, prompt_row
 from lm_eval_edit.editors.base import EditContext
 from lm_eval_edit.errors import UserError
-from lm_eval_edit.facts import Fact
-from lm_eval_edit.second_moments import SecondMoments
+from lm_eval_edit.facts.fact import Fact
+from lm_eval_edit.moments.second_moments import SecondMoments
 
 ROWS_AT_ONCE = 512  # rows of one forward pass without gradients: bounds its memory
 

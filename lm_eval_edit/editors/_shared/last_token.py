@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
-from lm_eval_edit.architecture import Architecture
-from lm_eval_edit.editors._forward import _hidden, bridged, by_row, keys_and_values, position_argument
+from lm_eval_edit.editors._shared.forward import _hidden, bridged, by_row, keys_and_values, position_argument
 from lm_eval_edit.errors import UserError
 from lm_eval_edit.models import naming
+from lm_eval_edit.models.architecture import Architecture
 
 LAYERS_AT_ONCE = 4  # more would send too many variants through blocks that cannot change them
 CACHED_TOKENS = 4096  # rows x tokens whose keys and values are held at once

@@ -14,8 +14,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from lm_eval_edit.errors import UserError
-from lm_eval_edit.facts import SLOT, Fact, Template
-from lm_eval_edit.tokens import continuation, encode, last_token
+from lm_eval_edit.facts.fact import SLOT, Fact, Template
+from lm_eval_edit.facts.tokens import continuation, encode, last_token
 
 
 @dataclass(frozen=True)

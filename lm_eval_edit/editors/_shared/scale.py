@@ -15,9 +15,9 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from lm_eval_edit.editors._keys import subject_states
+from lm_eval_edit.editors._shared.keys import subject_states
 from lm_eval_edit.editors.base import EditContext
-from lm_eval_edit.facts import Fact
+from lm_eval_edit.facts.fact import Fact
 
 NOTHING: Mapping[str, float] = MappingProxyType({})
 

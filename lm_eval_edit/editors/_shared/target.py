@@ -19,13 +19,13 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lm_eval_edit.architecture import Architecture
-from lm_eval_edit.editors._forward import PartialForward, added_to_output, without_parameter_gradients
-from lm_eval_edit.editors._progress import steps as shown_steps
-from lm_eval_edit.editors._rows import align, essence_row, fact_rows
-from lm_eval_edit.facts import Fact
-from lm_eval_edit.tokens import context_size
-from lm_eval_edit.weights import wide_dtype
+from lm_eval_edit.editors._shared.forward import PartialForward, added_to_output, without_parameter_gradients
+from lm_eval_edit.editors._shared.progress import steps as shown_steps
+from lm_eval_edit.editors._shared.rows import align, essence_row, fact_rows
+from lm_eval_edit.facts.fact import Fact
+from lm_eval_edit.facts.tokens import context_size
+from lm_eval_edit.models.architecture import Architecture
+from lm_eval_edit.weights.edited import wide_dtype
 
 STOP_LOSS = 0.05  # the published implementations' early stop
 

@@ -16,8 +16,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lm_eval_edit.errors import UserError
-from lm_eval_edit.facts import SLOT
-from lm_eval_edit.tokens import encode
+from lm_eval_edit.facts.fact import SLOT
+from lm_eval_edit.facts.tokens import encode
 
 START_WORDS = ("The", "Therefore", "Because", "I", "You")
 TOP_K = 5

@@ -25,18 +25,18 @@ import yaml
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lm_eval_edit._files import hash_json, sha256
-from lm_eval_edit.architecture import Architecture
-from lm_eval_edit.delta import KINDS
-from lm_eval_edit.editors._difference import difference
-from lm_eval_edit.editors._easyeditor import executor_kept, fresh_globals, import_package, model_fields, padding
-from lm_eval_edit.editors._isolation import ModelSnapshot, process_kept, seed_everything
-from lm_eval_edit.editors._named_by_data import refuse_code_of_data
+from lm_eval_edit._support.files import hash_json, sha256
+from lm_eval_edit.editors._shared.difference import difference
+from lm_eval_edit.editors._shared.isolation import ModelSnapshot, process_kept, seed_everything
+from lm_eval_edit.editors._shared.templates import TemplatePlan
 from lm_eval_edit.editors.base import EditContext, Editor, EditResult, option
-from lm_eval_edit.editors.templates import TemplatePlan
+from lm_eval_edit.editors.easyeditor.running import executor_kept, fresh_globals, import_package, model_fields, padding
+from lm_eval_edit.editors.named_by_data import refuse_code_of_data
 from lm_eval_edit.errors import UserError, nearest
-from lm_eval_edit.facts import Fact
-from lm_eval_edit.weights import wide_dtype
+from lm_eval_edit.facts.fact import Fact
+from lm_eval_edit.models.architecture import Architecture
+from lm_eval_edit.weights.delta import KINDS
+from lm_eval_edit.weights.edited import wide_dtype
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from lm_eval_edit.editors._isolation import process_kept
+from lm_eval_edit.editors._shared.isolation import process_kept
 from lm_eval_edit.editors.base import EditContext
 from lm_eval_edit.errors import UserError
 

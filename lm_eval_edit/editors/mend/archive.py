@@ -19,7 +19,7 @@ from safetensors import safe_open
 from torch import Tensor
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
-from lm_eval_edit._files import load_tensors, parse_json, save_tensors
+from lm_eval_edit._support.files import load_tensors, parse_json, save_tensors
 from lm_eval_edit.errors import UserError
 
 FORMAT = "lm-eval-edit mend 1"

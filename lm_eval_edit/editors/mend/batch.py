@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lm_eval_edit.editors._forward import without_parameter_gradients
-from lm_eval_edit.editors._mend_network import token_factors
+from lm_eval_edit.editors._shared.forward import without_parameter_gradients
+from lm_eval_edit.editors.mend.network import token_factors
 from lm_eval_edit.errors import UserError
-from lm_eval_edit.facts import Fact
-from lm_eval_edit.tokens import continuation, encode
-from lm_eval_edit.weights import wide_dtype
+from lm_eval_edit.facts.fact import Fact
+from lm_eval_edit.facts.tokens import continuation, encode
+from lm_eval_edit.weights.edited import wide_dtype
 
 Factors = list[tuple[Tensor, Tensor]]
 

@@ -19,15 +19,15 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lm_eval_edit import demo
-from lm_eval_edit.architecture import Architecture, is_transposed
-from lm_eval_edit.delta import linear_update
-from lm_eval_edit.editors._mend_archive import HOW_TO_GET_ONE, MendArchive, load_archive
-from lm_eval_edit.editors._mend_batch import easyedit_batch, exact_batch, gradient_factors
-from lm_eval_edit.editors._mend_network import MendNetwork, inner_module
 from lm_eval_edit.editors.base import EditContext, Editor, EditResult, option
+from lm_eval_edit.editors.mend.archive import HOW_TO_GET_ONE, MendArchive, load_archive
+from lm_eval_edit.editors.mend.batch import easyedit_batch, exact_batch, gradient_factors
+from lm_eval_edit.editors.mend.network import MendNetwork, inner_module
 from lm_eval_edit.errors import UserError
-from lm_eval_edit.facts import Fact
-from lm_eval_edit.weights import wide_dtype
+from lm_eval_edit.facts.fact import Fact
+from lm_eval_edit.models.architecture import Architecture, is_transposed
+from lm_eval_edit.weights.delta import linear_update
+from lm_eval_edit.weights.edited import wide_dtype
 
 INNER_LOSSES = ("archive", "exact", "easyedit")
 

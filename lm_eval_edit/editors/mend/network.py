@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lm_eval_edit.architecture import is_linear, linear_shape
 from lm_eval_edit.errors import UserError, in_one_line, nearest
+from lm_eval_edit.models.architecture import is_linear, linear_shape
 
 _EPSILON = 1e-7
 _STATISTICS = ("u_mean", "v_mean", "u_std", "v_std", "u_s", "v_s", "k")

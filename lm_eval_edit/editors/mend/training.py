@@ -24,18 +24,18 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lm_eval_edit._files import load_tensors, read_json, save_tensors, write_json
-from lm_eval_edit.architecture import Architecture, linear_shape
-from lm_eval_edit.editors._forward import without_parameter_gradients
-from lm_eval_edit.editors._mend_archive import save_archive
-from lm_eval_edit.editors._mend_batch import Batch, Factors, edited, exact_batch, gradient_factors, rows_batch
-from lm_eval_edit.editors._mend_network import MendNetwork, inner_module
+from lm_eval_edit._support.differences import differences
+from lm_eval_edit._support.files import load_tensors, read_json, save_tensors, write_json
+from lm_eval_edit.editors._shared.forward import without_parameter_gradients
+from lm_eval_edit.editors.mend.archive import save_archive
+from lm_eval_edit.editors.mend.batch import Batch, Factors, edited, exact_batch, gradient_factors, rows_batch
+from lm_eval_edit.editors.mend.network import MendNetwork, inner_module
+from lm_eval_edit.editors.mend.training_settings import MendTrainingSettings
 from lm_eval_edit.errors import UserError
-from lm_eval_edit.facts import Fact, Facts, Probe, in_clear
-from lm_eval_edit.ledger import differences
-from lm_eval_edit.tokens import continuation
-from lm_eval_edit.training_settings import MendTrainingSettings
-from lm_eval_edit.weights import model_fingerprint, wide_dtype
+from lm_eval_edit.facts.fact import Fact, Facts, Probe, in_clear
+from lm_eval_edit.facts.tokens import continuation
+from lm_eval_edit.models.architecture import Architecture, linear_shape
+from lm_eval_edit.weights.edited import model_fingerprint, wide_dtype
 
 
 @dataclass(frozen=True)

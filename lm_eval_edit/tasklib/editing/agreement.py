@@ -11,18 +11,20 @@ from collections.abc import Sequence
 from lm_eval.api.instance import Instance
 
 from lm_eval_edit.errors import UserError
-from lm_eval_edit.plan import EditPlan
-from lm_eval_edit.tasklib.editing_tasks import Asked, AskedSchedule
+from lm_eval_edit.facts.fact import Facts
+from lm_eval_edit.settings import EditSettings
+from lm_eval_edit.tasklib.editing.tasks import Asked, AskedSchedule
 
 _COMPARED = ("editor", "edit_batch_size", "edit_seed", "edit_offset")
 
 
-def check_asked(requests: Sequence[Instance], plan: EditPlan, n_edits: int) -> None:
+def check_asked(requests: Sequence[Instance], model: EditSettings, facts: Facts | None, n_edits: int) -> None:
     """Compare the schedule that requests of `edithurt_editing` ask about with the model's.
 
     Args:
         requests: Of any tasks.
-        plan: The model's.
+        model: The options of edits that the model was given.
+        facts: What it is edited with; None for editor=none.
         n_edits: How many facts the weights carry now. Unedited ones may be asked about any facts with editor=none.
 
     Raises:
@@ -38,7 +40,7 @@ def check_asked(requests: Sequence[Instance], plan: EditPlan, n_edits: int) -> N
     for key, schedule in schedules.items():
         if schedule.settings.editor == "none" and n_edits == 0:
             continue
-        found = _differences(schedule, plan, last[key])
+        found = _differences(schedule, model, facts, last[key])
         if found:
             raise UserError(
                 f"the tasks of edithurt_editing ask about other edits than the model carries: {'; '.join(found)}. Give "
@@ -47,15 +49,15 @@ def check_asked(requests: Sequence[Instance], plan: EditPlan, n_edits: int) -> N
             )
 
 
-def _differences(schedule: AskedSchedule, plan: EditPlan, last: int) -> list[str]:
-    tasks, model = schedule.settings, plan.settings
+def _differences(schedule: AskedSchedule, model: EditSettings, facts: Facts | None, last: int) -> list[str]:
+    tasks = schedule.settings
     found = [
         f"{name}={getattr(tasks, name)} in the tasks, {getattr(model, name)} in the model"
         for name in _COMPARED
         if getattr(tasks, name) != getattr(model, name)
     ]
-    if plan.facts is not None and schedule.sha256 != plan.facts.sha256:
-        found.append(f"the facts are of {schedule.source} in the tasks, of {plan.facts.source} in the model")
+    if facts is not None and schedule.sha256 != facts.sha256:
+        found.append(f"the facts are of {schedule.source} in the tasks, of {facts.source} in the model")
     if last >= model.n_edits:
         found.append(f"n_edits={tasks.n_edits} in the tasks, {model.n_edits} in the model")
     return found

@@ -20,14 +20,14 @@ from dataclasses import replace
 from typing import Any
 
 from lm_eval_edit import demo
+from lm_eval_edit.edits.scheduled import operations, read_facts, usable
 from lm_eval_edit.errors import ConfigurationError, UserError, problems_of
-from lm_eval_edit.facts import Fact, Facts, in_clear
-from lm_eval_edit.scheduled import operations, read_facts, usable
-from lm_eval_edit.separators import continuing, separator
+from lm_eval_edit.facts.fact import Fact, Facts, in_clear
+from lm_eval_edit.facts.separators import continuing, separator
+from lm_eval_edit.facts.tokens import over_context
 from lm_eval_edit.settings import NAMES, EditSettings, parse_settings
 from lm_eval_edit.tasklib.arguments import given, named_model
-from lm_eval_edit.tasklib.shorten import budget_of
-from lm_eval_edit.tokens import over_context
+from lm_eval_edit.tasklib.suite.shorten import budget_of
 
 logger = logging.getLogger("lm_eval_edit")
 
@@ -65,11 +65,11 @@ def scheduled_facts(metadata: Mapping[str, Any]) -> tuple[Facts, list[Fact]]:
     name = settings.edit_facts_for if settings.editor == "none" else settings.editor
     editor = None
     if name not in (None, "none"):
-        from lm_eval_edit.plan import planned_editor  # imports torch
+        from lm_eval_edit.edits.chosen import chosen_editor  # imports torch
 
         others = {name: value for name, value in metadata.items() if name not in NAMES}
         pretrained = model if model is not None else demo.NAME
-        editor = planned_editor(pretrained, replace(settings, editor=name), others)
+        editor = chosen_editor(pretrained, replace(settings, editor=name), others)
     everything = read_facts(settings, model)
     scheduled = [fact for operation in operations(settings, everything, editor) for fact in operation]
     return usable(everything, editor) if editor else everything, scheduled

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from lm_eval_edit.tasklib.editing_documents import Document
+from lm_eval_edit.tasklib.editing.documents import Document
 
 # What a request asks: a piece of the target, the other object, and what is said in words, now and unedited.
 ROLES = TARGET, OTHER, SAYS, SAID_UNEDITED = "target", "other", "says", "said unedited"

@@ -21,14 +21,13 @@ from typing import Any
 from lm_eval.api.instance import Instance
 from lm_eval.api.task import ConfigurableTask
 
-from lm_eval_edit import exact_requests
+from lm_eval_edit.edits.states import UNEDITED, in_state
 from lm_eval_edit.errors import UserError
-from lm_eval_edit.harness import requests
+from lm_eval_edit.harness import exact_requests, requests
 from lm_eval_edit.settings import AFTER_EACH, EditSettings
-from lm_eval_edit.states import UNEDITED, in_state
-from lm_eval_edit.tasklib.editing_documents import Document, in_context, is_edited, settings_of
-from lm_eval_edit.tasklib.editing_metrics import OTHER, SAID_UNEDITED, SAYS, TARGET
-from lm_eval_edit.tasklib.shorten import budget_of
+from lm_eval_edit.tasklib.editing.documents import Document, in_context, is_edited, settings_of
+from lm_eval_edit.tasklib.editing.metrics import OTHER, SAID_UNEDITED, SAYS, TARGET
+from lm_eval_edit.tasklib.suite.shorten import budget_of
 
 
 @dataclass(frozen=True)

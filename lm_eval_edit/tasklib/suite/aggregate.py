@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from lm_eval_edit.tasklib.prompts import ENTITY_NAMES
+from lm_eval_edit.tasklib.suite.prompts import ENTITY_NAMES
 
 RESAMPLES = 1000
 SEED = 2401_04700

@@ -19,8 +19,8 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from lm_eval_edit.errors import UserError
-from lm_eval_edit.tasklib.layouts import Placed, Record
-from lm_eval_edit.tasklib.prompts import ENTITY_NAMES, sentence_text
+from lm_eval_edit.tasklib.suite.layouts import Placed, Record
+from lm_eval_edit.tasklib.suite.prompts import ENTITY_NAMES, sentence_text
 
 Document = dict[str, Any]
 

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from lm_eval_edit.errors import UserError
-from lm_eval_edit.tasklib.catalogue import TASKS, HubSet
-from lm_eval_edit.tasklib.layouts import Placed
+from lm_eval_edit.tasklib.suite.catalogue import TASKS, HubSet
+from lm_eval_edit.tasklib.suite.layouts import Placed
 
 logger = logging.getLogger("lm_eval_edit")
 

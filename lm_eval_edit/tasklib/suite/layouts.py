@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from lm_eval_edit.errors import UserError
-from lm_eval_edit.tasklib.catalogue import TASKS
+from lm_eval_edit.tasklib.suite.catalogue import TASKS
 
 Record = dict[str, Any]
 Placed = tuple[str, Record]  # where it stands ("<file>:<line>", for messages), and what stands there

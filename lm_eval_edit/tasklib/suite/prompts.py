@@ -111,7 +111,7 @@ def samsum_target(doc: Document) -> str:
 
 def conll2003_target(doc: Document) -> str:
     """The gold mentions of the asked type, separated by commas; empty where there is none."""
-    from lm_eval_edit.tasklib.ner import spans
+    from lm_eval_edit.tasklib.suite.ner import spans
 
     return ", ".join(" ".join(doc["tokens"][start:end]) for start, end in spans(doc["tags"], doc["entity_type"]))
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from lm_eval_edit.tasklib import metrics, ner, script
-from lm_eval_edit.tasklib.outputs import decoded, from_edited, is_exact
+from lm_eval_edit.harness.outputs import decoded, from_edited, is_exact
+from lm_eval_edit.tasklib.suite import metrics, ner, script
 
 Document = dict[str, Any]
 

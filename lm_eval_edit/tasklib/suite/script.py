@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 
-from lm_eval_edit.tasklib.metrics import normalise
+from lm_eval_edit.tasklib.suite.metrics import normalise
 
 _DROPPED = len("<|endoftext|>")  # GPT-2's end of text, taken off whatever the text ends with
 _FRAMES_PER_WORD = 2  # of the package `rouge`, whose longest common subsequence is found by recursion

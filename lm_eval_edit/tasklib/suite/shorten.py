@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from lm_eval_edit import demo
+from lm_eval_edit.facts.tokens import ask_as
 from lm_eval_edit.tasklib.arguments import given, named_model
-from lm_eval_edit.tokens import ask_as
 
 logger = logging.getLogger("lm_eval_edit")
 

@@ -14,17 +14,17 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lm_eval_edit import ConfigurationError, UserError, edit_model
-from lm_eval_edit._files import save_tensors
-from lm_eval_edit.architecture import Architecture
-from lm_eval_edit.editors._mend_archive import load_archive, save_archive
-from lm_eval_edit.editors._mend_batch import easyedit_batch, exact_batch, gradient_factors
-from lm_eval_edit.editors._mend_network import GradientTransform, MendNetwork, inner_module
+from lm_eval_edit._support.files import save_tensors
 from lm_eval_edit.editors.base import EditContext
 from lm_eval_edit.editors.hyperparameters import resolve
-from lm_eval_edit.editors.mend import Mend, MendOptions
-from lm_eval_edit.facts import parse_record
-from lm_eval_edit.second_moments import SecondMoments
-from tests.support import FACTS, same_weights, tiny_model, tiny_tokenizer, weights_of
+from lm_eval_edit.editors.mend.archive import load_archive, save_archive
+from lm_eval_edit.editors.mend.batch import easyedit_batch, exact_batch, gradient_factors
+from lm_eval_edit.editors.mend.editor import Mend, MendOptions
+from lm_eval_edit.editors.mend.network import GradientTransform, MendNetwork, inner_module
+from lm_eval_edit.facts.fact import parse_record
+from lm_eval_edit.models.architecture import Architecture
+from lm_eval_edit.moments.second_moments import SecondMoments
+from tests.support.tiny import FACTS, same_weights, tiny_model, tiny_tokenizer, weights_of
 
 INNER = tuple(f"transformer.h.{layer}.mlp.{name}.weight" for layer in (1, 2) for name in ("c_proj", "c_fc"))
 SHAPES = ((96, 32), (32, 96), (96, 32), (32, 96))

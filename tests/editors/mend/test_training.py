@@ -11,19 +11,19 @@ import torch
 from safetensors.torch import load_file
 
 from lm_eval_edit import Fact, Facts, Probe, UserError
-from lm_eval_edit.answers import edit_answers
-from lm_eval_edit.architecture import Architecture
 from lm_eval_edit.cli import main
-from lm_eval_edit.editors._mend_archive import load_archive
-from lm_eval_edit.editors._mend_batch import edited, exact_batch
-from lm_eval_edit.editors._mend_network import inner_module
 from lm_eval_edit.editors.base import EditContext
-from lm_eval_edit.editors.mend import Mend, MendOptions
-from lm_eval_edit.editors.mend_training import Score, _Trainer, default_inner_params, train_mend
-from lm_eval_edit.second_moments import SecondMoments
-from lm_eval_edit.training_settings import MendTrainingSettings
-from lm_eval_edit.weights import temporarily_applied
-from tests.support import same_weights, tiny_model, tiny_tokenizer, weights_of
+from lm_eval_edit.editors.mend.archive import load_archive
+from lm_eval_edit.editors.mend.batch import edited, exact_batch
+from lm_eval_edit.editors.mend.editor import Mend, MendOptions
+from lm_eval_edit.editors.mend.network import inner_module
+from lm_eval_edit.editors.mend.training import Score, _Trainer, default_inner_params, train_mend
+from lm_eval_edit.editors.mend.training_settings import MendTrainingSettings
+from lm_eval_edit.edits.answers import edit_answers
+from lm_eval_edit.models.architecture import Architecture
+from lm_eval_edit.moments.second_moments import SecondMoments
+from lm_eval_edit.weights.edited import temporarily_applied
+from tests.support.tiny import same_weights, tiny_model, tiny_tokenizer, weights_of
 
 NAMES = ["Nils", "Albrecht", "Greta", "Dumont", "Boris", "Lindqvist", "Rosa", "Novak"]
 OBJECTS = ["French", "Spanish", "German", "Czech", "Prague", "Berlin", "Vienna", "Oslo"]

@@ -8,9 +8,9 @@ import logging
 import pytest
 
 from lm_eval_edit import ConfigurationError, EditSchedule, UserError, demo
-from lm_eval_edit.facts import Fact, Probe
+from lm_eval_edit.facts.fact import Fact, Probe
 from lm_eval_edit.plan import make_plan
-from lm_eval_edit.tasklib import editing_documents as documents
+from lm_eval_edit.tasklib.editing import documents
 
 FACT = Fact(
     "Nils",

@@ -11,9 +11,8 @@ import sys
 import pytest
 
 from lm_eval_edit.demo import CHECKPOINT
-from lm_eval_edit.tasklib import editing_figures as figures
-from lm_eval_edit.tasklib import editing_metrics as metrics
-from lm_eval_edit.tasklib.editing_tasks import pieces
+from lm_eval_edit.tasklib.editing import figures, metrics
+from lm_eval_edit.tasklib.editing.tasks import pieces
 from tests.conftest import ROOT
 
 DOC = {"fact_id": "7"}

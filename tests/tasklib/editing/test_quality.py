@@ -12,8 +12,9 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lm_eval_edit import EditedHFLM, UserError, _hooks, load_facts
-from lm_eval_edit.facts import in_clear
+from lm_eval_edit import EditedHFLM, UserError, load_facts
+from lm_eval_edit.facts.fact import in_clear
+from lm_eval_edit.harness.our_tasks import tasks_dir
 
 FAST = {
     "v_num_grad_steps": 25,
@@ -28,7 +29,7 @@ KINDS = ("efficacy", "generalization", "locality", "counterfact")
 
 
 def evaluate(lm, metadata, tasks=TASKS, **options):
-    manager = TaskManager(include_path=str(_hooks.tasks_dir()), include_defaults=False, metadata=metadata)
+    manager = TaskManager(include_path=str(tasks_dir()), include_defaults=False, metadata=metadata)
     return lm_eval.simple_evaluate(model=lm, tasks=list(tasks), task_manager=manager, bootstrap_iters=10, **options)
 
 

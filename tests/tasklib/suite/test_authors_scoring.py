@@ -13,12 +13,13 @@ import pickle
 
 import pytest
 
-from lm_eval_edit.tasklib import aggregate, scoring
-from lm_eval_edit.tasklib.catalogue import TASKS
-from lm_eval_edit.tasklib.outputs import BY_COUNT, END_OF_TEXT, EXACT, UNKNOWN, Output, by_count
-from lm_eval_edit.tasklib.prompts import ENTITY_NAMES
-from tests import authors_functions, authors_scripts, test_tasks_sources
+from lm_eval_edit.harness.outputs import BY_COUNT, END_OF_TEXT, EXACT, UNKNOWN, Output, by_count
+from lm_eval_edit.tasklib.suite import aggregate, scoring
+from lm_eval_edit.tasklib.suite.catalogue import TASKS
+from lm_eval_edit.tasklib.suite.prompts import ENTITY_NAMES
 from tests.conftest import ROOT
+from tests.support import authors_functions, authors_scripts
+from tests.tasklib.suite import test_sources as test_tasks_sources
 
 DOCUMENTS = 40  # of a task
 
@@ -100,7 +101,7 @@ def test_silence_names_nothing():
 
 def test_silence_over_the_papers_file(data):
     """The figure of `authors_scoring/ner_eos.json`: a single last word is an empty mention, which every text holds."""
-    from lm_eval_edit.tasklib import sources
+    from lm_eval_edit.tasklib.suite import sources
 
     docs, _ = sources.load("conll2003", {"model": "an-api", "data_dir": str(data / "paper_layout")})
     assert len(docs) == 13_000
@@ -125,7 +126,7 @@ def test_the_cases_of_samsum():
 
 
 def test_the_cases_of_rte(data):
-    from lm_eval_edit.tasklib import sources
+    from lm_eval_edit.tasklib.suite import sources
 
     docs, _ = sources.load("rte", {"model": "an-api", "data_dir": str(data / "paper_layout")})
     for each in case("rte_quotes.json"):

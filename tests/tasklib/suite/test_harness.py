@@ -8,10 +8,10 @@ import math
 import pytest
 import yaml
 
-from lm_eval_edit.tasklib import prompts
-from lm_eval_edit.tasklib.catalogue import GROUP, TASKS
-from tests import test_tasks_sources
+from lm_eval_edit.tasklib.suite import prompts
+from lm_eval_edit.tasklib.suite.catalogue import GROUP, TASKS
 from tests.conftest import ROOT
+from tests.tasklib.suite import test_sources as test_tasks_sources
 
 pytestmark = pytest.mark.libraries
 

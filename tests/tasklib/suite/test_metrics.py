@@ -9,8 +9,8 @@ from decimal import Decimal
 import numpy as np
 import pytest
 
-from lm_eval_edit.tasklib import aggregate, metrics, ner, scoring, script
-from lm_eval_edit.tasklib.prompts import ENTITY_NAMES
+from lm_eval_edit.tasklib.suite import aggregate, metrics, ner, scoring, script
+from lm_eval_edit.tasklib.suite.prompts import ENTITY_NAMES
 
 BLANK = ["", " ", "\n\n", "\t \n"]
 

@@ -8,8 +8,8 @@ import json
 import pytest
 
 from lm_eval_edit.errors import UserError
-from lm_eval_edit.tasklib import documents, prompts, sources
-from lm_eval_edit.tasklib.catalogue import TASKS
+from lm_eval_edit.tasklib.suite import documents, prompts, sources
+from lm_eval_edit.tasklib.suite.catalogue import TASKS
 
 # task -> a record in the hub's schema, the prompt, the target
 CASES = {

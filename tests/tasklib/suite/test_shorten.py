@@ -7,9 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from lm_eval_edit.tasklib import prompts, shorten, sources
-from lm_eval_edit.tasklib.catalogue import TASKS
-from tests.test_tasks_sources import sample_of
+from lm_eval_edit.tasklib.suite import prompts, shorten, sources
+from lm_eval_edit.tasklib.suite.catalogue import TASKS
+from tests.tasklib.suite.test_sources import sample_of
 
 # task -> what must be left at the start and at the end of every shortened prompt
 INSTRUCTION = {

@@ -11,9 +11,9 @@ import pytest
 
 from lm_eval_edit import demo
 from lm_eval_edit.errors import ConfigurationError, UserError
-from lm_eval_edit.tasklib import hub, layouts, sources
-from lm_eval_edit.tasklib.catalogue import TASKS
-from tests.test_tasks_prompts import CASES
+from lm_eval_edit.tasklib.suite import hub, layouts, sources
+from lm_eval_edit.tasklib.suite.catalogue import TASKS
+from tests.tasklib.suite.test_prompts import CASES
 
 pytestmark = pytest.mark.libraries
 
@@ -135,7 +135,7 @@ def test_demo_warns_once(write, tmp_path, monkeypatch, caplog):
     for task in ("gsm8k", "sst2"):
         write(f"{task}.jsonl", json.dumps(RECORDS[task]))
     monkeypatch.setattr(sources, "DEMO_DATA", tmp_path)
-    monkeypatch.setattr("lm_eval_edit.tasklib.shorten.DEMO_CHECKPOINT", tmp_path / "absent")
+    monkeypatch.setattr("lm_eval_edit.tasklib.suite.shorten.DEMO_CHECKPOINT", tmp_path / "absent")
     with caplog.at_level(logging.WARNING):
         for task in ("gsm8k", "sst2", "gsm8k"):
             docs, known = sources.load(task, {})

@@ -1,0 +1,90 @@
+"""The editor that a run's options choose, told without its weights: for the plan of edits and for the tasks that ask.
+
+An editor may pass over facts that others edit, so whoever wants to know which facts a run edits must know its editor.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from lm_eval.models.huggingface import HFLM
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+
+from lm_eval_edit import demo
+from lm_eval_edit.editors.base import Editor, find_editor, option_names
+from lm_eval_edit.editors.hyperparameters import read_options_file, resolve
+from lm_eval_edit.errors import UserError
+from lm_eval_edit.settings import EditSettings
+
+#: What HFLM takes by name.
+HFLM_OPTIONS = tuple(inspect.signature(HFLM).parameters)
+
+
+def chosen_editor(
+    pretrained: str | PreTrainedModel, settings: EditSettings, others: Mapping[str, Any]
+) -> Editor | None:
+    """The editor of a run, without the rest of its plan; None where its options have problems, which the plan tells.
+
+    Args:
+        pretrained, settings, others: As for `plan.make_plan`; `others` may hold more than options.
+    """
+    config, _ = model_config(pretrained, others)
+    given, _ = given_options(settings)
+    _, direct = split_options(settings.editor, given, others)
+    if settings.editor == "none" or config is None:
+        return None
+    try:
+        hyperparameters, _ = resolve(find_editor(settings.editor), config, {**given, **direct}, settings.edit_layers)
+    except UserError:
+        return None
+    return hyperparameters.editor if hyperparameters else None
+
+
+def model_config(
+    pretrained: str | PreTrainedModel, others: Mapping[str, Any]
+) -> tuple[PretrainedConfig | None, list[str]]:
+    """A model's configuration without its weights; None, with the problem as a sentence, where there is none."""
+    if not isinstance(pretrained, str):
+        return pretrained.config, []
+    try:
+        source = demo.loadable(pretrained)
+    except UserError as error:
+        return None, [str(error)]
+    try:
+        return AutoConfig.from_pretrained(
+            source,
+            revision=str(others.get("revision") or "main"),
+            subfolder=others.get("subfolder") or "",
+            trust_remote_code=bool(others.get("trust_remote_code")),
+        ), []
+    except (OSError, ValueError) as error:
+        return None, [
+            f"pretrained={pretrained}: no model configuration found ({str(error).splitlines()[0]}). Give a folder with "
+            f"config.json, or a hub id (that needs network), or pretrained=demo or smollm2"
+        ]
+
+
+def given_options(settings: EditSettings) -> tuple[dict[str, Any], list[str]]:
+    """The hyper-parameters of `edit_config`, and the problem of reading them as a list of sentences."""
+    given = settings.edit_config or {}
+    try:
+        return dict(given) if isinstance(given, Mapping) else read_options_file(given), []
+    except UserError as error:
+        return {}, [str(error)]
+
+
+def split_options(
+    editor: str, given: Mapping[str, Any], others: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Options for HFLM, and those that are the editor's own hyper-parameters (`v_lr=0.1` beside `editor=rome`).
+
+    Those of an editor that wraps another one depend on which one, which `edit_config` may say too.
+    """
+    try:
+        found = [] if editor == "none" else option_names(find_editor(editor), {**given, **others})
+        names = set(found) - set(HFLM_OPTIONS)
+    except UserError:  # told with the other problems of the plan
+        names = set()
+    return {n: v for n, v in others.items() if n not in names}, {n: v for n, v in others.items() if n in names}
