@@ -155,7 +155,7 @@ def test_numbers_are_taken_as_their_digits(tmp_path):
 
 def test_a_file_is_read_and_hashed_once_while_it_stays_as_it_is(tmp_path, monkeypatch):
     """A run asks for its facts several times: for the plan, for each task, for the results."""
-    from lm_eval_edit.facts.fact import fact as module
+    from lm_eval_edit.facts import fact as module
 
     parsed, hashed = [], []
     parse, hash_json = module.parse_records, module.hash_json
