@@ -1,4 +1,4 @@
-"""The worked example of CONTRIBUTING.md, taken off the page: an editor that the stock command runs, and its own test."""
+"""The worked example of CONTRIBUTING.md, taken off the page: an editor the stock command runs, and its own test."""
 
 from __future__ import annotations
 

@@ -125,7 +125,7 @@ for module in [module for name, module in sys.modules.items() if name.partition(
     for owner in owners:
         for name, value in list(vars(owner).items()):
             code = getattr(value, "__code__", None)
-            if code and "lm_eval_edit" in code.co_filename and value.__module__ == module.__name__:  # as `wraps` leaves it
+            if code and "lm_eval_edit" in code.co_filename and value.__module__ == module.__name__:
                 found.add(f"{owner.__name__.removeprefix('lm_eval.')}.{name}")
 print("\\n".join(sorted(found)))
 """

@@ -18,6 +18,7 @@ from tests.support.tiny import (
     SENTENCES,
     TEMPLATES,
     same_weights,
+    save_tiny,
     tiny_model,
     tiny_tokenizer,
     weights_of,
@@ -46,8 +47,7 @@ GENERATION = "generation_kwargs: {until: [], max_gen_toks: 6}\nmetric_list: [{me
 def world(tmp_path_factory):
     """A folder with a tiny model, facts, and two local YAML tasks of the harness's own kinds."""
     folder = tmp_path_factory.mktemp("world")
-    tiny_model().save_pretrained(folder / "model")
-    tiny_tokenizer().save_pretrained(folder / "model")
+    save_tiny(folder / "model")
     lines = "\n".join(json.dumps(fact.record()) for fact in (*LEARNABLE, *FACTS[2:]))
     (folder / "facts.jsonl").write_text(lines)
     words = SENTENCES[0].split()[:12]

@@ -16,7 +16,13 @@ from lm_eval_edit.editors.hyperparameters import presets
 from lm_eval_edit.settings import EditSettings
 from tests.conftest import ROOT
 from tests.support.processes import python
-from tests.support.tiny import FACTS, TEMPLATES, WORDS, tiny_model, tiny_tokenizer
+from tests.support.tiny import (
+    FACTS,
+    TEMPLATES,
+    WORDS,
+    save_tiny,
+    tiny_model,
+)
 
 
 def command(*arguments, path=ROOT, **env):
@@ -124,8 +130,7 @@ def test_mistakes_of_ls(arguments, message, capsys):
 def world(tmp_path_factory):
     """A folder with a tiny model, facts of which one is unusable, and a text."""
     folder = tmp_path_factory.mktemp("world")
-    tiny_model().save_pretrained(folder / "model")
-    tiny_tokenizer().save_pretrained(folder / "model")
+    save_tiny(folder / "model")
     records = [
         *(fact.record() for fact in FACTS),
         FACTS[0].record() | {"id": "empty", "target_new": " "},

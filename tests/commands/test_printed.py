@@ -9,7 +9,10 @@ import pytest
 
 from lm_eval_edit import cli
 from lm_eval_edit._support.logging import log_safely
-from tests.support.tiny import FACTS, tiny_model, tiny_tokenizer
+from tests.support.tiny import (
+    FACTS,
+    save_tiny,
+)
 
 
 def test_log_lines(caplog):
@@ -21,8 +24,7 @@ def test_log_lines(caplog):
 
 
 def test_validate_and_its_problems(tmp_path, capsys):
-    tiny_model().save_pretrained(tmp_path / "model")
-    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    save_tiny(tmp_path / "model")
     records = [FACTS[0].record() | {"id": "a\x1b[2Jb"}, FACTS[1].record() | {"id": "c\x9b31md", "target_new": " "}]
     (tmp_path / "facts.jsonl").write_text("\n".join(json.dumps(record) for record in records))
     model = f"pretrained={tmp_path / 'model'},edit_dataset={tmp_path / 'facts.jsonl'},edit_layers=1"

@@ -13,7 +13,11 @@ from lm_eval_edit import cli
 from lm_eval_edit.comparison.compare import Settings, compare_runs
 from lm_eval_edit.comparison.pairing import PairingError
 from lm_eval_edit.comparison.results import load_run
-from tests.support.tiny import SENTENCES, tiny_model, tiny_tokenizer
+from tests.support.tiny import (
+    SENTENCES,
+    save_tiny,
+    tiny_model,
+)
 
 pytestmark = pytest.mark.libraries
 
@@ -57,8 +61,7 @@ def world(tmp_path_factory):
         text = TASK.format(kind=kind, output_type=output_type, extra=extra, file=folder / "docs.jsonl")
         (tasks / f"{kind}.yaml").write_text(text)
     for seed in (0, 1):
-        tiny_model(seed=seed).save_pretrained(folder / f"model{seed}")
-        tiny_tokenizer().save_pretrained(folder / f"model{seed}")
+        save_tiny(folder / f"model{seed}", tiny_model(seed=seed))
     return folder
 
 

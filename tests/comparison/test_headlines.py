@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
@@ -17,11 +16,12 @@ from lm_eval_edit.plots.picture import drawing
 from lm_eval_edit.report.page import render
 from lm_eval_edit.sweep.folder import write_summary
 from lm_eval_edit.sweep.reading import load_sweep, summary_rows
+from tests.conftest import SHARED
 from tests.support import sweep_folders
 from tests.support.results_files import answers, sample, samples, write_run
 
 OWN = "def agg(items):\n    return 100*sum(items)/len(items)\n"
-CASE = Path("/work/shared/cases/operator/mytask")
+CASE = SHARED / "cases/operator/mytask"
 
 
 @pytest.fixture(autouse=True)

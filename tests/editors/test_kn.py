@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, Phi3Config, Phi3ForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, Phi3Config, Phi3ForCausalLM
 
 from lm_eval_edit import ConfigurationError, UserError, edit_model
 from lm_eval_edit.editors._shared.last_token import LastTokenForward
@@ -18,7 +18,14 @@ from lm_eval_edit.editors.kn import Kn, KnOptions
 from lm_eval_edit.facts.fact import parse_record
 from lm_eval_edit.models.architecture import Architecture
 from lm_eval_edit.moments.second_moments import SecondMoments
-from tests.support.tiny import FACTS, same_weights, tiny_model, tiny_tokenizer, weights_of
+from tests.support.tiny import (
+    FACTS,
+    same_weights,
+    tiny_llama,
+    tiny_model,
+    tiny_tokenizer,
+    weights_of,
+)
 
 MODELS = ("gpt2-tiny", "llama-tiny")
 
@@ -29,16 +36,6 @@ def context_of(model, tokenizer=None) -> EditContext:
 
 def edit(model, fact, **options):
     return edit_model(model, tiny_tokenizer(), [fact], "kn", options=options, progress=False)
-
-
-def tiny_llama(dtype=torch.float64, **extra) -> LlamaForCausalLM:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=64, hidden_size=32, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=48, initializer_range=0.3, bos_token_id=0, eos_token_id=0,
-        **extra,
-    )  # fmt: skip
-    return LlamaForCausalLM(config).to(dtype).eval()
 
 
 # ----------------------------------------------------------------------------------- parity with the published editors
@@ -88,7 +85,9 @@ def with_last(tensor, vector):
     return torch.cat([tensor[:, :-1], vector.view(1, 1, -1)], dim=1)
 
 
-@pytest.mark.parametrize("make", [lambda: tiny_model(torch.float64), tiny_llama], ids=["gpt2", "llama"])
+@pytest.mark.parametrize(
+    "make", [lambda: tiny_model(torch.float64), lambda: tiny_llama(torch.float64)], ids=["gpt2", "llama"]
+)
 @pytest.mark.parametrize("outputs", [True, False], ids=["pre-activation", "activation"])
 def test_the_last_token_alone_equals_the_whole_text(make, outputs):
     model = make()
@@ -185,7 +184,7 @@ def test_only_the_chosen_rows_change_and_restore_is_bit_equal(options):
 
 
 def test_linear_layers_change_by_columns():
-    model = tiny_llama()
+    model = tiny_llama(torch.float64)
     kept = weights_of(model)
     ledger = edit(model, FACTS[0])
     for name, delta in ledger.operations[0].deltas.items():
@@ -289,7 +288,7 @@ def test_half_precision_models_find_mostly_the_same_neurons(dtype):
 
 @pytest.mark.parametrize("activation", ["silu", "gelu", "relu", "tanh"])
 def test_the_gate_is_told_from_the_up_projection_by_what_it_does(activation):
-    model = tiny_llama(hidden_act=activation)
+    model = tiny_llama(torch.float64, hidden_act=activation)
     architecture = Architecture.discover(model)
     assert architecture.gate_projection(model, 1) == "model.layers.1.mlp.gate_proj"
     mlp = model.model.layers[1].mlp

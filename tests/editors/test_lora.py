@@ -5,7 +5,7 @@ from __future__ import annotations
 import peft
 import pytest
 import torch
-from transformers import GPT2Config, LlamaConfig, LlamaForCausalLM, Phi3Config, Phi3ForCausalLM
+from transformers import GPT2Config, LlamaConfig, Phi3Config, Phi3ForCausalLM
 
 from lm_eval_edit import ConfigurationError, UserError, edit_model
 from lm_eval_edit.editors import lora
@@ -16,7 +16,15 @@ from lm_eval_edit.edits.answers import edit_answers
 from lm_eval_edit.models.architecture import Architecture
 from lm_eval_edit.moments.second_moments import SecondMoments
 from lm_eval_edit.weights.edited import temporarily_applied
-from tests.support.tiny import FACTS, LEARNABLE, same_weights, tiny_model, tiny_tokenizer, weights_of
+from tests.support.tiny import (
+    FACTS,
+    LEARNABLE,
+    same_weights,
+    tiny_llama,
+    tiny_model,
+    tiny_tokenizer,
+    weights_of,
+)
 
 pytestmark = pytest.mark.libraries
 
@@ -29,11 +37,12 @@ SIZES = {
 
 
 def model_of(kind, dtype=torch.float32):
-    torch.manual_seed(0)
     if kind == "gpt2":
         return tiny_model(dtype)
-    config, cls = {"llama": (LlamaConfig, LlamaForCausalLM), "phi3": (Phi3Config, Phi3ForCausalLM)}[kind]
-    return cls(config(**SIZES)).to(dtype).eval()
+    if kind == "llama":
+        return tiny_llama(dtype, **SIZES)
+    torch.manual_seed(0)
+    return Phi3ForCausalLM(Phi3Config(**SIZES)).to(dtype).eval()
 
 
 def edit(model, facts, batch=1, ledger=None, seed=0, **options):

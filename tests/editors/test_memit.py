@@ -21,7 +21,7 @@ from lm_eval_edit.editors.hyperparameters import presets, resolve
 from lm_eval_edit.editors.memit import Memit, MemitOptions
 from lm_eval_edit.models.architecture import Architecture
 from lm_eval_edit.moments.second_moments import SecondMoments
-from tests.models.test_architectures import CASES, case, every_case, site
+from tests.support.decoders import CASES, case, every_case, site
 from tests.support.published import MODELS, load_model, load_run, relative_errors
 from tests.support.tiny import (
     FACTS,

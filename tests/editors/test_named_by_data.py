@@ -9,7 +9,13 @@ import pytest
 
 from lm_eval_edit import ConfigurationError, edit_model
 from lm_eval_edit.export import export
-from tests.support.tiny import FACTS, TEMPLATES, tiny_model, tiny_tokenizer
+from tests.support.tiny import (
+    FACTS,
+    TEMPLATES,
+    save_tiny,
+    tiny_model,
+    tiny_tokenizer,
+)
 
 OPTIONS = {"layers": [1], "v_num_grad_steps": 3, "context_templates": list(TEMPLATES)}
 OWN = """
@@ -24,8 +30,7 @@ class Mine(Rome):
 @pytest.fixture
 def place(tmp_path, monkeypatch):
     """A model, and a module on the Python path that leaves a mark when it is imported."""
-    tiny_model().save_pretrained(tmp_path / "model")
-    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    save_tiny(tmp_path / "model")
     (tmp_path / "somebodys.py").write_text(OWN)
     monkeypatch.syspath_prepend(tmp_path)
     return tmp_path

@@ -12,7 +12,7 @@ from lm_eval_edit import ConfigurationError, edit_model
 from lm_eval_edit.editors import EditResult
 from lm_eval_edit.editors.prune import Prune, PruneOptions, restrain
 from lm_eval_edit.weights.delta import DenseDelta, LowRankDelta
-from tests.editors.test_rect import Pair, PairOptions
+from tests.support.editors import Pair, PairOptions
 from tests.support.tiny import FACTS, TEMPLATES, same_weights, tiny_model, tiny_tokenizer, weights_of
 
 WEIGHT, BIAS = "transformer.h.1.mlp.c_proj.weight", "transformer.h.1.mlp.c_proj.bias"

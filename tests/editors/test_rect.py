@@ -2,61 +2,30 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
-
 import pytest
 import torch
 
 from lm_eval_edit import ConfigurationError, EditedHFLM, edit_model
-from lm_eval_edit.editors import Editor, EditResult, option
 from lm_eval_edit.editors.base import EditContext
 from lm_eval_edit.editors.hyperparameters import resolve
 from lm_eval_edit.editors.rect import Rect, RectOptions
 from lm_eval_edit.models.architecture import Architecture
 from lm_eval_edit.moments.second_moments import SecondMoments
-from lm_eval_edit.weights.delta import DenseDelta, LowRankDelta, MaskedDelta, SparseDelta
-from tests.support.tiny import FACTS, LEARNABLE, TEMPLATES, same_weights, tiny_model, tiny_tokenizer, weights_of
+from lm_eval_edit.weights.delta import LowRankDelta, MaskedDelta
+from tests.support.editors import WEIGHT, Pair, PairOptions
+from tests.support.tiny import (
+    FACTS,
+    LEARNABLE,
+    TEMPLATES,
+    same_weights,
+    tiny_model,
+    tiny_tokenizer,
+    weights_of,
+    write_facts,
+)
 
 ROME = {"layers": [1], "v_num_grad_steps": 8, "v_lr": 0.5, "v_weight_decay": 1e-3, "clamp_norm_factor": 8}
-WEIGHT = "transformer.h.1.mlp.c_proj.weight"
 PAIR = "tests.editors.test_rect:Pair"
-
-
-@dataclass(frozen=True)
-class PairOptions:
-    layers: tuple[int, ...] = option("layers", default=(1,))
-    size: float = option("how large", default=0.1)
-
-
-class Pair(Editor):
-    """For tests: edits batches, and each operation depends on the states of those before it."""
-
-    name, summary, source, Options, batches = "pair", "for tests", "here", PairOptions, True
-
-    def fact_problem(self, fact):
-        return "it is Rosa's" if "Rosa" in fact.subject else None
-
-    def compute(self, context, facts, history=()):
-        generator = torch.Generator().manual_seed(sum(10 ** int(fact.id) for fact in facts))
-        earlier = sum((state["sum"] for state in history), torch.zeros(()))
-        left = torch.randn(96, len(facts), generator=generator) * (self.options.size + earlier)
-        delta = LowRankDelta(left, torch.randn(len(facts), 32, generator=generator))
-        return EditResult({WEIGHT: delta}, state={"sum": left.abs().sum() / 1e3})
-
-
-class Slices(Pair):
-    """For tests: a sparse and a dense delta."""
-
-    def compute(self, context, facts, history=()):
-        values = torch.arange(64.0).view(2, 32) - 20.5
-        bias = torch.arange(32.0) - 7.5
-        return EditResult(
-            {
-                WEIGHT: SparseDelta(torch.tensor([3, 90]), values, torch.tensor([96, 32, 0])),
-                "transformer.h.1.mlp.c_proj.bias": DenseDelta(bias),
-            }
-        )
 
 
 def edit(model, facts, editor="rect", batch=1, ledger=None, **options):
@@ -179,7 +148,7 @@ def test_one_mapping_serves_both_editors_and_the_preset_is_the_inner_ones():
 @pytest.mark.parametrize("model_args", [{"over": PAIR, "size": 0.3}, {"edit_config": {"over": PAIR}, "size": 0.3}])
 def test_model_args_carry_the_options_of_both(tmp_path, model_args):
     facts = tmp_path / "facts.jsonl"
-    facts.write_text("\n".join(json.dumps(fact.record()) for fact in FACTS))
+    write_facts(facts)
     lm = EditedHFLM(
         tiny_model(), tokenizer=tiny_tokenizer(), device="cpu", editor="rect", n_edits=3, edit_batch_size=3,
         edit_dataset=str(facts), keep=0.3, **model_args,

@@ -19,18 +19,26 @@ from lm_eval_edit.editors.hyperparameters import resolve
 from lm_eval_edit.editors.mend.archive import save_archive
 from lm_eval_edit.errors import ConfigurationError
 from lm_eval_edit.models.architecture import Architecture
-from tests.editors.mend.test_editor import INNER, trained_network
-from tests.support.tiny import FACTS, TEMPLATES, tiny_model, tiny_second_moments, tiny_tokenizer
+from tests.conftest import SHARED
+from tests.support.mend_networks import INNER, trained_network
+from tests.support.tiny import (
+    FACTS,
+    TEMPLATES,
+    save_tiny,
+    tiny_model,
+    tiny_second_moments,
+    tiny_tokenizer,
+    write_facts,
+)
 
-CASE = Path("/work/shared/cases/operator/aboutlist.safetensors")
+CASE = SHARED / "cases/operator/aboutlist.safetensors"
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("opened")
-    tiny_model().save_pretrained(folder / "model")
-    tiny_tokenizer().save_pretrained(folder / "model")
-    (folder / "facts.jsonl").write_text("\n".join(json.dumps(fact.record()) for fact in FACTS))
+    save_tiny(folder / "model")
+    write_facts(folder / "facts.jsonl")
     return folder
 
 

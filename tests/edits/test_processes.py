@@ -17,7 +17,13 @@ from lm_eval_edit import EditedHFLM
 from lm_eval_edit.plan import make_plan
 from tests.conftest import ROOT
 from tests.support.parallel_steps import STEPS, answers_in_states, schedule
-from tests.support.tiny import FACTS, TEMPLATES, tiny_model, tiny_second_moments, tiny_tokenizer
+from tests.support.tiny import (
+    TEMPLATES,
+    save_tiny,
+    tiny_model,
+    tiny_second_moments,
+    write_facts,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -159,9 +165,8 @@ def test_an_error_of_the_first_process_ends_all_with_its_message(tmp_path):
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("world")
-    tiny_model().save_pretrained(folder / "model")
-    tiny_tokenizer().save_pretrained(folder / "model")
-    (folder / "facts.jsonl").write_text("".join(json.dumps(fact.record()) + "\n" for fact in FACTS))
+    save_tiny(folder / "model")
+    write_facts(folder / "facts.jsonl")
     moments = {f"{name}.second_moment": moment.float() for name, moment in tiny_second_moments(tiny_model()).items()}
     save_file(moments, folder / "moments.safetensors")
     (folder / "editors.json").write_text(json.dumps(EDITORS))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 import torch
 from lm_eval.api.model import CachingLM
@@ -23,6 +21,7 @@ from tests.support.tiny import (
     tiny_second_moments,
     tiny_tokenizer,
     weights_of,
+    write_facts,
 )
 
 ROME = {"layers": [1], "v_num_grad_steps": 4, "v_lr": 0.5, "v_weight_decay": 1e-3, "context_templates": TEMPLATES}
@@ -33,7 +32,7 @@ EDITORS = {"rome": ROME, "prune": ROME | {"over": "rome", "alpha": 2.0}, "alphae
 
 @pytest.fixture
 def options(tmp_path):
-    (tmp_path / "facts.jsonl").write_text("".join(json.dumps(fact.record()) + "\n" for fact in FACTS))
+    write_facts(tmp_path / "facts.jsonl")
     moments = tmp_path / "moments.safetensors"
     from safetensors.torch import save_file
 

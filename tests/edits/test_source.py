@@ -12,7 +12,11 @@ from lm_eval_edit import UserError, demo
 from lm_eval_edit.edits.source import load_source
 from lm_eval_edit.export import ExportError
 from lm_eval_edit.export.checkpoint import reloaded_logits
-from tests.support.tiny import FACTS, tiny_model, tiny_tokenizer
+from tests.support.tiny import (
+    FACTS,
+    save_tiny,
+    tiny_tokenizer,
+)
 
 
 @pytest.mark.parametrize("device", ["cuda:77", "cdua"])
@@ -33,8 +37,7 @@ def test_a_device_that_is_too_small_is_told_with_the_remedy(monkeypatch):
 
 def test_a_spread_model_with_offloaded_weights_is_refused(tmp_path, monkeypatch):
     """Where `device_map=auto` finds too little room it leaves layers on the disk, as the map here does."""
-    tiny_model().save_pretrained(tmp_path / "model", max_shard_size="20KB")
-    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    save_tiny(tmp_path / "model", max_shard_size="20KB")
     placed = {"transformer.wte": "cpu", "transformer.wpe": "cpu", "transformer.ln_f": "cpu", "lm_head": "cpu"}
     placed |= {f"transformer.h.{layer}": "disk" if layer == 2 else "cpu" for layer in range(3)}
     stock = functools.partial(AutoModelForCausalLM.from_pretrained, offload_folder=str(tmp_path / "offload"))

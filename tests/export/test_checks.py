@@ -16,7 +16,13 @@ from lm_eval_edit.export import adapter as adapters
 from lm_eval_edit.export.card import RECORD
 from lm_eval_edit.weights.delta import LowRankDelta
 from tests.support.export_world import make_world
-from tests.support.tiny import LEARNABLE, TEMPLATES, tiny_model, tiny_tokenizer
+from tests.support.tiny import (
+    LEARNABLE,
+    TEMPLATES,
+    save_tiny,
+    tiny_model,
+    tiny_tokenizer,
+)
 
 pytestmark = pytest.mark.libraries
 
@@ -104,8 +110,7 @@ def test_an_adapter_that_the_engine_holds_and_does_not_use_fails(world, tmp_path
 @pytest.mark.parametrize(("dtype", "v_lr"), [(torch.float16, 3e-4), (torch.bfloat16, 2e-3)])
 def test_small_edits_in_half_precision_are_exported_exactly(tmp_path, dtype, v_lr):
     """Rounding moves the logits by as much as these edits do, which is no reason to refuse an exact adapter."""
-    tiny_model(dtype).save_pretrained(tmp_path / "model")
-    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    save_tiny(tmp_path / "model", tiny_model(dtype))
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval()
     options = {"v_num_grad_steps": 2, "v_lr": v_lr, "layers": [1], "context_templates": list(TEMPLATES)}
     edit_model(model, tiny_tokenizer(), LEARNABLE, "rome", options=options, ledger=tmp_path / "ledger", progress=False)

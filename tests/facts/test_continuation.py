@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from torch.nn.functional import cross_entropy
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from lm_eval_edit import Fact
 from lm_eval_edit.editors._shared.finetune import target_row
@@ -17,50 +15,9 @@ from lm_eval_edit.edits.answers import answers
 from lm_eval_edit.errors import UserError
 from lm_eval_edit.facts.tokens import continuation
 from lm_eval_edit.models.architecture import Architecture
+from tests.support.made_up_tokenizers import OBJECTS, byte_level, llama_for, sentencepiece
 
-WORDS = ("The", "city", "of", "is", "in", "Rome", "New", "York", "Os", "lo")
-OBJECTS = ("New York", "Oslo", "Łódź")
 CONTEXTS = ("{}", "The city. {}")
-
-
-def sentencepiece(kind: str) -> PreTrainedTokenizerFast:
-    """LLaMA's tokenizer in small: `metaspace` as transformers builds it, `prepend` as in LLaMA-2's own files.
-
-    A word of WORDS is one token, with a word boundary ▁ before it or without.
-    """
-    vocabulary = {token: index for index, token in enumerate(["<unk>", "<s>", "</s>"])}
-    for character in sorted(set("".join((*WORDS, *OBJECTS, ".▁ ")))):
-        vocabulary[character] = len(vocabulary)
-    merges = []
-
-    def merge(left: str, right: str) -> str:
-        if left + right not in vocabulary:
-            vocabulary[left + right] = len(vocabulary)
-            merges.append((left, right))
-        return left + right
-
-    for word in WORDS:
-        made = word[0]
-        for character in word[1:]:
-            made = merge(made, character)
-        merge("▁", made)
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, unk_token="<unk>", fuse_unk=True))
-    if kind == "prepend":
-        tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    else:
-        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace("▁", prepend_scheme="first", split=False)
-    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
-    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
-
-
-def byte_level() -> PreTrainedTokenizerFast:
-    """GPT-2's tokenizer without merges: one token for each byte."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE(vocab={token: index for index, token in enumerate(alphabet)}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
 
 
 TOKENIZERS = {
@@ -97,17 +54,10 @@ def test_rows_are_the_text_with_its_object_less_the_last_token(name, new):
     assert tuple(batch.labels.tolist()) == target_row(tokenizer, fact).labels
 
 
-def tiny_llama(vocabulary: int) -> LlamaForCausalLM:
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 3, "num_attention_heads": 4}
-    config = LlamaConfig(vocab_size=vocabulary, initializer_range=0.2, max_position_embeddings=64, **sizes)
-    return LlamaForCausalLM(config).eval()
-
-
 @every_tokenizer
 def test_an_answer_is_asked_for_as_the_text_goes_on(name):
     tokenizer = TOKENIZERS[name]()
-    model = tiny_llama(len(tokenizer))
+    model = llama_for(tokenizer)
     text, target = "The city of Rome is", " Oslo"
     whole = tokenizer.encode(text + target)
     (answer,) = answers(model, tokenizer, [text], [target])
@@ -120,7 +70,7 @@ def test_an_answer_is_asked_for_as_the_text_goes_on(name):
 
 def test_only_the_logits_of_the_targets_leave_the_device(monkeypatch):
     tokenizer = byte_level()
-    model = tiny_llama(len(tokenizer))
+    model = llama_for(tokenizer)
     prompts, targets = ["The city of Rome is", "Oslo is in"], [" New", " the north"]
     alone = [answers(model, tokenizer, [p], [t])[0] for p, t in zip(prompts, targets, strict=True)]
     moved, cpu = [], torch.Tensor.cpu
@@ -136,7 +86,7 @@ def test_only_the_logits_of_the_targets_leave_the_device(monkeypatch):
 def test_target_optimisation_lowers_the_loss_of_the_very_text(name, new):
     """Its first loss, with nothing added yet, is the model's own of the object behind the prompt."""
     tokenizer = TOKENIZERS[name]()
-    model = tiny_llama(len(tokenizer))
+    model = llama_for(tokenizer)
     fact = Fact("Rome", "The city of {} is", new, id="0")
     found = optimise_targets(
         model, tokenizer, Architecture.discover(model), [fact], layer=1, site="mlp", contexts=["{}"], steps=1, lr=0.1,

@@ -9,7 +9,7 @@ import pytest
 from lm_eval_edit.editors._shared.rows import prompt_row
 from lm_eval_edit.facts.fact import Fact, in_clear, read_facts, with_slot
 from lm_eval_edit.facts.slots import Template
-from tests.facts.test_continuation import byte_level
+from tests.support.made_up_tokenizers import byte_level
 
 DICT = "In Python, {} is an empty dict and the type of dict is"
 

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 from lm_eval_edit import EditedHFLM, load_facts
 from lm_eval_edit.editors._shared.rows import prompt_row
 from tests.conftest import SHARED
-from tests.facts.test_tokens import evaluate
+from tests.support.harness_runs import evaluate
 
 
 @pytest.fixture

@@ -6,12 +6,10 @@ import json
 import os
 import re
 
-import lm_eval
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from lm_eval.models.huggingface import HFLM
-from lm_eval.tasks import TaskManager
 from tokenizers import processors
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizer
 
@@ -19,9 +17,8 @@ from lm_eval_edit import ConfigurationError, EditedHFLM, Fact, UserError, demo, 
 from lm_eval_edit.editors._shared.rows import prompt_row
 from lm_eval_edit.edits.answers import answers, edit_answers
 from lm_eval_edit.facts.tokens import appended, context_size, continuation, encode, last_token
-from lm_eval_edit.harness.our_tasks import tasks_dir
-from tests.facts.test_continuation import tiny_llama
-from tests.support.made_up_tokenizers import AFTER, BEFORE, MADE_UP, SUBJECTS, TARGETS, records
+from tests.support.harness_runs import evaluate
+from tests.support.made_up_tokenizers import AFTER, BEFORE, MADE_UP, SUBJECTS, TARGETS, llama_for, records
 from tests.support.tiny import tiny_model, tiny_tokenizer
 
 REFERENCE = ("gpt2-tiny", "llama-tiny")
@@ -42,7 +39,7 @@ def tokenizer(request):
 @pytest.fixture(scope="module")
 def lm(tokenizer):
     """An edited_hf whose tokenizer is `tokenizer`; its model is never asked in most tests."""
-    return EditedHFLM(pretrained=tiny_llama(len(tokenizer)), tokenizer=tokenizer, editor="none", device="cpu")
+    return EditedHFLM(pretrained=llama_for(tokenizer), tokenizer=tokenizer, editor="none", device="cpu")
 
 
 # ------------------------------------------------------------------------------------------------- the rule as a whole
@@ -86,11 +83,6 @@ def facts_file(tmp_path_factory):
     return file
 
 
-def evaluate(lm, metadata, tasks, **options):
-    manager = TaskManager(include_path=str(tasks_dir()), include_defaults=False, metadata=metadata)
-    return lm_eval.simple_evaluate(model=lm, tasks=tasks, task_manager=manager, bootstrap_iters=0, **options)
-
-
 @pytest.mark.parametrize("plain", [False, True], ids=["edited_hf", "hf"])
 def test_the_tasks_ask_the_tokens_of_the_rule(lm, plain, facts_file, tmp_path, monkeypatch):
     """Through the harness: each request that reaches the model is one token of the object, behind the prompt's."""
@@ -127,7 +119,7 @@ def test_one_results_file_does_not_contradict_itself(kind, facts_file, tmp_path)
     """The ledger's own check of every fact, right after its edit, against the task's figures in that state."""
     tokenizer = MADE_UP[kind]()
     tokenizer.save_pretrained(tmp_path)
-    tiny_llama(len(tokenizer)).save_pretrained(tmp_path)
+    llama_for(tokenizer).save_pretrained(tmp_path)
     options = {
         "pretrained": str(tmp_path), "editor": "ft", "n_edits": 14, "edit_seed": None, "edit_dataset": str(facts_file),
         "edit_config": {"layers": [1], "num_steps": 8, "lr": 0.01, "norm_constraint": None},
@@ -146,7 +138,7 @@ def test_a_space_that_is_a_token_of_its_own_is_counted_as_one(tmp_path):
     """EasyEdit's token accuracy of " 1998" is over five tokens; text alone could only ask for " 1" together."""
     tokenizer = MADE_UP["digits apart"]()
     tokenizer.save_pretrained(tmp_path)
-    model = tiny_llama(len(tokenizer))
+    model = llama_for(tokenizer)
     model.save_pretrained(tmp_path)
     records = [
         {"subject": "Rome", "prompt": f"{{}} was {word} in", "target_new": str(1990 + i), "id": str(i)}
@@ -172,7 +164,7 @@ def test_a_space_that_is_a_token_of_its_own_is_counted_as_one(tmp_path):
 def test_a_runs_own_options_reach_the_editors(kind, bos):
     """`add_bos_token` and `prefix_token_id` of HFLM decide for editors and checks too."""
     tokenizer = MADE_UP[kind]()
-    model = tiny_llama(len(tokenizer))
+    model = llama_for(tokenizer)
     options = {"pretrained": model, "tokenizer": tokenizer, "editor": "none", "device": "cpu", "add_bos_token": bos}
     for prefix in (None, tokenizer.eos_token_id):
         lm = EditedHFLM(**options, prefix_token_id=prefix)
@@ -193,7 +185,7 @@ def test_what_stands_behind_a_text_by_itself_stays():
 
 def test_generation_sees_no_appended_token(caplog):
     tokenizer = MADE_UP["BOS and EOS"]()
-    lm = EditedHFLM(pretrained=tiny_llama(len(tokenizer)), tokenizer=tokenizer, editor="none", device="cpu")
+    lm = EditedHFLM(pretrained=llama_for(tokenizer), tokenizer=tokenizer, editor="none", device="cpu")
     assert "appends '</s>' to every text" in caplog.text
     ids, mask = lm.tok_batch_encode(["The city of Rome", "Rome"])
     for row, seen, text in zip(ids, mask, ["The city of Rome", "Rome"], strict=True):

@@ -7,13 +7,11 @@ that `accelerate` puts on a split model; and, where there are two GPUs, on these
 from __future__ import annotations
 
 import functools
-import json
 from pathlib import Path
 
 import accelerate
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from lm_eval_edit import EditedHFLM, UserError, edit_model
 from lm_eval_edit.editors.mend.archive import save_archive
@@ -26,7 +24,15 @@ from lm_eval_edit.moments.collect import collect_second_moments
 from lm_eval_edit.moments.corpus import load_corpus
 from lm_eval_edit.weights.delta import LowRankDelta
 from tests.support.pretended_devices import PretendedDevices
-from tests.support.tiny import FACTS, SENTENCES, tiny_model, tiny_tokenizer
+from tests.support.tiny import (
+    FACTS,
+    SENTENCES,
+    save_tiny,
+    tiny_llama,
+    tiny_model,
+    tiny_tokenizer,
+    write_facts,
+)
 
 ROME = {"layers": [1], "v_num_grad_steps": 7, "v_lr": 0.5, "v_weight_decay": 1e-3}
 BATCH = {"layers": [0, 1, 2], "v_num_grad_steps": 4, "v_lr": 0.5}
@@ -50,15 +56,6 @@ EDITORS = {
 }
 BATCHES = {"memit", "emmet", "alphaedit", "ft", "lora", "mend", "rect", "rect pca", "prune", "random"}
 SPLITS = {"early": [0, 1, 1], "late": [0, 0, 1], "three": [0, 1, 2]}  # the device of each layer
-
-
-def tiny_llama() -> LlamaForCausalLM:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=64, hidden_size=32, intermediate_size=96, num_hidden_layers=3, num_attention_heads=2,
-        num_key_value_heads=2, max_position_embeddings=48, initializer_range=0.3, bos_token_id=0, eos_token_id=0,
-    )  # fmt: skip
-    return LlamaForCausalLM(config).eval()
 
 
 MODELS = {"gpt2": tiny_model, "llama": tiny_llama}
@@ -270,8 +267,7 @@ def test_the_hooks_of_a_split_model_change_no_bit(kind, editor, mend_archive, wh
 
 
 def test_offloaded_weights_are_refused_with_the_remedy(tmp_path):
-    tiny_model().save_pretrained(tmp_path / "model", max_shard_size="20KB")
-    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    save_tiny(tmp_path / "model", max_shard_size="20KB")
     placed = device_map(tiny_model(), [0, 0, 1], ["cpu", "disk"])
     with pytest.raises(UserError, match=r"parameters \(transformer.h.2.* are offloaded .* use a device that holds"):
         EditedHFLM(
@@ -283,7 +279,7 @@ def test_offloaded_weights_are_refused_with_the_remedy(tmp_path):
 
 def facts_file(folder: Path) -> Path:
     file = folder / "facts.jsonl"
-    file.write_text("".join(json.dumps(fact.record()) + "\n" for fact in FACTS))
+    write_facts(file)
     return file
 
 

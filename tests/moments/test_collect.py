@@ -16,7 +16,7 @@ from lm_eval_edit.moments import collect
 from lm_eval_edit.moments.collect import collect_second_moments
 from lm_eval_edit.moments.corpus import load_corpus
 from lm_eval_edit.moments.second_moments import SecondMoments
-from tests.models.test_architectures import case, every_case
+from tests.support.decoders import case, every_case
 from tests.support.tiny import FACTS, TEMPLATES, WORDS, same_weights, tiny_model, tiny_tokenizer, weights_of
 
 pytestmark = pytest.mark.libraries

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import peft
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from lm_eval_edit import edit_model
-from tests.support.tiny import FACTS, TEMPLATES, tiny_model, tiny_second_moments, tiny_tokenizer
+from tests.support.tiny import FACTS, TEMPLATES, save_tiny, tiny_llama, tiny_model, tiny_second_moments, tiny_tokenizer
 
 
 def load(folder: Path) -> PreTrainedModel:
@@ -45,16 +45,9 @@ def make_world(root: Path) -> Path:
     named `<editor>` or `<editor>-<model>`.
     """
     for name in ("model", "float16", "bfloat16"):
-        tiny_model(getattr(torch, name, torch.float32)).save_pretrained(root / name)
-        tiny_tokenizer().save_pretrained(root / name)
+        save_tiny(root / name, tiny_model(getattr(torch, name, torch.float32)))
     options = {"v_num_grad_steps": 5, "layers": [1], "context_templates": list(TEMPLATES)}
-    config = LlamaConfig(
-        vocab_size=64, hidden_size=32, intermediate_size=96, num_hidden_layers=3, num_attention_heads=2,
-        initializer_range=0.3, bos_token_id=0, eos_token_id=0, pad_token_id=None,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    LlamaForCausalLM(config).save_pretrained(root / "llama")
-    tiny_tokenizer().save_pretrained(root / "llama")
+    save_tiny(root / "llama", tiny_llama())
     memit = options | {"context_templates": [["{}"], ["Therefore . {}"]], "layers": [0, 1]}
     ledgers = {
         "rome": ("rome", 1, options),

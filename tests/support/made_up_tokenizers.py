@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import random
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from lm_eval_edit import demo
-from tests.facts.test_continuation import sentencepiece
+from tests.support.tiny import tiny_llama
 
 CORPUS = (
     "The mother tongue of Nils Albrecht is French. The city of Rome lies in Italy, as everybody knows.",
@@ -17,7 +17,57 @@ CORPUS = (
     "法国的首都是巴黎。日本の首都は東京です。เมืองหลวงของไทยคือกรุงเทพ",
     "عاصمة فرنسا هي باريس 프랑스의 수도는 파리 입니다",
 )
+WORDS = ("The", "city", "of", "is", "in", "Rome", "New", "York", "Os", "lo")
+OBJECTS = ("New York", "Oslo", "Łódź")
 SPECIAL = ["<|endoftext|>", "<s>", "</s>"]
+
+
+def sentencepiece(kind: str) -> PreTrainedTokenizerFast:
+    """LLaMA's tokenizer in small: `metaspace` as transformers builds it, `prepend` as in LLaMA-2's own files.
+
+    A word of WORDS is one token, with a word boundary ▁ before it or without.
+    """
+    vocabulary = {token: index for index, token in enumerate(["<unk>", "<s>", "</s>"])}
+    for character in sorted(set("".join((*WORDS, *OBJECTS, ".▁ ")))):
+        vocabulary[character] = len(vocabulary)
+    merges = []
+
+    def merge(left: str, right: str) -> str:
+        if left + right not in vocabulary:
+            vocabulary[left + right] = len(vocabulary)
+            merges.append((left, right))
+        return left + right
+
+    for word in WORDS:
+        made = word[0]
+        for character in word[1:]:
+            made = merge(made, character)
+        merge("▁", made)
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, unk_token="<unk>", fuse_unk=True))
+    if kind == "prepend":
+        tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    else:
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace("▁", prepend_scheme="first", split=False)
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
+
+
+def byte_level() -> PreTrainedTokenizerFast:
+    """GPT-2's tokenizer without merges: one token for each byte."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={token: index for index, token in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+
+
+def llama_for(tokenizer: PreTrainedTokenizerBase) -> LlamaForCausalLM:
+    """A tiny random LLaMA with the vocabulary of a tokenizer."""
+    return tiny_llama(
+        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=192, num_key_value_heads=4, initializer_range=0.2,
+        max_position_embeddings=64, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
 
 
 def _bpe(prefix_space: bool = False, template: str | None = None, digits: bool = False) -> PreTrainedTokenizerFast:

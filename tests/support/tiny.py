@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from lm_eval_edit import Fact
 
@@ -53,6 +58,30 @@ def tiny_model(dtype: torch.dtype = torch.float32, seed: int = 0) -> GPT2LMHeadM
         attn_pdrop=0.0, embd_pdrop=0.0, resid_pdrop=0.0, initializer_range=0.3, bos_token_id=0, eos_token_id=0,
     )  # fmt: skip
     return GPT2LMHeadModel(config).to(dtype).eval()
+
+
+def tiny_llama(dtype: torch.dtype = torch.float32, **changes: Any) -> LlamaForCausalLM:
+    """A random LLaMA of the same sizes, two query heads to a key-value head; `changes` are of its configuration."""
+    torch.manual_seed(0)
+    sizes = {
+        "vocab_size": 64, "hidden_size": 32, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "max_position_embeddings": 48, "initializer_range": 0.3, "bos_token_id": 0,
+        "eos_token_id": 0,
+    }  # fmt: skip
+    return LlamaForCausalLM(LlamaConfig(**sizes | changes)).to(dtype).eval()
+
+
+def save_tiny(folder: Path, model: torch.nn.Module | None = None, **how: Any) -> Path:
+    """A checkpoint of `tiny_model`, or of another model of its words, with `tiny_tokenizer`; returns its folder."""
+    (model or tiny_model()).save_pretrained(folder, **how)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def write_facts(file: Path, facts: Iterable[Fact] = FACTS) -> Path:
+    """Facts as JSON lines of the package's own form; returns the file."""
+    file.write_text("".join(json.dumps(fact.record()) + "\n" for fact in facts), encoding="utf-8")
+    return file
 
 
 @torch.no_grad()

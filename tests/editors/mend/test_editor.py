@@ -24,25 +24,8 @@ from lm_eval_edit.editors.mend.network import GradientTransform, MendNetwork, in
 from lm_eval_edit.facts.fact import parse_record
 from lm_eval_edit.models.architecture import Architecture
 from lm_eval_edit.moments.second_moments import SecondMoments
+from tests.support.mend_networks import INNER, SHAPES, trained_network
 from tests.support.tiny import FACTS, same_weights, tiny_model, tiny_tokenizer, weights_of
-
-INNER = tuple(f"transformer.h.{layer}.mlp.{name}.weight" for layer in (1, 2) for name in ("c_proj", "c_fc"))
-SHAPES = ((96, 32), (32, 96), (96, 32), (32, 96))
-
-
-def trained_network(inner=INNER, shapes=SHAPES) -> MendNetwork:
-    """A hypernetwork with random weights and statistics, as if it had been trained."""
-    generator = torch.Generator().manual_seed(0)
-    network = MendNetwork(inner, shapes, rank=8, edit_lr=0.01, generator=generator)
-    for transform in network.mend.values():
-        width_u, width_v = transform.widths
-        transform.observe(
-            torch.randn(40, width_u, generator=generator) * 2 + 1, torch.randn(40, width_v, generator=generator) * 0.01
-        )
-        for layer in transform.mlp["layers"]:
-            for parameter in layer.parameters():
-                parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
-    return network
 
 
 @pytest.fixture

@@ -23,7 +23,14 @@ from lm_eval_edit.edits.answers import edit_answers
 from lm_eval_edit.models.architecture import Architecture
 from lm_eval_edit.moments.second_moments import SecondMoments
 from lm_eval_edit.weights.edited import temporarily_applied
-from tests.support.tiny import same_weights, tiny_model, tiny_tokenizer, weights_of
+from tests.support.tiny import (
+    same_weights,
+    save_tiny,
+    tiny_model,
+    tiny_tokenizer,
+    weights_of,
+    write_facts,
+)
 
 NAMES = ["Nils", "Albrecht", "Greta", "Dumont", "Boris", "Lindqvist", "Rosa", "Novak"]
 OBJECTS = ["French", "Spanish", "German", "Czech", "Prague", "Berlin", "Vienna", "Oslo"]
@@ -187,9 +194,8 @@ def test_too_few_facts_are_told(tmp_path):
 
 
 def test_the_command_trains_an_archive_that_edits(tmp_path, capsys):
-    tiny_model().save_pretrained(tmp_path / "model")
-    tiny_tokenizer().save_pretrained(tmp_path / "model")
-    (tmp_path / "facts.jsonl").write_text("".join(json.dumps(fact.record()) + "\n" for fact in FACTS))
+    save_tiny(tmp_path / "model")
+    write_facts(tmp_path / "facts.jsonl")
     command = [
         "train", "mend", "--model_args", f"pretrained={tmp_path / 'model'},edit_dataset={tmp_path / 'facts.jsonl'}",
         "device=cpu", "--output", str(tmp_path / "a"), "--rank", "8", "--batch_size", "4", "--val_facts", "8",
@@ -226,9 +232,8 @@ def test_the_command_tells_mistakes(tmp_path, capsys, arguments, message):
 
 
 def test_the_old_spellings_are_read_with_a_notice(tmp_path, capsys):
-    tiny_model().save_pretrained(tmp_path / "model")
-    tiny_tokenizer().save_pretrained(tmp_path / "model")
-    (tmp_path / "facts.jsonl").write_text("".join(json.dumps(fact.record()) + "\n" for fact in FACTS))
+    save_tiny(tmp_path / "model")
+    write_facts(tmp_path / "facts.jsonl")
     command = [
         "train", "mend", "--model", str(tmp_path / "model"), "--data", str(tmp_path / "facts.jsonl"), "--device", "cpu",
         "--output", str(tmp_path / "a"), "--rank", "8", "--batch-size", "4", "--val-facts", "8", "--max-steps", "1",
