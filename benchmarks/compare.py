@@ -9,6 +9,7 @@ and exits with 1 if a limit is exceeded.
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import random
@@ -56,7 +57,9 @@ def write_run(folder: Path, n: int, seed: int) -> None:
 
 def main() -> int:
     """Measure and judge."""
-    n = int(sys.argv[1]) if len(sys.argv) > 1 else 200_000
+    parser = argparse.ArgumentParser(description="What `lm-eval-edit compare` costs, within limits.")
+    parser.add_argument("documents", nargs="?", type=int, default=200_000, help="documents a run (200000)")
+    n = parser.parse_args().documents
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_run(folder / "a", n, 0)

@@ -6,44 +6,16 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 
+from tests.support.console_scripts import SCRIPTS, lm_eval, results_of, samples_of
+
 pytestmark = pytest.mark.slow
 
-SCRIPTS = Path(sys.executable).parent
-if not (SCRIPTS / "lm-eval-edit").exists():
-    pytest.skip("the package is not installed in this environment (make venv)", allow_module_level=True)
-
 FAST = "v_num_grad_steps: 3\ncontext_templates: ['{}', 'It is said that. {}']\n"
-
-
-def lm_eval(*arguments: object, cwd: Path, program: str = "lm_eval", ok: bool = True) -> subprocess.CompletedProcess:
-    """Run a console script in a folder that holds nothing of ours."""
-    done = subprocess.run(
-        [SCRIPTS / program, *map(str, arguments)],
-        cwd=cwd,
-        env=os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=900,
-    )
-    assert (done.returncode == 0) == ok, done.stderr[-3000:]
-    return done
-
-
-def results_of(folder: Path) -> dict:
-    (file,) = folder.rglob("results_*.json")
-    return json.loads(file.read_text())
-
-
-def samples_of(folder: Path, task: str) -> list[dict]:
-    (file,) = folder.rglob(f"samples_{task}_*.jsonl")
-    return [json.loads(line) for line in file.read_text().splitlines()]
 
 
 PROMPTS = {

@@ -10,8 +10,8 @@ from lm_eval.api.instance import Instance
 from lm_eval_edit import EditedHFLM, UserError
 from lm_eval_edit.edits.states import answer_by_state, in_state, wanted_state
 from lm_eval_edit.harness.requests import Origin, make
+from tests.support.harness_runs import evaluate, figures
 from tests.support.tiny import LEARNABLE, same_weights, tiny_model, tiny_tokenizer, weights_of
-from tests.tasklib.editing.test_quality import evaluate, figures
 
 pytestmark = pytest.mark.libraries
 

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from tests.test_end_to_end import lm_eval, results_of, samples_of
+from tests.support.console_scripts import lm_eval, results_of, samples_of
 
 pytestmark = pytest.mark.slow
 NAMES = ("efficacy", "generalization", "locality")

@@ -5,16 +5,14 @@ from __future__ import annotations
 import json
 from statistics import fmean
 
-import lm_eval
 import pytest
 import torch
 from lm_eval.models.huggingface import HFLM
-from lm_eval.tasks import TaskManager
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lm_eval_edit import EditedHFLM, UserError, load_facts
 from lm_eval_edit.facts.fact import in_clear
-from lm_eval_edit.harness.our_tasks import tasks_dir
+from tests.support.harness_runs import evaluate, figures
 
 FAST = {
     "v_num_grad_steps": 25,
@@ -24,20 +22,7 @@ FAST = {
     "context_templates": ["{}", "It is said that. {}"],
     "layers": [2],
 }
-TASKS = ["edithurt_editing", "edithurt_counterfact"]
 KINDS = ("efficacy", "generalization", "locality", "counterfact")
-
-
-def evaluate(lm, metadata, tasks=TASKS, **options):
-    manager = TaskManager(include_path=str(tasks_dir()), include_defaults=False, metadata=metadata)
-    return lm_eval.simple_evaluate(model=lm, tasks=list(tasks), task_manager=manager, bootstrap_iters=10, **options)
-
-
-def figures(results, task):
-    """The metrics of a task."""
-    values = results["results"][f"edithurt_{task}"]
-    names = [key.removesuffix(",none") for key in values if key.endswith(",none") and "_stderr" not in key]
-    return {name: values[f"{name},none"] for name in names}
 
 
 @pytest.fixture(scope="module")

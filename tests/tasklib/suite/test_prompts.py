@@ -10,49 +10,7 @@ import pytest
 from lm_eval_edit.errors import UserError
 from lm_eval_edit.tasklib.suite import documents, prompts, sources
 from lm_eval_edit.tasklib.suite.catalogue import TASKS
-
-# task -> a record in the hub's schema, the prompt, the target
-CASES = {
-    "gsm8k": (
-        {"question": "How many  bolts?", "answer": "2/2=<<2/2=1>>1\nSo 2+1=<<2+1=3>>3 bolts\n#### 1,003"},
-        "Q: How many  bolts? A:Let's think step by step. 2/2=<<2/2=1>>1\nSo 2+1=<<2+1=3>>3 bolts\n"
-        " Therefore, the answer (arabic numerals) is:",
-        "1,003",
-    ),
-    "rte": (
-        {"sentence1": 'He said "no".', "sentence2": "He spoke.", "label": 0},
-        'He said "no". entails the He spoke.. True or False? answer:',
-        "True",
-    ),
-    "nq": (
-        {"question": "who wrote it?", "answer": ["Bob", "B. Russell"], "passages": ["\n\nBob did.", "unused"]},
-        "Refer to the passage below and answer the following question. Passage: \n\nBob did. Question: who wrote it?",
-        ["Bob", "B. Russell"],
-    ),
-    "boolq": (
-        {"question": "is it so", "passage": "It is.", "answer": False},
-        "Please answer the given question based on the passage. The answer should be exact 'yes' or 'no'. "
-        "passage: It is. question: is it so. answer:",
-        "no",
-    ),
-    "mutual": (
-        {"article": "m : hi .", "options": ["f : a .", "f : b .", "f : c .", "f : d ."], "answers": "C", "id": "dev_1"},
-        "Q: m : hi . Which choice is correct? Answer Chioces: (A)f : a .(B)f : b .(C)f : c .(D)f : d . "
-        "A: Among A through D, the answer is",
-        "C",
-    ),
-    "samsum": (
-        {"dialogue": "A: Hi\r\nB: Hi ", "summary": "They greet.", "id": "1"},
-        "A: Hi\r\nB: Hi \nTL;DR:",
-        "They greet.",
-    ),
-    "sst2": (
-        {"sentence": "a charming journey . ", "label": 1},
-        "For each snippet of text,label the sentiment of the text as positive or negative.The answer should be exact "
-        "'positive' or 'negative'. text: a charming journey .  answer:",
-        "positive",
-    ),
-}
+from tests.support.suite_records import CASES
 
 
 @pytest.mark.parametrize("task", CASES)

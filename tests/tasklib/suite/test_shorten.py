@@ -9,7 +9,7 @@ import pytest
 
 from lm_eval_edit.tasklib.suite import prompts, shorten, sources
 from lm_eval_edit.tasklib.suite.catalogue import TASKS
-from tests.tasklib.suite.test_sources import sample_of
+from tests.support.suite_records import sample_of
 
 # task -> what must be left at the start and at the end of every shortened prompt
 INSTRUCTION = {

@@ -13,7 +13,7 @@ from lm_eval_edit import demo
 from lm_eval_edit.errors import ConfigurationError, UserError
 from lm_eval_edit.tasklib.suite import hub, layouts, sources
 from lm_eval_edit.tasklib.suite.catalogue import TASKS
-from tests.tasklib.suite.test_prompts import CASES
+from tests.support.suite_records import CASES
 
 pytestmark = pytest.mark.libraries
 
@@ -33,18 +33,6 @@ PAPER_TEXT = {
     "test-NER.txt": "-DOCSTART- -X- -X- O\n\nBerg NNP B-NP B-PER\nspoke VBD B-VP O\n\nOslo NNP B-NP B-LOC\n",
     "test-SentimentAnalysis.tsv": 'sentence\tlabel\n"a charming" journey . \t1\n',
 }
-
-
-def sample_of(data, folder, n):
-    """The first n records of each real data set, as JSONL in `folder`."""
-    for task, spec in TASKS.items():
-        found = layouts.locate(task, data)
-        if found.layout == "jsonl":
-            lines = found.path.read_text(encoding="utf-8").splitlines(keepends=True)[:n]
-        else:
-            lines = [json.dumps(record) + "\n" for _, record in layouts.read(task, found)[:n]]
-        (folder / f"{spec.stem}.jsonl").write_text("".join(lines), encoding="utf-8")
-    return folder
 
 
 @pytest.fixture
