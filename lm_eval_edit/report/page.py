@@ -14,8 +14,8 @@ from markupsafe import Markup
 
 from lm_eval_edit import __version__
 from lm_eval_edit._support.terminal import printable
-from lm_eval_edit.comparison.compare import IMPROVED, INCONCLUSIVE, REGRESSED, UNHARMED, Row, Settings
 from lm_eval_edit.comparison.tables import interval, number
+from lm_eval_edit.comparison.verdicts import IMPROVED, INCONCLUSIVE, REGRESSED, UNHARMED, Row, Settings
 from lm_eval_edit.report import budget, overview, settings, tables
 from lm_eval_edit.report.comparing import below, between_seeds, compare_sweep
 from lm_eval_edit.report.items import broken
