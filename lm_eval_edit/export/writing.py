@@ -1,13 +1,4 @@
-"""Edited models for other engines: a checkpoint, a LoRA adapter, or plain summed updates, from a ledger.
-
-    edited.py      which model, which prefix of the operations
-    sums.py        all updates of one parameter as one, in the smallest exact form
-    checkpoint.py  adapter.py  deltas.py     the three forms
-    selfcheck.py   what was written is read back and must answer like the edited model
-    card.py        what an export says about itself
-
-An export is written beside its final place and moved there once it has passed its check.
-"""
+"""An export and its check. It is written beside its final place and moved there once it has passed its check."""
 
 from __future__ import annotations
 
@@ -21,12 +12,12 @@ from typing import Any
 
 from torch import Tensor
 
+import lm_eval_edit.export.card as card
 from lm_eval_edit import demo
 from lm_eval_edit._support.differences import differences
 from lm_eval_edit._support.files import read_json, write_bytes, write_json
 from lm_eval_edit._support.versions import versions
 from lm_eval_edit.errors import ConfigurationError, UserError
-from lm_eval_edit.export import card
 from lm_eval_edit.export.adapter import Adapter, check_adapter, load_adapter, make_adapter, write_adapter
 from lm_eval_edit.export.checkpoint import reloaded_logits, write_checkpoint
 from lm_eval_edit.export.deltas import read_deltas, write_deltas
@@ -38,8 +29,6 @@ from lm_eval_edit.weights.edited import EditedWeights, parameter_sums, wide_dtyp
 logger = logging.getLogger("lm_eval_edit")
 
 FORMS = ("hf", "peft", "deltas")
-
-__all__ = ["FORMS", "ExportError", "check", "export", "publish"]
 
 
 def export(

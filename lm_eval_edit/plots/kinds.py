@@ -1,20 +1,4 @@
-"""Pictures of a sweep: what the paper draws, and what its folder holds beyond.
-
-series    lines over checkpoints with their intervals, as numbers; every formula
-choice    which tasks, metric, rows; the paper's values
-style     colours, markers, axes, labels
-curves    score against edits, a line a task or a line a method; growth of ||Delta|| / ||W||
-bars      score against batch size, all facts in one batch
-grids     batches x operations
-tradeoff  edit quality against ability left
-picture   a figure with its name and its content in words, as PNG, SVG or part of a page
-
-    from lm_eval_edit.plots import figures
-    from lm_eval_edit.sweep.reading import load_sweep
-
-    for picture in figures(load_sweep("out")):
-        picture.save(Path(f"{picture.name}.png"))
-"""
+"""The kinds of pictures: what of a sweep each needs, and the pictures that apply to one."""
 
 from __future__ import annotations
 
@@ -22,21 +6,23 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from lm_eval_edit.errors import UserError, nearest
-from lm_eval_edit.plots import bars, curves, grids, tradeoff
+from lm_eval_edit.plots.bars import bars
 from lm_eval_edit.plots.choice import Choice, choose
-from lm_eval_edit.plots.picture import FORMATS, Picture, drawing
-from lm_eval_edit.plots.series import gaps, joined
+from lm_eval_edit.plots.curves import methods, norms
+from lm_eval_edit.plots.curves import tasks as task_curves
+from lm_eval_edit.plots.grids import grids
+from lm_eval_edit.plots.picture import Picture, drawing
+from lm_eval_edit.plots.series import joined
+from lm_eval_edit.plots.tradeoff import tradeoff
 from lm_eval_edit.sweep.reading import Sweep
 
-__all__ = ["FORMATS", "KINDS", "Picture", "choose", "figures", "gaps"]
-
 _KINDS: dict[str, tuple[str, Callable[[Choice], list[Picture]]]] = {
-    "methods": ("two methods or more with finished cells on the same model and facts", curves.methods),
-    "tasks": ("a row that edits in sequence", curves.tasks),
-    "batch": ("a row with edit_batch_size: all", bars.bars),
-    "operations": ("a row in sequence with an edit_batch_size above 1", grids.grids),
-    "tradeoff": ("a finished cell with edit quality and scores", tradeoff.tradeoff),
-    "norms": ("a finished cell with the norms of its edits", curves.norms),
+    "methods": ("two methods or more with finished cells on the same model and facts", methods),
+    "tasks": ("a row that edits in sequence", task_curves),
+    "batch": ("a row with edit_batch_size: all", bars),
+    "operations": ("a row in sequence with an edit_batch_size above 1", grids),
+    "tradeoff": ("a finished cell with edit quality and scores", tradeoff),
+    "norms": ("a finished cell with the norms of its edits", norms),
 }
 #: Kind -> what of a folder it needs.
 KINDS = {name: needs for name, (needs, _) in _KINDS.items()}

@@ -1,14 +1,4 @@
-"""A sweep as one HTML file that opens from disk: figures, pictures, what broke, and how to make it all again.
-
-comparing   every cell held against its unedited model, by `compare`
-budget      how many edits a model takes before it has lost more than can be tolerated
-tables      the figures and budgets as a report shows them
-items       documents that were right before and wrong after
-quality     the tasks about the edits themselves
-overview    what the sweep is, how far it got, what must be known before a figure is quoted
-settings    how it was made, and the commands that make it again
-page        the page, of templates/
-"""
+"""The report as a file: written whole or not at all, and over nothing that is no report."""
 
 from __future__ import annotations
 
@@ -22,9 +12,7 @@ from lm_eval_edit.report.page import GENERATOR, Options, render
 from lm_eval_edit.sweep.reading import Sweep
 
 if TYPE_CHECKING:
-    from lm_eval_edit.plots import Picture
-
-__all__ = ["Options", "check_output", "render", "write_report"]
+    from lm_eval_edit.plots.picture import Picture
 
 
 def check_output(file: Path) -> None:
