@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from lm_eval_edit.editors._shared.templates import check_templates
 from lm_eval_edit.editors.base import Editor
+from lm_eval_edit.editors.templates import check_templates
 from lm_eval_edit.edits.ledger import check_schedule, read_header
 from lm_eval_edit.edits.needed_moments import check_second_moments
 from lm_eval_edit.edits.operations import read_operations

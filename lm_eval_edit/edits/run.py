@@ -15,9 +15,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lm_eval_edit._support.files import hash_json
 from lm_eval_edit._support.versions import versions
-from lm_eval_edit.editors._shared.templates import check_templates, sample_templates
 from lm_eval_edit.editors.base import EditContext, Editor, find_editor
 from lm_eval_edit.editors.hyperparameters import resolve
+from lm_eval_edit.editors.templates import check_templates, sample_templates
 from lm_eval_edit.edits.answers import edit_answers
 from lm_eval_edit.edits.guards import EditError, NotFiniteError, NotTakenError, check_finite, guard, summary
 from lm_eval_edit.edits.ledger import Ledger, check_schedule, open_ledger, read_header
