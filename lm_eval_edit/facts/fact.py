@@ -1,4 +1,4 @@
-"""Facts: what an edit changes, made of the records of the field's data files (`fact_sources` finds the files).
+"""Facts: what an edit changes, made of the records of the field's data files (`sources` finds the files).
 
 A fact is (subject s, relation as a prompt, object o, new object o*). `fact_readers` has the forms of records.
 
