@@ -142,6 +142,9 @@ class EditedHFLM(ExactHFLM):
             self._run = self._begin(plan)
 
     def _begin(self, plan: EditPlan) -> EditRun:
+        assert plan.hyperparameters is not None and plan.facts is not None and plan.second_moments is not None, (
+            "a plan with an editor has them, or it has problems and no model is loaded for it"
+        )
         for notice in plan.hyperparameters.notices:
             logger.warning(notice)
         if plan.facts.skipped:
