@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 PYTEST_ARGS ?=
-TEST_TOOLS = pytest pytest-xdist hatchling
+TEST_TOOLS = pytest pytest-xdist hatchling hypothesis jsonschema
 
 help:
 	@echo "make demo       install into $(VENV), edit the demo model 20 times, evaluate it on the eight tasks"
