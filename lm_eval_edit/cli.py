@@ -32,7 +32,7 @@ class _Parser(argparse.ArgumentParser):
         except argparse.ArgumentError as error:
             raise argparse.ArgumentError(action, error.message + nearest(str(value), action.choices or ())) from None
 
-    def _parse_known_args(self, arg_strings: Sequence[str], *rest: Any) -> Any:
+    def _parse_known_args(self, arg_strings: list[str], *rest: Any) -> Any:
         self._given = list(arg_strings)
         found = super()._parse_known_args(arg_strings, *rest)
         if "-" in self.prefix_chars and (unknown := self._unknown_options()):

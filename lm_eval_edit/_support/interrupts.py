@@ -13,6 +13,8 @@ TERMINATED = 128 + signal.SIGTERM
 
 _kept: list[str] = []
 
+PLAIN = "prints_user_errors"  # a mark on `sys.excepthook` in the command-line programs
+
 
 class Terminated(BaseException):
     """SIGTERM, as KeyboardInterrupt is SIGINT."""
@@ -25,7 +27,7 @@ def keep(text: str | None) -> None:
         text: A clause: what is kept, and that the same command goes on from there.
     """
     _kept[:] = [] if text is None else [text]
-    if hasattr(sys.excepthook, "prints_user_errors"):  # one of the command-line programs, not a library's user
+    if hasattr(sys.excepthook, PLAIN):  # one of the command-line programs, not a library's user
         raise_on_sigterm()
 
 

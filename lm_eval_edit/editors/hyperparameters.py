@@ -5,7 +5,7 @@ Names are EasyEdit's, and its hparams files for the same method are read as they
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass, fields
 from importlib import resources
 from pathlib import Path
@@ -156,7 +156,8 @@ def resolve(
         options = editor_class.Options(**values)
         if preset is None and (told := _fallen_back(editor_class, options, set(merged), by_depth, config)):
             notices.append(told)
-        editor = editor_class(options) if inner is None else editor_class(options, inner.editor)
+        make: Callable[..., Editor] = editor_class  # one that wraps another takes that as well
+        editor = make(options) if inner is None else make(options, inner.editor)
     except ValueError as error:
         return None, [str(error)]
     return Hyperparameters(editor, preset.name if preset else inner.preset if inner else None, tuple(notices)), []
@@ -227,7 +228,7 @@ def _plain(name: str) -> str:
     return name.lower().replace("-", "_")
 
 
-def _value(value: Any, f: Field) -> Any:
+def _value(value: Any, f: Field[Any]) -> Any:
     """`value` as the type of an option. `auto` or none leaves an option to the model where it can be."""
     if not f.metadata.get("from_model"):
         return coerce(value, f.default)

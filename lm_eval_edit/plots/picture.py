@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lm_eval_edit._support.files import write_bytes
 from lm_eval_edit.errors import UserError
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 FORMATS = ("png", "svg")
 DPI = 150
-_RC = {
+_RC: dict[str, Any] = {
     "font.family": "DejaVu Sans",  # comes with matplotlib: the same letters everywhere
     "font.size": 9,
     "axes.titlesize": 10,

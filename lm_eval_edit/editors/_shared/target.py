@@ -25,6 +25,7 @@ from lm_eval_edit.editors._shared.rows import align, essence_row, fact_rows
 from lm_eval_edit.facts.fact import Fact
 from lm_eval_edit.facts.tokens import context_size
 from lm_eval_edit.models.architecture import Architecture
+from lm_eval_edit.models.devices import input_device
 from lm_eval_edit.weights.edited import wide_dtype
 
 STOP_LOSS = 0.05  # the published implementations' early stop
@@ -128,6 +129,7 @@ class _Objective:
                 logits = forward.logits(self.columns)
         else:
             entering = forward.entering
+            assert entering is not None, "a block stands below the one that is run first: the edited layer's own"
             first = entering[:, :1] + shifts[:, None].to(device=entering.device, dtype=entering.dtype)
             logits = forward.logits(self.columns, torch.cat([first, entering[:, 1:]], dim=1))
         log_probs = F.log_softmax(logits.to(device=delta.device, dtype=wide_dtype(logits.dtype)), dim=-1)  # (R, C, V)
@@ -139,7 +141,8 @@ class _Objective:
         drift = F.kl_div(self.reference[requests], essence, log_target=True, reduction="none").sum(
             -1
         )  # KL(now ‖ initial)
-        return total / running.count + self.kl_factor * drift + self.decay[requests] * shift.norm(dim=1)
+        loss: Tensor = total / running.count + self.kl_factor * drift + self.decay[requests] * shift.norm(dim=1)
+        return loss
 
 
 def optimise_targets(
@@ -169,10 +172,9 @@ def optimise_targets(
         progress: Whether to show the steps.
     """
     n, rows_each = len(facts), len(contexts) + 1
-    device = model.get_input_embeddings().weight.device
     rows = align(
         [row for fact in facts for row in (*fact_rows(tokenizer, fact, contexts), essence_row(tokenizer, fact))],
-        device,
+        input_device(model),
         context_size(model.config),
     )
     start = layer if site == "mlp" else layer + 1
