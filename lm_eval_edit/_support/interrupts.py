@@ -13,6 +13,8 @@ TERMINATED = 128 + signal.SIGTERM
 
 _kept: list[str] = []
 
+PLAIN = "prints_user_errors"  # a mark on `sys.excepthook` in the command-line programs
+
 
 class Terminated(BaseException):
     """SIGTERM, as KeyboardInterrupt is SIGINT."""
@@ -25,7 +27,7 @@ def keep(text: str | None) -> None:
         text: A clause: what is kept, and that the same command goes on from there.
     """
     _kept[:] = [] if text is None else [text]
-    if hasattr(sys.excepthook, "prints_user_errors"):  # one of the command-line programs, not a library's user
+    if hasattr(sys.excepthook, PLAIN):  # one of the command-line programs, not a library's user
         raise_on_sigterm()
 
 
@@ -55,9 +57,9 @@ def tell(error: BaseException, text: str | None = None) -> int:
 
     Args:
         error: KeyboardInterrupt or Terminated.
-        text: What is kept where nothing was said of it (`keep`).
+        text: What is kept, of a command that knows; else what was said of it (`keep`).
     """
     if os.environ.get("RANK", "0") == "0":  # of several processes the first speaks for all
         word = "interrupted" if isinstance(error, KeyboardInterrupt) else "terminated"
-        print(f"\n{word}: {kept() or text or 'nothing was kept; the same command starts anew'}", file=sys.stderr)
+        print(f"\n{word}: {text or kept() or 'nothing was kept; the same command starts anew'}", file=sys.stderr)
     return INTERRUPTED if isinstance(error, KeyboardInterrupt) else TERMINATED

@@ -9,7 +9,8 @@ import numpy as np
 from scipy import stats
 
 from lm_eval_edit.comparison import statistics
-from lm_eval_edit.comparison.results import Metric, Run, TaskSamples
+from lm_eval_edit.comparison.logged_metrics import Metric
+from lm_eval_edit.comparison.runs import Run, TaskSamples
 from lm_eval_edit.tasklib.measures import EDIT_QUALITY, FORMAT
 
 AT_FLOOR = "at floor: cannot show damage"
@@ -82,7 +83,7 @@ def floors(run: Run, alpha: float = 0.05, metric: str | None = None) -> dict[str
     seen: set[str] = set()
     for samples in run.samples.values():
         name = metric or samples.headline
-        if samples.task not in seen and name in samples.metrics:
+        if name is not None and samples.task not in seen and name in samples.metrics:
             seen.add(samples.task)
             if why := floor(samples, name, alpha):
                 found[samples.task] = why

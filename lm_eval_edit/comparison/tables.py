@@ -11,9 +11,10 @@ from lm_eval_edit._support.spreadsheet import csv_text as as_csv
 from lm_eval_edit._support.terminal import one_line, printable
 from lm_eval_edit.comparison import floors
 from lm_eval_edit.comparison.as_json import left_out, row_json
-from lm_eval_edit.comparison.compare import INCONCLUSIVE, REGRESSED, UNHARMED, Comparison, Row, reported
+from lm_eval_edit.comparison.compare import reported
 from lm_eval_edit.comparison.floors import AT_FLOOR
 from lm_eval_edit.comparison.group_means import SeedRow, mixed_groups
+from lm_eval_edit.comparison.verdicts import INCONCLUSIVE, REGRESSED, UNHARMED, Comparison, Row
 
 HEAD = (
     "task", "metric", "n", "base", "edited", "difference", "95% interval", "recovery", "p (Holm)", "lost/won",
@@ -48,7 +49,7 @@ def verdict(row: Row) -> str:
     if row.floor is not None:
         said = {UNHARMED: "identical answers; ", INCONCLUSIVE: ""}.get(row.verdict, f"{row.verdict}; ")
         return f"{said}{AT_FLOOR} ({row.floor})"
-    flag = f"; {len(row.at_floor)} of {len(row.members)} tasks at floor" if row.at_floor else ""
+    flag = f"; {len(row.at_floor)} of {len(row.members or ())} tasks at floor" if row.at_floor else ""
     if row.verdict == UNHARMED:
         beyond = "" if row.identical else f" beyond {row.delta:g}"
         same = "identical answers; " if row.identical else ""
@@ -140,8 +141,8 @@ def print_tables(
         console.print(table)
     if seeds:
         table = Table(*SEED_HEAD, title="Between edit seeds", title_justify="left")
-        for row in seeds:
-            table.add_row(*map(Text, seed_cells(row)))
+        for between in seeds:
+            table.add_row(*map(Text, seed_cells(between)))
         console.print(table)
 
 

@@ -26,9 +26,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from lm_eval_edit.editors.base import Editor
+from lm_eval_edit.edits.guards import EditError, NotFiniteError
 from lm_eval_edit.edits.ledger import Ledger
 from lm_eval_edit.edits.operations import Operation
-from lm_eval_edit.edits.run import EditError, EditRun, NotFiniteError
+from lm_eval_edit.edits.run import EditRun
 from lm_eval_edit.errors import UserError
 from lm_eval_edit.weights.delta import Delta, flatten_deltas, unflatten_deltas
 from lm_eval_edit.weights.edited import EditedWeights, parameter_sums
@@ -39,13 +40,18 @@ _NAMED = 3  # differing parameters that an error names
 T = TypeVar("T")
 
 
+def launched_together() -> bool:
+    """Whether a launcher started several processes, which are given their devices."""
+    return int(os.environ.get("WORLD_SIZE") or 1) > 1
+
+
 def join_processes() -> None:
     """Connect the processes of a launcher on a machine without an accelerator; elsewhere the harness does it.
 
     There `accelerate` leaves processes alone with themselves unless it is told to use the CPU, and each would take
     itself for the first.
     """
-    if int(os.environ.get("WORLD_SIZE") or 1) > 1 and not torch.accelerator.is_available():
+    if launched_together() and not torch.accelerator.is_available():
         from accelerate import PartialState
 
         PartialState(cpu=True, timeout=_PATIENCE)
@@ -92,6 +98,7 @@ class Processes:
             except Exception as error:
                 failure, sent = error, [(None, _portable(error))]
         dist.broadcast_object_list(sent, src=0, group=self._group)
+        value: T
         value, told = sent[0]
         if told is not None:
             raise failure or told
@@ -213,6 +220,7 @@ class SharedRun:
             raise
 
     def _edit(self, n: int) -> tuple[list[Operation], dict[str, Any]]:
+        assert self.run is not None, "only the first process edits, and the run is its own"
         self.run.edit_to(n)
         done = [Operation(o.index, o.facts, o.record) for o in self.ledger.operations]
         return done, self.ledger.guards
@@ -225,7 +233,11 @@ class SharedRun:
         """
         ledger, failure = self.ledger, None
         for index in range(start, n + 1):  # after the last operation the correction
-            tensors = self.processes.tensors_from_first(lambda index=index: flatten_deltas(self._deltas(index, n)))
+
+            def made(index: int = index) -> dict[str, Tensor]:
+                return flatten_deltas(self._deltas(index, n))
+
+            tensors = self.processes.tensors_from_first(made)
             if self.processes.is_first:
                 if index < n:
                     ledger.operations[index].release()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from lm_eval_edit.plots import words
+import lm_eval_edit.plots.words as words
 from lm_eval_edit.plots.choice import Choice
 from lm_eval_edit.plots.picture import Picture
 from lm_eval_edit.plots.series import MEAN, Line, Series, mean_score, relative_norm, unique
@@ -16,6 +16,7 @@ from lm_eval_edit.plots.style import (
     Look,
     counts_axis,
     draw_line,
+    figure_of,
     footer,
     grid,
     label_ends,
@@ -156,4 +157,4 @@ def _finished(
     axes.set_title(title, loc="left")
     footer(axes, notes, HEIGHT)
     alt = words.lines(title, series, [line for line, _ in lines.values()])
-    return Picture(name, name.split("-")[0], title, alt, axes.figure)
+    return Picture(name, name.split("-")[0], title, alt, figure_of(axes))

@@ -112,7 +112,8 @@ def check(design: Design, folder: SweepFolder, *, dry_run: bool = False) -> Chec
     """
     problems = folder.check(design)
     notices: list[str] = []
-    general = about_schedule = ()
+    general: tuple[str, ...] = ()
+    about_schedule: tuple[str, ...] = ()
     try:
         general, about_schedule = find_tasks(design.tasks, design.include_path)
     except UserError as error:
