@@ -153,6 +153,12 @@ def test_architecture_names_every_room_once():
     assert sorted(rooms_of_the_page()) == sorted(there)
 
 
+def test_architecture_has_the_order_of_the_contracts():
+    """By text: Python 3.10 reads no TOML."""
+    layers = re.search(r'^id = "layers"$.*?^layers = \[(.*?)^\]', text_of("pyproject.toml"), re.MULTILINE | re.DOTALL)
+    assert re.findall(r'"(\w+)"', layers[1]) == ["__main__", *rooms_of_the_page()]
+
+
 def test_architecture_is_two_pages():
     assert len(text_of("ARCHITECTURE.md").splitlines()) <= 120
 
