@@ -33,6 +33,7 @@ def test_its_own_test_passes(folder):
     assert "2 passed" in done.stdout
 
 
+@pytest.mark.slow
 def test_its_own_test_can_fail(folder, tmp_path):
     text = (folder / "least_change.py").read_text(encoding="utf-8")
     wrong = text.replace("key[:, None]", "(key + key.roll(1))[:, None]")  # also maps the key, with more change
@@ -43,6 +44,7 @@ def test_its_own_test_can_fail(folder, tmp_path):
     assert "2 failed" in done.stdout, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_the_stock_command_runs_it(folder):
     (command,) = re.findall(r"^PYTHONPATH=\. (lm_eval .*?)^```", PAGE, re.MULTILINE | re.DOTALL)
     _, *arguments = shlex.split(command.replace("\\\n", " "))
