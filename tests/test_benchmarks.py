@@ -102,3 +102,19 @@ def test_the_gpu_benchmark_refuses_a_device_it_cannot_use(options, remedy, capsy
     with pytest.raises(SystemExit, match="2"):
         gpu.main(options)
     assert remedy in capsys.readouterr().err
+
+
+SCRIPTS = sorted(
+    script.relative_to(ROOT).as_posix()
+    for folder in ("examples", "benchmarks")
+    for script in (ROOT / folder).glob("*.py")
+    if "__main__" in script.read_text(encoding="utf-8")
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_script_explains_itself(script):
+    done = subprocess.run([sys.executable, script, "--help"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"usage: {script.rpartition('/')[2]}")
