@@ -125,10 +125,11 @@ def draft_plan(
         plan, found = _plan_edits(settings, source, config, {**given, **direct})
         problems += found + _too_long(plan, config, others)
         if plan.hyperparameters is not None:
+            editor = plan.hyperparameters.editor
             plan = replace(plan, origins=_origins(plan.hyperparameters, given, direct, settings))
             depth = config.get_text_config(decoder=True).num_hidden_layers
-            if not layer_problems(plan.hyperparameters.editor.layers(), depth):
-                problems += _opened(plan, config, others)
+            if not layer_problems(editor.layers(), depth):
+                problems += _opened(plan, editor, config, others)
     return replace(plan, model_options=others, config=config), problems
 
 
@@ -216,12 +217,12 @@ def _too_long(plan: EditPlan, config: PretrainedConfig, others: Mapping[str, Any
         return []
 
 
-def _opened(plan: EditPlan, config: PretrainedConfig, others: Mapping[str, Any]) -> list[str]:
+def _opened(plan: EditPlan, editor: Editor, config: PretrainedConfig, others: Mapping[str, Any]) -> list[str]:
     """The problems of the files that the edits will open, opened now."""
     settings, source = plan.settings, plan.pretrained
     trusted = bool(others.get("trust_remote_code"))
     problems = opened.editor_problems(
-        plan.hyperparameters.editor,
+        editor,
         (lambda: opened.without_weights(config, trusted)) if isinstance(source, str) else lambda: source,
         plan.second_moments and plan.second_moments.regularised(settings.edit_mom2_regularisation),
         bool(settings.edit_corpus),

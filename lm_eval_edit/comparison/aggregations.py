@@ -50,13 +50,20 @@ class Aggregation:
 
 
 def _divide(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    return np.divide(part, whole, out=np.full(len(part), np.nan), where=whole != 0)
+    divided: np.ndarray = np.divide(part, whole, out=np.full(len(part), np.nan), where=whole != 0)
+    return divided
+
+
+def _or_zero(values: np.ndarray) -> np.ndarray:
+    filled: np.ndarray = np.nan_to_num(values)
+    return filled
 
 
 def _perplexity(sums: np.ndarray) -> np.ndarray:
     """Sums of log-likelihoods and of what they are of -> exp(−mean); infinite where that overflows."""
     with np.errstate(over="ignore"):
-        return np.exp(-_divide(sums[:, 0], sums[:, 1]))
+        perplexities: np.ndarray = np.exp(-_divide(sums[:, 0], sums[:, 1]))
+    return perplexities
 
 
 def _scalars(values: Sequence[Any]) -> np.ndarray:
@@ -89,16 +96,17 @@ def _confusion(values: Sequence[Any]) -> np.ndarray:
 
 def _binary_f1(sums: np.ndarray) -> np.ndarray:
     tp, fp, fn, _ = sums.T
-    return np.nan_to_num(_divide(2 * tp, 2 * tp + fp + fn))
+    return _or_zero(_divide(2 * tp, 2 * tp + fp + fn))
 
 
 def _matthews(sums: np.ndarray) -> np.ndarray:
     tp, fp, fn, tn = sums.T
-    return np.nan_to_num(_divide(tp * tn - fp * fn, np.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn))))
+    return _or_zero(_divide(tp * tn - fp * fn, np.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn))))
 
 
 def _right(counts: np.ndarray) -> np.ndarray:
-    return counts[:, 0] + counts[:, 3]
+    right: np.ndarray = counts[:, 0] + counts[:, 3]
+    return right
 
 
 _ALL = (
@@ -169,7 +177,7 @@ def find(config: Mapping[str, Any], metric: str, values: Sequence[Any], reported
     given = declared(config, metric)
     if given is not None and given not in AGGREGATIONS:
         return f"its aggregation ({given}) is not one that can be recomputed"
-    names = (given,) if given else (_BY_METRIC.get(metric), metric, "mean")
+    names = (given,) if given else (_BY_METRIC.get(metric, metric), metric, "mean")
     numeric = False
     for name in dict.fromkeys(name for name in names if name in AGGREGATIONS):
         found = AGGREGATIONS[name]

@@ -100,11 +100,12 @@ def _weights(members: Sequence[Row], figure: float) -> list[float] | None:
 def _shared(members: Sequence[Row], pairs: Pairs) -> tuple[np.ndarray, int] | None:
     """What members that are all about edited facts share of them; None where they are taken as independent."""
     found = [pairs[row.task, row.filter] for row in members]
-    facts = [pair.edited.facts if pair.edited.facts is not None else pair.base.facts for pair in found]
+    about = [pair.edited.facts if pair.edited.facts is not None else pair.base.facts for pair in found]
+    facts = [fact for fact in about if fact is not None]
     metrics = [
         (p.base.metrics[row.metric], p.edited.metrics[row.metric]) for p, row in zip(found, members, strict=True)
     ]
-    if any(fact is None for fact in facts) or not all(before.aggregation.is_mean for before, _ in metrics):
+    if len(facts) < len(about) or not all(before.aggregation.is_mean for before, _ in metrics):
         return None
     changes = [after.counts[:, 0] - before.counts[:, 0] for before, after in metrics]
     return cluster_covariance(changes, facts)
@@ -198,7 +199,7 @@ def method_of(run: Run) -> str | None:
 
 def seed_rows(comparisons: Sequence[Comparison], alpha: float) -> list[SeedRow]:
     """A row for each metric of each method that was run with at least two seeds."""
-    methods: dict[str, dict[tuple, Comparison]] = {}
+    methods: dict[str, dict[tuple[Any, Any], Comparison]] = {}
     for each in comparisons:
         if (method := method_of(each.edited)) is not None:
             edit = each.edited.edit

@@ -67,6 +67,7 @@ class _Rows:
             column.append(sample.get(name))
         for name, ids in self.shared.items():
             value = doc.get(name)
+            key: Any  # whatever tells one text, passage or dialogue from another
             if value in (None, ""):
                 key = ("alone", len(self.doc_id) - 1)
             else:
@@ -182,7 +183,8 @@ def _facts(rows: _Rows, order: np.ndarray) -> np.ndarray | None:
     if FACT not in rows.shared:
         return None
     hashes = np.array([_hash(str(key)) for key in rows.shared[FACT]], dtype=np.uint64)
-    return hashes[rows.clusters[FACT]][order]
+    facts: np.ndarray = hashes[rows.clusters[FACT]][order]
+    return facts
 
 
 def _choose_clusters(rows: _Rows) -> tuple[str | None, np.ndarray]:

@@ -36,14 +36,20 @@ class Operation:
 
     def _load(self) -> None:
         if self._deltas is None:
+            file = self._on_disk()
             try:
-                self._deltas, self._state = load_deltas(self._file, self.record["sha256"])
+                self._deltas, self._state = load_deltas(file, self.record["sha256"])
             except UserError as error:
-                raise _damaged(self._file, str(error)) from None
+                raise _damaged(file, str(error)) from None
+
+    def _on_disk(self) -> Path:
+        assert self._file is not None, "an operation has its deltas at hand or in a file"
+        return self._file
 
     @property
     def deltas(self) -> dict[str, Delta]:
         self._load()
+        assert self._deltas is not None
         return self._deltas
 
     @property
@@ -52,6 +58,7 @@ class Operation:
         if self._state is None and not self._holds_state():
             return {}
         self._load()
+        assert self._state is not None
         return self._state
 
     def check(self) -> None:
@@ -68,10 +75,11 @@ class Operation:
         self._deltas, self._state = dict(deltas), {}
 
     def _holds_state(self) -> bool:
+        file = self._on_disk()
         try:
-            return holds_state(self._file)
+            return holds_state(file)
         except UserError as error:
-            raise _damaged(self._file, str(error)) from None
+            raise _damaged(file, str(error)) from None
 
     def release(self) -> None:
         """Forget the deltas' tensors if they can be read again from disk."""

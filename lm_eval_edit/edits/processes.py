@@ -219,6 +219,7 @@ class SharedRun:
             raise
 
     def _edit(self, n: int) -> tuple[list[Operation], dict[str, Any]]:
+        assert self.run is not None, "the first process alone has the run, and is here"
         self.run.edit_to(n)
         done = [Operation(o.index, o.facts, o.record) for o in self.ledger.operations]
         return done, self.ledger.guards
