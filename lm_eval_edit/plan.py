@@ -11,11 +11,12 @@ from typing import Any
 from transformers import PretrainedConfig, PreTrainedModel
 
 from lm_eval_edit import demo
+from lm_eval_edit._support.differences import differences
 from lm_eval_edit.editors.base import Editor, find_editor, option_names
 from lm_eval_edit.editors.hyperparameters import Hyperparameters, from_the_model, presets, resolve
 from lm_eval_edit.edits import opened, scheduled
 from lm_eval_edit.edits.chosen import HFLM_OPTIONS, given_options, model_config, split_options
-from lm_eval_edit.edits.ledger import differences, mismatch, read_header
+from lm_eval_edit.edits.ledger import mismatch, read_header
 from lm_eval_edit.edits.needed_moments import no_second_moments
 from lm_eval_edit.edits.prompt_lengths import flat, planned_tokenizer, too_long
 from lm_eval_edit.edits.run import batch_problems

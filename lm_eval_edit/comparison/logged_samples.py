@@ -63,8 +63,8 @@ class _Rows:
         self.answers.append(_answer_hash(logged_responses(sample.get("filtered_resps"))))
         self.offsets.append(offset)
         self.requests.append(len(sample.get("arguments") or ()))
-        for name, column in self.values.items():
-            column.append(sample.get(name))
+        for name, logged in self.values.items():
+            logged.append(sample.get(name))
         for name, ids in self.shared.items():
             value = doc.get(name)
             key: Any  # whatever tells one text, passage or dialogue from another

@@ -19,6 +19,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -31,7 +32,7 @@ from lm_eval_edit.edits.ledger import Ledger
 from lm_eval_edit.edits.operations import Operation
 from lm_eval_edit.edits.run import EditRun
 from lm_eval_edit.errors import UserError
-from lm_eval_edit.weights.delta import Delta, flatten_deltas, unflatten_deltas
+from lm_eval_edit.weights.delta import flatten_deltas, unflatten_deltas
 from lm_eval_edit.weights.edited import EditedWeights, parameter_sums
 
 _PATIENCE = timedelta(weeks=52)  # others wait while the first edits; the harness gives its own group the same time
@@ -98,6 +99,7 @@ class Processes:
             except Exception as error:
                 failure, sent = error, [(None, _portable(error))]
         dist.broadcast_object_list(sent, src=0, group=self._group)
+        value: T
         value, told = sent[0]
         if told is not None:
             raise failure or told
@@ -232,7 +234,7 @@ class SharedRun:
         """
         ledger, failure = self.ledger, None
         for index in range(start, n + 1):  # after the last operation the correction
-            tensors = self.processes.tensors_from_first(lambda index=index: flatten_deltas(self._deltas(index, n)))
+            tensors = self.processes.tensors_from_first(partial(self._tensors, index, n))
             if self.processes.is_first:
                 if index < n:
                     ledger.operations[index].release()
@@ -247,5 +249,5 @@ class SharedRun:
                     failure = error
         return failure
 
-    def _deltas(self, index: int, n: int) -> dict[str, Delta]:
-        return self.ledger.operations[index].deltas if index < n else self.ledger.correction
+    def _tensors(self, index: int, n: int) -> dict[str, Tensor]:
+        return flatten_deltas(self.ledger.operations[index].deltas if index < n else self.ledger.correction)
