@@ -16,7 +16,7 @@ from itertools import takewhile
 from typing import Any, NoReturn
 
 from lm_eval_edit import __version__, commands
-from lm_eval_edit._support.interrupts import Terminated, raise_on_sigterm, tell
+from lm_eval_edit._support.interrupts import Terminated, keep, raise_on_sigterm, tell
 from lm_eval_edit._support.terminal import printable
 from lm_eval_edit.errors import UserError, nearest
 
@@ -89,6 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         that says what is kept.
     """
     args = command = None
+    keep(None)  # what an earlier call in this process left is not this one's
     try:
         if argv is None:  # this is the program, not a call from another one
             raise_on_sigterm()

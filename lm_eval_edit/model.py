@@ -16,7 +16,6 @@ from transformers import PreTrainedModel
 from lm_eval_edit import demo
 from lm_eval_edit._support import interrupts as _interrupts
 from lm_eval_edit._support.logging import log_safely
-from lm_eval_edit.editors.base import Editor
 from lm_eval_edit.edits.ledger import Ledger
 from lm_eval_edit.edits.needed_moments import collected_where_missing
 from lm_eval_edit.edits.processes import Processes, SharedRun, join_processes, launched_together
@@ -135,16 +134,17 @@ class EditedHFLM(ExactHFLM):
         self.restore()
         self.plan = plan
         self._run = None
-        if plan.hyperparameters is None:
-            return
-        editor = plan.hyperparameters.editor
-        if self._processes is None:
-            self._run = self._begin(plan, editor)
-        else:
-            self._run = SharedRun.begin(self._processes, self.model, editor, lambda: self._begin(plan, editor))
+        if plan.hyperparameters is not None and self._processes is not None:
+            self._run = SharedRun.begin(
+                self._processes, self.model, plan.hyperparameters.editor, lambda: self._begin(plan)
+            )
+        elif plan.hyperparameters is not None:
+            self._run = self._begin(plan)
 
-    def _begin(self, plan: EditPlan, editor: Editor) -> EditRun:
-        assert plan.hyperparameters is not None and plan.facts is not None and plan.second_moments is not None
+    def _begin(self, plan: EditPlan) -> EditRun:
+        assert plan.hyperparameters is not None and plan.facts is not None and plan.second_moments is not None, (
+            "a plan with an editor has them, or it has problems and no model is loaded for it"
+        )
         for notice in plan.hyperparameters.notices:
             logger.warning(notice)
         if plan.facts.skipped:
@@ -153,7 +153,7 @@ class EditedHFLM(ExactHFLM):
             logger.warning("%d of %d facts cannot be edited and are skipped: %s", count, count + len(plan.facts), why)
         for warning in plan.repetitions.warnings():
             logger.warning(warning)
-        settings = plan.settings
+        settings, editor = plan.settings, plan.hyperparameters.editor
         moments = collected_where_missing(
             self.model,
             self.tokenizer,

@@ -125,12 +125,12 @@ def draft_plan(
     if settings.editor != "none":
         plan, found = _plan_edits(settings, source, config, {**given, **direct})
         problems += found + _too_long(plan, config, others)
-        if plan.hyperparameters is not None:
-            editor = plan.hyperparameters.editor
-            plan = replace(plan, origins=_origins(plan.hyperparameters, given, direct, settings))
+        chosen = plan.hyperparameters
+        if chosen is not None:
+            plan = replace(plan, origins=_origins(chosen, given, direct, settings))
             depth = config.get_text_config(decoder=True).num_hidden_layers
-            if not layer_problems(editor.layers(), depth):
-                problems += _opened(plan, editor, config, others)
+            if not layer_problems(chosen.editor.layers(), depth):
+                problems += _opened(plan, chosen.editor, config, others)
     return replace(plan, model_options=others, config=config), problems
 
 

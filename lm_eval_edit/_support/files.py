@@ -97,7 +97,7 @@ def read_text(path: Path) -> str:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
     for name, mark in _OTHER_MARKS:
         if content.startswith(mark):
-            raise UserError(f"{path} is {name} text; save it as UTF-8 (iconv -f {name} -t UTF-8 does)")
+            raise UserError(f"{path} is {name} text, not UTF-8; save it as UTF-8 (iconv -f {name} -t UTF-8 does)")
     try:
         return io.TextIOWrapper(io.BytesIO(content), encoding="utf-8-sig").read()  # line ends as in a text file
     except UnicodeDecodeError:

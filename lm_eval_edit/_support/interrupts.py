@@ -57,9 +57,9 @@ def tell(error: BaseException, text: str | None = None) -> int:
 
     Args:
         error: KeyboardInterrupt or Terminated.
-        text: What is kept where nothing was said of it (`keep`).
+        text: What is kept, of a command that knows; else what was said of it (`keep`).
     """
     if os.environ.get("RANK", "0") == "0":  # of several processes the first speaks for all
         word = "interrupted" if isinstance(error, KeyboardInterrupt) else "terminated"
-        print(f"\n{word}: {kept() or text or 'nothing was kept; the same command starts anew'}", file=sys.stderr)
+        print(f"\n{word}: {text or kept() or 'nothing was kept; the same command starts anew'}", file=sys.stderr)
     return INTERRUPTED if isinstance(error, KeyboardInterrupt) else TERMINATED

@@ -50,13 +50,9 @@ class Aggregation:
 
 
 def _divide(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    divided: np.ndarray = np.divide(part, whole, out=np.full(len(part), np.nan), where=whole != 0)
-    return divided
-
-
-def _or_zero(values: np.ndarray) -> np.ndarray:
-    filled: np.ndarray = np.nan_to_num(values)
-    return filled
+    shares = np.full(len(part), np.nan)
+    np.divide(part, whole, out=shares, where=whole != 0)
+    return shares
 
 
 def _perplexity(sums: np.ndarray) -> np.ndarray:
@@ -96,12 +92,15 @@ def _confusion(values: Sequence[Any]) -> np.ndarray:
 
 def _binary_f1(sums: np.ndarray) -> np.ndarray:
     tp, fp, fn, _ = sums.T
-    return _or_zero(_divide(2 * tp, 2 * tp + fp + fn))
+    scores: np.ndarray = np.nan_to_num(_divide(2 * tp, 2 * tp + fp + fn))
+    return scores
 
 
 def _matthews(sums: np.ndarray) -> np.ndarray:
     tp, fp, fn, tn = sums.T
-    return _or_zero(_divide(tp * tn - fp * fn, np.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn))))
+    below = np.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn))
+    coefficients: np.ndarray = np.nan_to_num(_divide(tp * tn - fp * fn, below))
+    return coefficients
 
 
 def _right(counts: np.ndarray) -> np.ndarray:
@@ -177,9 +176,9 @@ def find(config: Mapping[str, Any], metric: str, values: Sequence[Any], reported
     given = declared(config, metric)
     if given is not None and given not in AGGREGATIONS:
         return f"its aggregation ({given}) is not one that can be recomputed"
-    names = (given,) if given else (_BY_METRIC.get(metric, metric), metric, "mean")
+    names = (given,) if given else (_BY_METRIC.get(metric), metric, "mean")
     numeric = False
-    for name in dict.fromkeys(name for name in names if name in AGGREGATIONS):
+    for name in dict.fromkeys(name for name in names if name is not None and name in AGGREGATIONS):
         found = AGGREGATIONS[name]
         try:
             counts = found.counts(values)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -209,7 +209,7 @@ def _floor_value(name: str, run: Run) -> float:
     edit = run.edit
     if source in ("efficacy", "retained"):
         told = edit.get("after_each_edit") if source == "efficacy" else [(edit.get("guards") or {}).get("retained")]
-        records = [record for record in told or () if record]
+        records: list[Mapping[str, Any]] = [record for record in told or () if record]
         if not records:
             raise UserError(f"{name}: {run.path} records no edits; was the model edited?")
         known = [field for field in records[0] if field != "n"]
@@ -217,8 +217,8 @@ def _floor_value(name: str, run: Run) -> float:
             raise UserError(f"{name}: no such field.{nearest(key, known)} There are {', '.join(known)}")
         # A record may be about several facts of one batch.
         weights = [record.get("n", 1) for record in records]
-        total = sum(w * float(record[key]) for w, record in zip(weights, records, strict=True))
-        return float(total / sum(weights))
+        mean: float = sum(w * float(record[key]) for w, record in zip(weights, records, strict=True)) / sum(weights)
+        return mean
     figures = (run.results.get("results") or {}).get(source)
     if figures is None:
         known = ["efficacy", "retained", *(run.results.get("results") or {})]

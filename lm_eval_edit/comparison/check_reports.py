@@ -74,5 +74,5 @@ def junit(report: Report) -> bytes:
         case = ElementTree.SubElement(suite, "testcase", classname="lm-eval-edit.check", name="input")
         ElementTree.SubElement(case, "error", message=printable(report.error))
     ElementTree.indent(suite)
-    written: bytes = ElementTree.tostring(suite, encoding="utf-8", xml_declaration=True)
-    return written + b"\n"
+    text: bytes = ElementTree.tostring(suite, encoding="utf-8", xml_declaration=True)
+    return text + b"\n"

@@ -52,15 +52,16 @@ class Gate:
     floors: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        own = [(limits.max_drop, limits.min_recovery) for limits in self.tasks.values()]
-        for drop, share in [(self.max_drop, self.min_recovery), *own]:
+        everyone: list[Gate | TaskLimits] = [self, *self.tasks.values()]
+        for limits in everyone:
+            drop, share = limits.max_drop, limits.min_recovery
             if drop is not None and not (_number(drop) and drop >= 0):
                 raise UserError(f"max_drop={drop}: want a number of at least 0, such as 0.02")
             if share is not None and not (_number(share) and 0 < share <= 1):
                 raise UserError(f"min_recovery={share}: want a share above 0 and up to 1, such as 0.95")
-        for task, limits in self.tasks.items():
-            if limits.higher_is_better not in (None, True, False):
-                raise UserError(f"tasks.{task}.higher_is_better={limits.higher_is_better!r}: want true or false")
+        for task, own in self.tasks.items():
+            if own.higher_is_better not in (None, True, False):
+                raise UserError(f"tasks.{task}.higher_is_better={own.higher_is_better!r}: want true or false")
         for name, value in (("alpha", self.alpha), ("seed", self.seed)):
             if not _number(value):
                 raise UserError(f"{name}={value}: want a number")

@@ -100,15 +100,15 @@ def _weights(members: Sequence[Row], figure: float) -> list[float] | None:
 def _shared(members: Sequence[Row], pairs: Pairs) -> tuple[np.ndarray, int] | None:
     """What members that are all about edited facts share of them; None where they are taken as independent."""
     found = [pairs[row.task, row.filter] for row in members]
-    about = [pair.edited.facts if pair.edited.facts is not None else pair.base.facts for pair in found]
-    facts = [fact for fact in about if fact is not None]
+    facts = [pair.edited.facts if pair.edited.facts is not None else pair.base.facts for pair in found]
     metrics = [
         (p.base.metrics[row.metric], p.edited.metrics[row.metric]) for p, row in zip(found, members, strict=True)
     ]
-    if len(facts) < len(about) or not all(before.aggregation.is_mean for before, _ in metrics):
+    known = [fact for fact in facts if fact is not None]
+    if len(known) < len(facts) or not all(before.aggregation.is_mean for before, _ in metrics):
         return None
     changes = [after.counts[:, 0] - before.counts[:, 0] for before, after in metrics]
-    return cluster_covariance(changes, facts)
+    return cluster_covariance(changes, known)
 
 
 def _mean(name: str, members: Sequence[Row], weights: Sequence[float], pairs: Pairs, settings: Settings) -> Row:

@@ -58,16 +58,16 @@ class _Rows:
             if name not in self.values:  # a task may leave a metric out of some documents
                 self.values[name] = [None] * len(self.doc_id)
         self.doc_id.append(sample["doc_id"])
-        for name, column in self.hashes.items():
-            column.append(int(sample[name][:16], 16))
+        for name, hashes in self.hashes.items():
+            hashes.append(int(sample[name][:16], 16))
         self.answers.append(_answer_hash(logged_responses(sample.get("filtered_resps"))))
         self.offsets.append(offset)
         self.requests.append(len(sample.get("arguments") or ()))
-        for name, logged in self.values.items():
-            logged.append(sample.get(name))
+        for name, column in self.values.items():
+            column.append(sample.get(name))
         for name, ids in self.shared.items():
             value = doc.get(name)
-            key: Any  # whatever tells one text, passage or dialogue from another
+            key: object
             if value in (None, ""):
                 key = ("alone", len(self.doc_id) - 1)
             else:

@@ -141,8 +141,8 @@ def print_tables(
         console.print(table)
     if seeds:
         table = Table(*SEED_HEAD, title="Between edit seeds", title_justify="left")
-        for seed_row in seeds:
-            table.add_row(*map(Text, seed_cells(seed_row)))
+        for between in seeds:
+            table.add_row(*map(Text, seed_cells(between)))
         console.print(table)
 
 

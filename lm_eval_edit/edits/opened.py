@@ -27,8 +27,8 @@ def without_weights(config: PretrainedConfig, trust_remote_code: bool = False) -
         ValueError: transformers has no decoder for this configuration.
     """
     with torch.device("meta"):
-        shapes: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-    return shapes
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    return model
 
 
 def editor_problems(

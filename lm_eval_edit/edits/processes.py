@@ -19,7 +19,6 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -32,7 +31,7 @@ from lm_eval_edit.edits.ledger import Ledger
 from lm_eval_edit.edits.operations import Operation
 from lm_eval_edit.edits.run import EditRun
 from lm_eval_edit.errors import UserError
-from lm_eval_edit.weights.delta import flatten_deltas, unflatten_deltas
+from lm_eval_edit.weights.delta import Delta, flatten_deltas, unflatten_deltas
 from lm_eval_edit.weights.edited import EditedWeights, parameter_sums
 
 _PATIENCE = timedelta(weeks=52)  # others wait while the first edits; the harness gives its own group the same time
@@ -221,7 +220,7 @@ class SharedRun:
             raise
 
     def _edit(self, n: int) -> tuple[list[Operation], dict[str, Any]]:
-        assert self.run is not None, "the first process alone has the run, and is here"
+        assert self.run is not None, "only the first process edits, and the run is its own"
         self.run.edit_to(n)
         done = [Operation(o.index, o.facts, o.record) for o in self.ledger.operations]
         return done, self.ledger.guards
@@ -234,7 +233,11 @@ class SharedRun:
         """
         ledger, failure = self.ledger, None
         for index in range(start, n + 1):  # after the last operation the correction
-            tensors = self.processes.tensors_from_first(partial(self._tensors, index, n))
+
+            def made(index: int = index) -> dict[str, Tensor]:
+                return flatten_deltas(self._deltas(index, n))
+
+            tensors = self.processes.tensors_from_first(made)
             if self.processes.is_first:
                 if index < n:
                     ledger.operations[index].release()
@@ -249,5 +252,5 @@ class SharedRun:
                     failure = error
         return failure
 
-    def _tensors(self, index: int, n: int) -> dict[str, Tensor]:
-        return flatten_deltas(self.ledger.operations[index].deltas if index < n else self.ledger.correction)
+    def _deltas(self, index: int, n: int) -> dict[str, Delta]:
+        return self.ledger.operations[index].deltas if index < n else self.ledger.correction

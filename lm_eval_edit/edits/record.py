@@ -27,7 +27,7 @@ def edit_record(
     """Plan, norms, guards, efficacy, fingerprints and versions of a run of edits, for its results.
 
     Args:
-        settings, hyperparameters, facts, repetitions: As planned; no hyper-parameters and facts with editor=none.
+        settings, hyperparameters, facts, repetitions: As planned; no hyper-parameters and no facts with editor=none.
         ledger: The operations; those applied are told of. None with editor=none.
         model: What the model was loaded from (`source.describe_source`).
         weights_fingerprint: Of the weights as they stand.

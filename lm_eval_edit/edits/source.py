@@ -53,7 +53,7 @@ def load_source(
         UserError: there is no such device or no such model, or the device does not hold it.
     """
     spread = {"device_map": "auto"} if device == "auto" else {}
-    place = None if spread else find_device(device, also=" or auto")  # before minutes of loading
+    chosen = None if spread else find_device(device, also=" or auto")  # before minutes of loading
     source = demo.loadable(pretrained)
     common: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     if not Path(source).is_dir():
@@ -63,13 +63,13 @@ def load_source(
         tokenizer = AutoTokenizer.from_pretrained(source, **common)
     except (OSError, ValueError) as error:
         raise UserError(f"pretrained={pretrained}: cannot be loaded ({in_one_line(error)})") from None
-    if place is not None:
-        module: nn.Module = model  # transformers' own `to` has types that no call fits
+    if chosen is not None:
+        module: nn.Module = model  # transformers' types do not know their own `to` as a method
         try:
-            module.to(place)  # in place
+            module.to(chosen)
         except RuntimeError as error:
             raise UserError(
-                f"device={place} does not hold {pretrained} ({in_one_line(error)}); give device=auto, which spreads "
+                f"device={chosen} does not hold {pretrained} ({in_one_line(error)}); give device=auto, which spreads "
                 f"it over all GPUs, or a smaller dtype"
             ) from None
     refuse_offloaded(model)

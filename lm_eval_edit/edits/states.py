@@ -77,7 +77,7 @@ def answer_by_state(
         fill(groups.pop(present), hide=False)
     if not groups:
         return answers
-    assert ledger is not None, "without one the only state is the present one, 0"
+    assert ledger is not None, "a model without edits is in one state only, and its answers are there"
     try:
         for state in tqdm(sorted(groups), desc="asking earlier states of the weights", unit="state"):
             ledger.apply(state)
