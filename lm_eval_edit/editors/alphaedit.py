@@ -12,10 +12,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from lm_eval_edit.editors._shared.batch_options import BatchOptions
 from lm_eval_edit.editors._shared.earlier_keys import KeepsKeys
 from lm_eval_edit.editors._shared.scale import MEMIT_CLOSED, NOTHING, norm_weight
 from lm_eval_edit.editors.base import EditContext, EditResult, option
-from lm_eval_edit.editors.memit import BatchOptions, Memit
+from lm_eval_edit.editors.memit import Memit
 from lm_eval_edit.facts.fact import Fact
 
 
@@ -61,11 +62,11 @@ class AlphaEdit(KeepsKeys, Memit):
         o, found = self.options, {}
         threshold, weight = o.nullspace_threshold, o.L2
         if threshold is None:
-            modules = [context.architecture.down_projections[layer] for layer in o.layers]
+            modules = [context.architecture.down_projections[layer] for layer in self.layers()]
             found["nullspace_threshold"] = threshold = context.second_moments.median_eigenvalue(modules)
         if weight is None:
-            bases = {layer: self._basis(context, layer, threshold) for layer in o.layers}
-            found["L2"] = norm_weight(context, facts, bases, MEMIT_CLOSED)
+            bases = {layer: self._basis(context, layer, threshold) for layer in self.layers()}
+            found["L2"] = norm_weight(context, facts, bases, MEMIT_CLOSED, len(self._groups()[0]))
         return found
 
     def _basis(self, context: EditContext, layer: int, threshold: float) -> Tensor:

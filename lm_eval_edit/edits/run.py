@@ -98,6 +98,7 @@ def edit_model(
     if resolved is not None:
         unusable = [(fact, resolved.editor.fact_problem(fact)) for fact in facts]
         problems += [f"fact {fact.id}: {why}" for fact, why in unusable if why]
+        problems += resolved.editor.schedule_problems(len(facts))
     if resolved is not None:
         problems += Architecture.discover(model).check_layers(resolved.editor.layers())
     if problems:
@@ -204,7 +205,7 @@ def begin_editing(
     check_schedule(directory, ledger.operations, operations)
     ledger.operations = ledger.operations[: len(operations)]
     ledger.finish = editor.finish
-    context = EditContext(model, tokenizer, architecture, templates, second_moments, seed, progress)
+    context = EditContext(model, tokenizer, architecture, templates, second_moments, seed, progress, facts)
     return EditRun(ledger, editor, context, [list(facts) for facts in operations], min_success)
 
 
