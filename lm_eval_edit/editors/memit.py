@@ -79,15 +79,16 @@ class Memit(Editor):
     ) -> EditResult:
         scale = kept(history) if history else self._from_model(context, facts) | self._anchors(context, facts)
         deltas: dict[str, Delta] = {}
-        details: dict[str, Any] = {}
+        found: dict[str, dict[str, Any]] = {}
         with contextlib.ExitStack() as edited:
             for layers in self._groups():  # all on the weights before this operation; BLUE's on those edited so far
                 goals = self._goals(context, facts, layers[-1], scale)
                 closed = self._close(context, facts, layers, goals, history, scale, deltas, edited)
-                for name, value in (goals.details | closed).items():
-                    details.setdefault(name, []).append(value)
+                found[str(layers[-1])] = goals.details | closed
             state = self._state(context, facts) | ({} if history else to_keep(scale))
-        details = {name: found[0] if len(found) == 1 else found for name, found in details.items()}
+        details, *others = found.values()
+        if others:
+            details = {"closed": sum(each["closed"] for each in found.values()) / len(found), "by_layer": found}
         return EditResult(deltas, details | ({"from_model": scale} if scale else {}), state)
 
     def _groups(self) -> list[list[int]]:

@@ -87,7 +87,7 @@ def test_each_layer_closes_its_own_residual_alone_and_shared_ones_do_not(moments
             after = subject_states(context, FACTS, [], layer).outputs
         missed = (after - goals.values).norm(dim=1) / (before - goals.values).norm(dim=1)
         assert float(missed.max()) < 1e-4, (name, layer)
-    assert [round(share, 3) for share in result.details["closed"]] == [1.0, 1.0]
+    assert [round(each["closed"], 3) for each in result.details["by_layer"].values()] == [1.0, 1.0]
 
     shared = editor_of(name)
     first = shared.compute(context, FACTS).deltas[context.architecture.weight(0)]
@@ -104,7 +104,8 @@ def test_only_the_first_and_the_last_layer_are_edited(moments):
     ledger = edit(tiny_model(torch.float64), moments, LEARNABLE, own_targets=True)
     assert len(ledger.operations[0].deltas) == 2
     details = ledger.operations[0].record["details"]
-    assert len(details["loss"]) == len(details["closed"]) == 2
+    assert [len(details["by_layer"][layer]["loss"]) for layer in ("0", "1")] == [2, 2]
+    assert details["closed"] == sum(each["closed"] for each in details["by_layer"].values()) / 2
     assert all(delta.rank == 2 for delta in ledger.operations[0].deltas.values())
 
 
@@ -205,7 +206,8 @@ def test_a_run_of_fewer_facts_is_the_beginning_of_a_longer_one(moments):
 def test_both_together_measure_an_anchor_for_each_layer(moments):
     ledger = edit(tiny_model(), moments, norm_anchor="auto", norm_anchor_facts=4, own_targets=True)
     assert set(ledger.operations[0].record["details"]["from_model"]) == {anchor_name(0), anchor_name(1)}
-    assert len(ledger.operations[1].record["details"]["norm_anchor"]) == 2
+    later = ledger.operations[1].record["details"]["by_layer"]
+    assert 0 < later["0"]["norm_anchor"] != later["1"]["norm_anchor"] > 0
 
 
 def test_an_anchor_over_more_facts_than_there_are_is_refused_before_anything_is_computed(moments):
