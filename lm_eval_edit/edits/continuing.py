@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from transformers import PreTrainedModel
@@ -11,26 +12,42 @@ from transformers import PreTrainedModel
 from lm_eval_edit._support.files import hash_json
 from lm_eval_edit.edits.ledger import Ledger, read_header
 from lm_eval_edit.edits.operations import read_operations
+from lm_eval_edit.edits.schedule import EditSchedule
 from lm_eval_edit.facts.fact import Fact
 from lm_eval_edit.weights.carried import carried_by
 
 logger = logging.getLogger("lm_eval_edit")
 
 
-def take_over(model: PreTrainedModel, directory: Path | None) -> None:
-    """Prepare a model that may carry edits for a run with a ledger's folder.
+@contextmanager
+def taken_over(model: PreTrainedModel, directory: Path | None) -> Iterator[None]:
+    """A context in which a run with a ledger's folder begins on a model that may carry edits.
 
-    Edits of that very ledger are taken off, bit for bit; the run replays them and goes on with its editor's state.
-    With any others the model is edited as it stands: the run knows nothing of them, and says so.
+    Edits of that very ledger are taken off, bit for bit; the run replays them and goes on with its editor's state. If
+    it cannot begin they are put back. With any other edits the model is edited as it stands: the run knows nothing of
+    them, and says so.
     """
+    ledger = _taken_off(model, directory)
+    applied = ledger.applied if ledger is not None else 0
+    if ledger is not None:
+        ledger.restore()
+    try:
+        yield
+    except BaseException:
+        if ledger is not None:
+            ledger.apply(applied)
+        raise
+
+
+def _taken_off(model: PreTrainedModel, directory: Path | None) -> Ledger | None:
+    """The ledger whose edits the run replays itself; None with a warning where the model carries any others."""
     carried = carried_by(model)
     owners = [getattr(weights, "owner", None) for weights in carried]
     if not carried:
-        return
+        return None
     ledger = owners[0]
     if len(carried) == 1 and isinstance(ledger, Ledger) and _same(ledger.directory, directory):
-        ledger.restore()
-        return
+        return ledger
     known = [owner for owner in owners if isinstance(owner, Ledger)]
     edits = sum(len(operation.facts) for owner in known for operation in owner.applied_operations)
     by = ", ".join(dict.fromkeys(owner.identity["editor"] for owner in known))
@@ -40,6 +57,7 @@ def take_over(model: PreTrainedModel, directory: Path | None) -> None:
         "give edit_model their ledger's folder with the new facts behind the old ones; restore() takes them off",
         f"{edits} by {by}" if known else "those of the model it is a copy of",
     )
+    return None
 
 
 def _same(one: Path | None, other: Path | None) -> bool:
@@ -72,5 +90,5 @@ def operations_after(directory: Path | None, facts: Sequence[Fact], edit_batch_s
 
 
 def batched(facts: Sequence[Fact], size: int) -> list[list[Fact]]:
-    """The facts in batches of `size`, the last one with what is left."""
-    return [list(facts[start : start + size]) for start in range(0, len(facts), size)]
+    """The facts in their order, in batches of `size`, the last one with what is left."""
+    return EditSchedule(len(facts), size, seed=None).operations(facts)

@@ -20,7 +20,7 @@ from lm_eval_edit.editors._shared.templates import check_templates, sample_templ
 from lm_eval_edit.editors.base import EditContext, Editor, EditResult, find_editor
 from lm_eval_edit.editors.hyperparameters import resolve
 from lm_eval_edit.edits.answers import Answer, edit_answers
-from lm_eval_edit.edits.continuing import batched, operations_after, take_over
+from lm_eval_edit.edits.continuing import batched, operations_after, taken_over
 from lm_eval_edit.edits.ledger import Ledger, check_schedule, open_ledger, read_header
 from lm_eval_edit.edits.prompt_lengths import flat, too_long
 from lm_eval_edit.edits.source import describe_source
@@ -188,8 +188,27 @@ def begin_editing(
         UserError: second moments are missing, or the ledger's folder belongs to another run.
         ConfigurationError: naming every fact whose prompt is longer than the model's context.
     """
-    take_over(model, directory)
-    second_moments = second_moments or SecondMoments()
+    with taken_over(model, directory):
+        return _begin(
+            model, tokenizer, editor, operations, edit_batch_size, context_templates,
+            second_moments or SecondMoments(), directory, seed, min_success, progress,
+        )  # fmt: skip
+
+
+def _begin(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    editor: Editor,
+    operations: Sequence[Sequence[Fact]],
+    edit_batch_size: int,
+    context_templates: Sequence[Any] | None,
+    second_moments: SecondMoments,
+    directory: Path | None,
+    seed: int,
+    min_success: float | None,
+    progress: bool,
+) -> EditRun:
+    """`begin_editing` on a model that carries none of the run's edits."""
     architecture = Architecture.discover(model)
     needed = check_second_moments(editor, architecture, second_moments)
     templates = _templates(model, tokenizer, editor, context_templates, directory, seed)

@@ -354,12 +354,18 @@ def test_layers_by_relative_depth():
 
 
 def test_presets_are_complete():
-    assert [p.name for p in presets("memit")] == ["gpt2-xl", "gpt-j-6b", "llama-7b", "demo"]
+    assert [p.name for p in presets("memit")] == [
+        "llama-3-8b with own_targets",
+        "gpt2-xl",
+        "gpt-j-6b",
+        "llama-7b",
+        "demo",
+    ]
     for preset in presets("memit"):
         MemitOptions(**preset.options | {"layers": tuple(preset.options["layers"])})
 
 
-@pytest.mark.parametrize("editor", ["memit", "emmet", "alphaedit"])
+@pytest.mark.parametrize("editor", ["memit", "memit_seq", "encore", "emmet", "alphaedit"])
 def test_the_demos_presets_take_alone_and_twenty_together(editor):
     model, tokenizer = load_model(demo.CHECKPOINT, torch.float32)
     facts = random.Random(0).sample(list(load_facts("demo")), 30)

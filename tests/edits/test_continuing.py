@@ -153,3 +153,16 @@ def test_a_failed_continuation_can_be_tried_again(moments, monkeypatch):
     monkeypatch.setattr(MemitSeq, "compute", compute)
     ledger.edit(FACTS[3:])
     assert same_weights(model, weights_of(whole))
+
+
+def test_a_run_that_cannot_begin_leaves_the_edits_where_they_are(moments, tmp_path):
+    model = tiny_model()
+    first = edit(model, moments, FACTS[:2], ledger=tmp_path / "ledger")
+    kept = weights_of(model)
+    with pytest.raises(UserError, match="belongs to another run"):
+        edit(model, moments, FACTS, "memit", ledger=tmp_path / "ledger")
+    assert same_weights(model, kept) and first.applied == 2
+    with pytest.raises(UserError, match="edit_batch_size=0"):
+        edit(model, moments, FACTS, size=0, ledger=tmp_path / "ledger")
+    first.restore()
+    assert same_weights(model, weights_of(tiny_model()))
