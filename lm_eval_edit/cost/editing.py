@@ -144,7 +144,7 @@ def _goals_and_passes(shape: Shape, options: Mapping[str, Any], fact: FactLength
         for size, chunks in ((chunk, facts // chunk), (facts % chunk, 1)):
             if size and chunks:
                 work += _target(shape, fact, size * (count + 1), longest, steps, above, above).times(chunks)
-        work += _key_pass(shape, options, fact, facts, goal + 1).times(times)
+        work += _key_pass(shape, options, fact, facts, goal + 1).times(times + 1)  # and one to see what is left
     return work
 
 
