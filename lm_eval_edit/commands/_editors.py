@@ -105,4 +105,6 @@ def shown(value: Any) -> str:
 def _preset(preset: Preset) -> tuple[str, str]:
     match = ", ".join(f"{name} {shown(value)}" for name, value in preset.match.items())
     options = ", ".join(f"{name} {shown(value)}" for name, value in preset.options.items())
+    if preset.given:
+        match += ", where given " + ", ".join(f"{name}={shown(value)}" for name, value in preset.given.items())
     return preset.name, f"for {match}\n{options}\nsource: {preset.source}"

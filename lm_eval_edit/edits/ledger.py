@@ -50,6 +50,7 @@ class Ledger:
         finish: The editor's last correction (`Editor.finish`), applied after the operations whatever their number.
         applied: How many of the operations, counted from the first, the model carries now.
         correction: What the model carries of `finish` beside them; no further operation may start from there.
+        edit_more: Goes on with the run that made it; None for a ledger without one.
     """
 
     identity: dict[str, Any]
@@ -61,6 +62,26 @@ class Ledger:
     finish: Callable[[Mapping[str, tuple[Tensor, Tensor]]], dict[str, Delta]] = field(default=lambda weights: {})
     applied: int = 0
     correction: dict[str, Delta] = field(default_factory=dict)
+    edit_more: Callable[[Sequence[Fact]], None] | None = field(default=None, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        self.weights.owner = self
+
+    def edit(self, facts: Sequence[Fact]) -> None:
+        """Edit more facts, behind those that are there: the same editor, with the state that its operations have left.
+
+        The new facts begin an operation of their own, in batches as large as the run's.
+
+        Args:
+            facts: What to edit, first to last.
+
+        Raises:
+            ConfigurationError: with every problem of the facts; nothing was changed.
+            EditError: an edit failed its guards; the model is restored, the ledger holds the operations before it.
+        """
+        if self.edit_more is None:
+            raise UserError("this ledger belongs to no run that could go on; give its folder to edit_model")
+        self.edit_more(facts)
 
     def restore(self) -> None:
         """Put the model back to its unedited weights, bit for bit. The operations stay in the ledger."""

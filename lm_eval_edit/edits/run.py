@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +15,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lm_eval_edit._support.files import hash_json
 from lm_eval_edit._support.versions import versions
+from lm_eval_edit.editors._shared.history import History
 from lm_eval_edit.editors.base import EditContext, Editor, find_editor
 from lm_eval_edit.editors.hyperparameters import resolve
 from lm_eval_edit.editors.templates import check_templates, sample_templates
 from lm_eval_edit.edits.answers import edit_answers
+from lm_eval_edit.edits.continuing import batched, operations_after, taken_over
 from lm_eval_edit.edits.guards import EditError, NotFiniteError, NotTakenError, check_finite, guard, summary
 from lm_eval_edit.edits.ledger import Ledger, check_schedule, open_ledger, read_header
 from lm_eval_edit.edits.needed_moments import check_second_moments, no_second_moments
 from lm_eval_edit.edits.prompt_lengths import flat, too_long
-from lm_eval_edit.edits.schedule import EditSchedule
 from lm_eval_edit.edits.source import describe_source
 from lm_eval_edit.edits.success import FEW, Success
 from lm_eval_edit.errors import ConfigurationError, UserError
@@ -69,29 +70,30 @@ def edit_model(
         context_templates: Texts with `{}` at the prompt's place, flat (ROME family) or nested (MEMIT family); sampled
             from the model when not given.
         second_moments: A safetensors file or {module name: (f, f) tensor E[k kᵀ]}, for methods that need them.
-        ledger: A folder to store the operations in, or to replay and continue.
+        ledger: A folder to store the operations in, or to replay and continue: with more facts behind those that it
+            holds the run goes on, with its state, whether the model object carries them already or is unedited.
         seed: Seeds whatever is sampled.
         min_success: The share of the facts (0 to 1) that must be answered with the new object right after their own
             edit, and at the end; None only warns below half.
         progress: Show progress bars.
 
     Returns:
-        The ledger; `ledger.restore()` puts the model back, bit for bit.
+        The ledger; `ledger.restore()` puts the model back, bit for bit; `ledger.edit(facts)` goes on.
 
     Raises:
         ConfigurationError: with every problem of the arguments; the model is untouched.
         EditError: an edit failed its guards, or fewer than `min_success` took; the model is restored.
     """
     editor_class = find_editor(editor)
-    problems = [f"fact {fact.id or index}: {why}" for index, fact in enumerate(facts) if (why := fact.problem())]
+    problems = _broken(facts)
     problems += batch_problems(editor_class, edit_batch_size, options or {})
     if min_success is not None and not (isinstance(min_success, (int, float)) and 0 <= min_success <= 1):
         problems.append(f"min_success={min_success}: want a share between 0 and 1, or None")
     resolved, found = resolve(editor_class, model.config, options or {})
     problems += found
     if resolved is not None:
-        unusable = [(fact, resolved.editor.fact_problem(fact)) for fact in facts]
-        problems += [f"fact {fact.id}: {why}" for fact, why in unusable if why]
+        problems += _unusable(resolved.editor, facts)
+        problems += resolved.editor.schedule_problems(len(facts))
     if resolved is not None:
         problems += Architecture.discover(model).check_layers(resolved.editor.layers())
     if problems or resolved is None:
@@ -100,20 +102,28 @@ def edit_model(
         logger.warning(notice)
     for warning in repetitions(facts).warnings():
         logger.warning(warning)
-    schedule = EditSchedule(len(facts), edit_batch_size, seed=None)
+    directory = Path(ledger) if ledger is not None else None
     return run_operations(
         model,
         tokenizer,
         resolved.editor,
-        schedule.operations(facts),
+        operations_after(directory, facts, edit_batch_size),
         edit_batch_size=edit_batch_size,
         context_templates=context_templates,
         second_moments=SecondMoments.load(second_moments),
-        directory=Path(ledger) if ledger is not None else None,
+        directory=directory,
         seed=seed,
         min_success=min_success,
         progress=progress,
     )
+
+
+def _broken(facts: Sequence[Fact]) -> list[str]:
+    return [f"fact {fact.id or index}: {why}" for index, fact in enumerate(facts) if (why := fact.problem())]
+
+
+def _unusable(editor: Editor, facts: Sequence[Fact]) -> list[str]:
+    return [f"fact {fact.id}: {why}" for fact in facts if (why := editor.fact_problem(fact))]
 
 
 def batch_problems(
@@ -165,13 +175,35 @@ def begin_editing(
     min_success: float | None = None,
     progress: bool = True,
 ) -> EditRun:
-    """Prepare checked operations on an unedited model, which is not changed yet; see `edit_model` for the arguments.
+    """Prepare checked operations on a model, which is not changed yet; see `edit_model` for the arguments.
+
+    Edits of the very ledger that is given are taken off; with others the model counts as unedited, and that is told.
 
     Raises:
         UserError: second moments are missing, or the ledger's folder belongs to another run.
         ConfigurationError: naming every fact whose prompt is longer than the model's context.
     """
-    second_moments = second_moments or SecondMoments()
+    with taken_over(model, directory):
+        return _begin(
+            model, tokenizer, editor, operations, edit_batch_size, context_templates,
+            second_moments or SecondMoments(), directory, seed, min_success, progress,
+        )  # fmt: skip
+
+
+def _begin(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    editor: Editor,
+    operations: Sequence[Sequence[Fact]],
+    edit_batch_size: int,
+    context_templates: Sequence[Any] | None,
+    second_moments: SecondMoments,
+    directory: Path | None,
+    seed: int,
+    min_success: float | None,
+    progress: bool,
+) -> EditRun:
+    """`begin_editing` on a model that carries none of the run's edits."""
     architecture = Architecture.discover(model)
     needed = check_second_moments(editor, architecture, second_moments)
     templates = _templates(model, tokenizer, editor, context_templates, directory, seed)
@@ -198,8 +230,10 @@ def begin_editing(
     check_schedule(directory, ledger.operations, operations)
     ledger.operations = ledger.operations[: len(operations)]
     ledger.finish = editor.finish
-    context = EditContext(model, tokenizer, architecture, templates, second_moments, seed, progress)
-    return EditRun(ledger, editor, context, [list(facts) for facts in operations], min_success)
+    context = EditContext(model, tokenizer, architecture, templates, second_moments, seed, progress, facts)
+    run = EditRun(ledger, editor, context, [list(facts) for facts in operations], min_success)
+    ledger.edit_more = run.edit_more
+    return run
 
 
 @dataclass
@@ -212,6 +246,7 @@ class EditRun:
         context: What it is given.
         operations: The facts of every operation of the schedule.
         min_success: The share of the edits that must have taken whenever `edit_to` has done its work.
+        history: What the operations that this run has seen left for later ones.
     """
 
     ledger: Ledger
@@ -219,6 +254,7 @@ class EditRun:
     context: EditContext
     operations: list[list[Fact]]
     min_success: float | None = None
+    history: History = field(default_factory=History)
 
     def edit_to(self, n_operations: int | None = None) -> None:
         """Bring the model to the state after the first n operations (default: all), computing those still missing.
@@ -247,6 +283,24 @@ class EditRun:
         except BaseException:
             ledger.restore()
             raise
+
+    def edit_more(self, facts: Sequence[Fact]) -> None:
+        """`Ledger.edit`: further operations behind those of the ledger."""
+        contexts, context = flat(self.context.context_templates), self.context
+        problems = _broken(facts) or (
+            _unusable(self.editor, facts)
+            + too_long(facts, context_size(context.model.config), lambda: context.tokenizer, contexts)
+        )
+        if problems:
+            raise ConfigurationError(problems)
+        for warning in repetitions([*(f for o in self.ledger.operations for f in o.facts), *facts]).warnings():
+            logger.warning(warning)
+        more = batched(facts, self.ledger.identity["edit_batch_size"])
+        self.operations = [*(operation.facts for operation in self.ledger.operations), *more]
+        try:
+            self.edit_to()
+        finally:
+            self.operations = self.operations[: len(self.ledger.operations)]
 
     def _tell_success(self) -> None:
         """Say and record how many of the edits took.
@@ -300,13 +354,14 @@ class EditRun:
             states.append(operation.state)
             operation.release()
 
-    def _states(self) -> list[dict[str, torch.Tensor]]:
-        """What each operation in the ledger left behind for later ones."""
-        states = []
-        for operation in self.ledger.operations:
-            states.append(operation.state)
+    def _states(self) -> History:
+        """What each operation in the ledger left behind for later ones; each is read once for the life of this run."""
+        if len(self.history) > len(self.ledger.operations):  # another run has taken some away
+            self.history = History()
+        for operation in self.ledger.operations[len(self.history) :]:
+            self.history.append(operation.state)
             operation.release()
-        return states
+        return self.history
 
 
 def _templates(

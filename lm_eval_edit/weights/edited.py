@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lm_eval_edit._support.files import hash_json, hash_tensor
+from lm_eval_edit.weights.carried import note_applied, note_restored
 from lm_eval_edit.weights.delta import Delta
 
 
@@ -57,10 +58,13 @@ class EditedWeights:
     """The weights of one model under editing.
 
     Args:
-        model: Its parameters are changed by `apply` and put back, bit for bit, by `restore`.
+        model: Its parameters are changed by `apply` and put back, bit for bit, by `restore`. As long as it has edits it
+            says so (`carried.carried_by`).
+        owner: Whose edits they are, for whoever finds the model.
     """
 
     model: nn.Module
+    owner: Any = field(default=None, repr=False, compare=False)
     _touched: dict[str, _Touched] = field(default_factory=dict)
 
     def _touch(self, name: str) -> _Touched:
@@ -82,6 +86,8 @@ class EditedWeights:
             shape = tuple(self.model.get_parameter(name).shape)
             if delta.shape != shape:
                 raise ValueError(f"the delta for {name} has shape {delta.shape}, the parameter {shape}")
+        if deltas:
+            note_applied(self.model, self)
         for name, delta in deltas.items():
             touched = self._touch(name)
             if touched.master is None:
@@ -96,6 +102,7 @@ class EditedWeights:
         for touched in self._touched.values():
             touched.parameter.data.copy_(touched.original)
         self._touched.clear()
+        note_restored(self.model, self)
 
     def changes(self) -> Mapping[str, tuple[Tensor, Tensor]]:
         """Per touched parameter W₀ and W_n − W₀, in float32 (float64 for float64 models).

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 
 import pytest
 import torch
@@ -217,7 +218,7 @@ class Unlike(Rome):
         mean = keys[0, 1:].mean(dim=0)
         other = torch.roll(mean, 1)
         keys[0, 0] = 0.1 * (other - (other @ mean) / (mean @ mean) * mean)
-        return type(targets)(targets.delta, targets.init, keys, targets.outputs, targets.losses, targets.steps)
+        return replace(targets, keys=keys)
 
 
 def test_rome_warns_of_a_key_unlike_its_context_keys_before_the_edit_is_applied(caplog):

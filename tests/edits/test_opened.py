@@ -253,6 +253,8 @@ OPTIONS = {
     "rome": {"layers": [1], "v_num_grad_steps": 2},
     "r_rome": {"layers": [1], "v_num_grad_steps": 2},
     "memit": {"layers": [0, 1], "v_num_grad_steps": 2},
+    "memit_seq": {"layers": [0, 1, 2], "v_num_grad_steps": 2, "own_targets": True},
+    "encore": {"layers": [0, 1], "v_num_grad_steps": 2},
     "emmet": {"layers": [1], "v_num_grad_steps": 2},
     "alphaedit": {"layers": [0, 1], "v_num_grad_steps": 2, "nullspace_threshold": 1e9},
     "kn": {},

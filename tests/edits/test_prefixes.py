@@ -16,6 +16,7 @@ SCHEDULES = {
     "rome": ({"editor": "rome", "edit_config": {"v_num_grad_steps": 4}}, 1),
     "memit": ({"editor": "memit", "edit_config": MEMIT}, 2),
     "alphaedit": ({"editor": "alphaedit", "edit_config": MEMIT}, 2),
+    "memit_seq": ({"editor": "memit_seq", "edit_config": MEMIT}, 2),
     "prune": ({"editor": "prune", "edit_config": {"over": "rome", "alpha": 50.0, "v_num_grad_steps": 20}}, 1),
 }
 LAST = 4

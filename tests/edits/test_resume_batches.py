@@ -14,7 +14,7 @@ class Killed(BaseException):
     """Stands for SIGKILL: nothing may be caught on its way."""
 
 
-@pytest.mark.parametrize("editor", ["memit", "emmet", "alphaedit", "mend", "ft"])
+@pytest.mark.parametrize("editor", ["memit", "emmet", "alphaedit", "memit_seq", "encore", "mend", "ft"])
 def test_stopped_between_two_batches_and_resumed(tmp_path, monkeypatch, editor):
     tokenizer, facts = AutoTokenizer.from_pretrained(demo.CHECKPOINT), list(load_facts("demo"))[:6]
 

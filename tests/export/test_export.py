@@ -30,6 +30,8 @@ EDITORS = {
     "memit": MEMIT | {"layers": [1, 2], "mom2_update_weight": 100},
     "emmet": MEMIT | {"layers": [2], "mom2_update_weight": 100},
     "alphaedit": MEMIT | {"layers": [1, 2], "nullspace_threshold": 0.02, "L2": 1},
+    "memit_seq": MEMIT | {"layers": [1, 2], "mom2_update_weight": 100},
+    "encore": MEMIT | {"layers": [1, 2], "mom2_update_weight": 100, "own_targets": True},
     "mend": {},
     "random": ROME | {"over": "rome", "layers": [2]},
     "kn": {"steps": 5},
