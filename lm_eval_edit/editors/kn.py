@@ -27,7 +27,7 @@ from lm_eval_edit.editors.base import EditContext, Editor, EditResult, option
 from lm_eval_edit.errors import UserError
 from lm_eval_edit.facts.fact import Fact, in_clear
 from lm_eval_edit.facts.separators import continuing
-from lm_eval_edit.facts.tokens import continuation, encode
+from lm_eval_edit.facts.tokens import check_fits, context_size, continuation, encode
 from lm_eval_edit.models.architecture import Architecture, is_transposed
 from lm_eval_edit.weights.delta import SparseDelta
 from lm_eval_edit.weights.edited import wide_dtype
@@ -225,13 +225,13 @@ def _encode(tokenizer, text: str) -> list[int]:
 @torch.no_grad()
 def _greedy(context: EditContext, prompt: str, count: int) -> tuple[list[str], list[int]]:
     """The model's own likeliest tokens, and the text before each: decoded and tokenised anew, as EasyEdit does."""
-    device = context.model.get_input_embeddings().weight.device
-    texts, ids = [], []
+    device, texts, ids = context.model.get_input_embeddings().weight.device, [], []
     for _ in range(count):
         text = texts[-1] + context.tokenizer.decode(ids[-1:]) if texts else prompt
-        logits = context.model(input_ids=torch.tensor([encode(context.tokenizer, text)], device=device)).logits
-        texts.append(text)
-        ids.append(int(logits[0, -1].argmax()))
+        tokens = encode(context.tokenizer, text)
+        check_fits(tokens, context_size(context.model.config), text)
+        logits = context.model(input_ids=torch.tensor([tokens], device=device)).logits
+        texts, ids = [*texts, text], [*ids, int(logits[0, -1].argmax())]
     return texts, ids
 
 
