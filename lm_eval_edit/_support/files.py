@@ -79,6 +79,7 @@ _OTHER_MARKS = (
     ("UTF-16", codecs.BOM_UTF16_LE),
     ("UTF-16", codecs.BOM_UTF16_BE),
 )
+_COMPRESSED = {"gzip": (b"\x1f\x8b", "gunzip"), "zip": (b"PK\x03\x04", "unzip"), "xz": (b"\xfd7zXZ", "unxz")}
 
 
 def read_text(path: Path) -> str:
@@ -98,6 +99,9 @@ def read_text(path: Path) -> str:
     for name, mark in _OTHER_MARKS:
         if content.startswith(mark):
             raise UserError(f"{path} is {name} text, not UTF-8; save it as UTF-8 (iconv -f {name} -t UTF-8 does)")
+    for name, (mark, program) in _COMPRESSED.items():
+        if content.startswith(mark):
+            raise UserError(f"{path} is compressed ({name}); unpack it first ({program} does)")
     try:
         return io.TextIOWrapper(io.BytesIO(content), encoding="utf-8-sig").read()  # line ends as in a text file
     except UnicodeDecodeError:

@@ -27,7 +27,7 @@ from lm_eval_edit.editors.base import EditContext, Editor, EditResult, option
 from lm_eval_edit.errors import UserError
 from lm_eval_edit.facts.fact import Fact, in_clear
 from lm_eval_edit.facts.separators import continuing
-from lm_eval_edit.facts.tokens import continuation, encode
+from lm_eval_edit.facts.tokens import check_fits, context_size, continuation, encode
 from lm_eval_edit.models.architecture import Architecture, is_transposed
 from lm_eval_edit.models.devices import input_device, weight_of
 from lm_eval_edit.weights.delta import SparseDelta
@@ -228,7 +228,9 @@ def _greedy(context: EditContext, prompt: str, count: int) -> tuple[list[str], l
     device, texts, ids = input_device(context.model), list[str](), list[int]()
     for _ in range(count):
         text = f"{texts[-1]}{context.tokenizer.decode(ids[-1:])}" if texts else prompt
-        logits = context.model(input_ids=torch.tensor([encode(context.tokenizer, text)], device=device)).logits
+        tokens = encode(context.tokenizer, text)
+        check_fits(tokens, context_size(context.model.config), text)
+        logits = context.model(input_ids=torch.tensor([tokens], device=device)).logits
         texts.append(text)
         ids.append(int(logits[0, -1].argmax()))
     return texts, ids

@@ -65,12 +65,14 @@ def answers(
         ]
         for (prompt, target), text in zip(rows, prompts[start : start + batch_size], strict=True):
             check_fits([*prompt, *target[:-1]], size, text)
-        width = max(len(prompt) + len(target) for prompt, target in rows)
+        # The target's last token is predicted and never read: a prompt may fill the context to its end.
+        width = max(len(prompt) + len(target) - 1 for prompt, target in rows)
         ids = torch.zeros(len(rows), width, dtype=torch.long)
         mask = torch.zeros_like(ids)
         for r, (prompt, target) in enumerate(rows):
-            ids[r, : len(prompt) + len(target)] = torch.tensor(prompt + target)
-            mask[r, : len(prompt) + len(target)] = 1
+            read = [*prompt, *target[:-1]]
+            ids[r, : len(read)] = torch.tensor(read)
+            mask[r, : len(read)] = 1
         logits = model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits  # (B, T, V)
         sizes = [len(target) for _, target in rows]
         row = torch.arange(len(rows)).repeat_interleave(torch.tensor(sizes))

@@ -44,18 +44,18 @@ def too_long(
 def _problem(tokenizer: Any, fact: Fact, size: int, contexts: Sequence[str]) -> str | None:
     def tokens(context: str) -> tuple[int, int]:
         text = Template.of(context).about(fact.text)
-        # The target's last token is never read, so it needs no place.
-        return len(encode(tokenizer, text + fact.target)) - 1, len(encode(tokenizer, text))
+        # Several methods read the target to its last token, whatever they make of it: it needs a place.
+        return len(encode(tokenizer, text + fact.target)), len(encode(tokenizer, text))
 
     counted = [(tokens(context), context) for context in (SLOT, *contexts)]
     over = [each for each in counted if max(each[0]) > size]
     if not over:
         return None
-    (read, prompt), context = over[0] if over[0][1] == SLOT else max(over)
+    (whole, prompt), context = over[0] if over[0][1] == SLOT else max(over)
     behind = "" if context == SLOT else f" behind the context template {context!r}"
-    whole = f"{prompt} tokens" if prompt > size else f"{prompt} tokens and its target {read + 1 - prompt} more"
+    long = f"{prompt} tokens" if prompt > size else f"{prompt} tokens and its target {whole - prompt} more"
     return (
-        f"fact {fact.id}: its prompt has {whole}{behind}; this model's context holds {size}. Leave the fact out or "
+        f"fact {fact.id}: its prompt has {long}{behind}; this model's context holds {size}. Leave the fact out or "
         f"shorten its prompt ({fact.text[:50]!r}...)"
     )
 

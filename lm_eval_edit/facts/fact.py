@@ -95,30 +95,24 @@ class Fact:
             return "the target is empty"
         if not self.prompt.strip():
             return "the prompt is empty"
-        if self.subject_at is not None:
-            if place_at(self.prompt, self.subject, self.subject_at) is None:
-                return f"subject_at={self.subject_at}: neither {SLOT} nor the subject begins there in {self.prompt!r}"
-            return None
-        place = subject_place(self.prompt, self.subject)
+        place = self._place()
         return place if isinstance(place, str) else None
 
-    @property
-    def _place(self) -> tuple[int, int]:
-        """Where in the prompt the subject's place begins and ends."""
-        place: tuple[int, int] | str | None
+    def _place(self) -> tuple[int, int] | str:
+        """Where in the prompt the subject's place begins and ends; the problem in words where that is not plain."""
         if self.subject_at is None:
-            place = subject_place(self.prompt, self.subject)
-        else:
-            place = place_at(self.prompt, self.subject, self.subject_at)
-        if not isinstance(place, tuple):
-            raise UserError(f"fact {self.id}: {self.problem()}")
-        return place
+            return subject_place(self.prompt, self.subject)
+        return place_at(self.prompt, self.subject, self.subject_at) or (
+            f"subject_at={self.subject_at}: neither {SLOT} nor the subject begins there in {self.prompt!r}"
+        )
 
     @property
     def template(self) -> Template:
         """The prompt with `{}` at the subject's place: its first occurrence as a word, else its first at all."""
-        start, end = self._place
-        return Template(self.prompt[:start], self.prompt[end:])
+        place = self._place()
+        if isinstance(place, str):
+            raise UserError(f"fact {self.id}: {place}")
+        return Template(self.prompt[: place[0]], self.prompt[place[1] :])
 
     @property
     def text(self) -> str:

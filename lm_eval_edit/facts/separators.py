@@ -3,8 +3,13 @@
 Decided by what stands on both sides, as a writer would:
 
     nothing   after white space; after an opening bracket or quotation mark; between words of a script that writes
-              none between them (Chinese, Japanese, Thai, Lao, Khmer, Burmese, ...); around full-width punctuation
+              none between them (Chinese, Japanese, Thai, Lao, Khmer, Burmese, ...); around full-width punctuation;
+              after a mark that leans on what follows ("$", "#", "@", a slash) or that joins two words ("Franco-");
+              before a mark that leans on what stands before it (", who", ")", "'s", "%", "-based")
     a space   everywhere else, Korean and Arabic included
+
+White space that the object itself begins with is its own and stays, but for spaces after white space or an opening
+mark, where none can stand; so data with a space before every object read as those without.
 
 Unicode's properties tell the scripts: East_Asian_Width, Script and Line_Break (SA: "complex context", the scripts whose
 words are found with a dictionary because no space parts them).
@@ -28,6 +33,31 @@ _GERMAN = {"“": "„", "‘": "‚"}  # these close where the other one is ope
 _STRAIGHT = "\"'`＂＇"
 _INVERTED = "¿¡"
 
+# What leans on the word behind it. A currency's sign behind a number, and "C#", lean on what stands before.
+_LEANS_ON_NEXT = regex.compile(
+    r"""[/\\] $                          # a path, an address, either of two words
+      | (?<! \d\s? ) \p{Sc} $
+      | (?<! [\p{L}\p{N}] ) [#~] $
+      | @ $
+      | (?<= \S ) (?: \p{Pd}+ | [|=&^] ) $   # joins two words; apart from the first it stands apart from the other
+      | (?<= [\p{L}\p{N}] ) _ $
+      | < \p{L}+ > $ | <\| \w+ \|> $       # an opening tag
+      | (?<! \p{L} ) (?: [cdjlmnst] | o | (?: jus|lors|puis|quoi )? qu
+                      | (?: de|da|ne|su|que ) ll ) ['’] $  # elided: l'Italia, O'Brien
+    """,
+    regex.V1 | regex.VERBOSE | regex.IGNORECASE,
+)
+# Emphasis of Markdown opens where the same mark is not open already.
+_EMPHASIS = regex.compile(r"(?<! \S ) (\*\*|__?) $", regex.V1 | regex.VERBOSE)
+# What leans on the word before it: what closes or ends a clause (no ".NET", "!Kung"), a word's ending, a vowel's mark.
+_LEANS_ON_LAST = regex.compile(
+    r"""\p{Pe} | \p{M} | (?: [.,;:!?،؛؟।] | … )+ (?: \s | ["'”’»)\]] | $ )
+      | ['’] (?: s|re|ve|ll|d|m|t ) \b | \p{Pd} \p{L}{2}
+    """,
+    regex.V1 | regex.VERBOSE | regex.IGNORECASE,
+)
+_SHARE = regex.compile(r"[%‰°]")
+
 
 def separator(before: str, after: str) -> str:
     """What stands between a text and the one that continues it: `" "` or `""`.
@@ -38,19 +68,35 @@ def separator(before: str, after: str) -> str:
     """
     if not before or not after or before[-1].isspace():
         return ""
-    if _opens(before) or _writes_no_space(before, after):
-        return ""
-    return " "
+    alone = _opens(before) or _leans(before, after) or _writes_no_space(before, after)
+    return "" if alone else " "
 
 
 def continuing(prompt: str, text: str, stated: str | None = None) -> str:
-    """A text as it continues a prompt: its own white space before it taken off, and the separator put there.
+    """A text as it continues a prompt, with what stands between.
 
     Args:
-        stated: The separator that a fact's record states, which wins.
+        stated: The separator that a fact's record states, which wins over the text's own white space too.
     """
-    text = text.lstrip()
-    return (separator(prompt, text) if stated is None else stated) + text
+    bare = text.lstrip()
+    own = text[: len(text) - len(bare)]
+    if stated is not None:
+        return stated + bare
+    if own.strip(" "):  # a line break, a tab, a non-breaking space: nobody's slip
+        return text
+    if own and prompt and not prompt[-1].isspace() and not _opens(prompt):
+        return " " + bare
+    return separator(prompt, bare) + bare
+
+
+def _leans(before: str, after: str) -> bool:
+    """Whether a mark at the seam leans on the other side."""
+    emphasis = _EMPHASIS.search(before)
+    if emphasis and before.count(emphasis[1]) % 2 == 1:
+        return True
+    if _LEANS_ON_NEXT.search(before) or (_SHARE.match(after) and before[-1].isdigit()):
+        return True
+    return bool(_LEANS_ON_LAST.match(after)) and bool(regex.match(r"[^\p{Pd}]", before[-1]))
 
 
 def _opens(text: str) -> bool:

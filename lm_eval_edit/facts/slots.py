@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from lm_eval_edit.errors import UserError
-from lm_eval_edit.facts.subject_span import is_word, subject_span
+from lm_eval_edit.facts.subject_span import may_be_word, subject_span
 
 SLOT = "{}"
 
@@ -53,7 +53,7 @@ def subject_place(prompt: str, subject: str) -> tuple[int, int] | str:
     part of the subject are no place, nor are several beside the subject in clear.
     """
     span = subject_span(prompt, subject)
-    word = span is not None and is_word(prompt, *span)
+    word = span is not None and may_be_word(prompt, *span)
     slots = [
         found.start()
         for found in re.finditer(rf"(?P<own>{re.escape(subject)})|{re.escape(SLOT)}", prompt)

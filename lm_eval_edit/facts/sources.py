@@ -98,6 +98,13 @@ def load_facts(source: str | Path, data_dir: str | Path | None = None) -> Facts:
             )
         return _of_hub(name)
     path = Path(name).expanduser()
+    if path.is_dir():
+        lies = ", ".join(sorted(each.name for each in path.iterdir() if each.suffix in (".json", ".jsonl"))[:5])
+        such = f", such as one of those in it: {lies}" if lies else ""
+        raise UserError(
+            f"edit_dataset={name} is a folder; give a file of facts{such}. A folder that holds a named set goes into "
+            f"data_dir="
+        )
     if not path.is_file():
         named = ", ".join((demo.NAME, *HUB, demo.KNOWN_FACTS))
         raise UserError(

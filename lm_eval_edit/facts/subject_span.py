@@ -13,6 +13,8 @@ import re
 import unicodedata
 from collections.abc import Iterator
 
+import regex
+
 
 def one_form(text: str) -> str:
     """`text` in the one form in which texts are compared: NFC, each run of white space a single space, none around."""
@@ -33,10 +35,15 @@ def subject_span(prompt: str, subject: str, *, any_case: bool = False) -> tuple[
     Returns:
         (start, end) in characters of the prompt, or None.
     """
-    spans = [] if any_case else list(_exact(prompt, subject))
-    spans = spans or list(_folded(prompt, subject, any_case))
-    words = (span for span in spans if is_word(prompt, *span))
-    return next(words, spans[0] if spans else None)
+    for found in ([] if any_case else _exact(prompt, subject)), _folded(prompt, subject, any_case):
+        first = None
+        for span in found:
+            if is_word(prompt, *span):
+                return span
+            first = first or span
+        if first:
+            return first
+    return None
 
 
 def _exact(prompt: str, subject: str) -> Iterator[tuple[int, int]]:
@@ -90,8 +97,23 @@ def _whole(prompt: str, at: int) -> bool:
     )
 
 
+# A letter's marks (the vowels of Devanagari and Thai among them), what joins emoji, and their skin belong to it.
+_IN_WORD = regex.compile(r"[\w\p{M}\u200d\U0001f3fb-\U0001f3ff]")
+_JOINED = regex.compile(r"[\p{Script=Han}\p{Script=Hiragana}\p{Script=Katakana}\p{lb=SA}]")
+
+
 def is_word(prompt: str, start: int, end: int) -> bool:
     """Whether a part of a prompt begins and ends where words do."""
-    return not re.match(r"\w", prompt[end : end + 1]) and not re.match(
-        r"\w", prompt[start - 1 : start] if start else ""
-    )
+    return not any(_edges(prompt, start, end))
+
+
+def may_be_word(prompt: str, start: int, end: int) -> bool:
+    """Whether it does, or may in a script without spaces: several characters, one of its ends a word's for sure."""
+    edges = _edges(prompt, start, end)
+    return not any(edges) or (end - start > 1 and not all(edges) and bool(_JOINED.match(prompt[start])))
+
+
+def _edges(prompt: str, start: int, end: int) -> tuple[bool, bool]:
+    """Whether a word goes on before a part of a prompt, and behind it."""
+    before, after = prompt[start - 1 : start] if start else "", prompt[end : end + 1]
+    return bool(_IN_WORD.match(before)), bool(_IN_WORD.match(after))

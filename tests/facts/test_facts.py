@@ -174,6 +174,11 @@ def test_a_file_is_read_and_hashed_once_while_it_stays_as_it_is(tmp_path, monkey
 def test_missing_sources_say_what_to_do(tmp_path):
     with pytest.raises(UserError, match=r"edit_dataset=zsr: no such file, and not one of the named sets demo, zsre"):
         load_facts("zsr")
+    write(tmp_path, OWN)
+    with pytest.raises(
+        UserError, match=r"is a folder; give a file of facts, such as one of those in it: \w+\.jsonl?\. "
+    ):
+        load_facts(tmp_path)
     with pytest.raises(UserError, match=r"holds no counterfact facts; looked for .*counterfact.jsonl"):
         load_facts("counterfact", data_dir=tmp_path)
     with pytest.raises(UserError, match=r"records 1 and 2 have the same id 'x1'"):

@@ -65,11 +65,81 @@ SPACE, NOTHING = " ", ""
         ("Столица —", "Париж", SPACE),
         ("I like 🍕", "more", SPACE),
         ("in 1998", "more", SPACE),
+        # marks that lean on what follows
+        ("The price of gold is $", "22.50", NOTHING),
+        ("It costs US$", "5", NOTHING),
+        ("The euro costs €", "82", NOTHING),
+        ("It costs 5 €", "more", SPACE),
+        ("It costs 5€", "more", SPACE),
+        ("The issue is #", "1", NOTHING),
+        ("It is written in C#", "mostly", SPACE),
+        ("The handle is @", "oslo", NOTHING),
+        ("Their address is nils@", "oslo.no", NOTHING),
+        ("The Franco-", "Prussian", NOTHING),
+        ("The years 1990–", "1995", NOTHING),
+        ("Einstein—", "the physicist", NOTHING),
+        ("Einstein —", "the physicist", SPACE),
+        ("- Oslo\n-", "Rome", SPACE),
+        ("Linux and/", "or", NOTHING),
+        ("It is at https://", "oslo.no", NOTHING),
+        ("C:\\", "Users", NOTHING),
+        ("lang=", "en", NOTHING),
+        ("lang =", "en", SPACE),
+        ("my_", "name", NOTHING),
+        ("The capital of l’", "Italie", NOTHING),
+        ("La capitale dell'", "Italia", NOTHING),
+        ("the Beatles'", "songs", SPACE),
+        ("The bold word is **", "Oslo", NOTHING),
+        ("The word **Oslo**", "is", SPACE),
+        ("The slanted word is _", "Oslo", NOTHING),
+        ("2 *", "3", SPACE),
+        ("C++", "is", SPACE),
+        ("about ~", "100", NOTHING),
+        ("<b>", "Oslo", NOTHING),
+        ("<b>Oslo</b>", "is", SPACE),
+        # marks that lean on what stands before
+        ("Nils Albrecht", ", who", NOTHING),
+        ("Nils Albrecht", ".", NOTHING),
+        ("Nils (a man", ") is", NOTHING),
+        ("Nils", "'s mother", NOTHING),
+        ("Nils", "’s", NOTHING),
+        ("Nils", "'Oslo'", SPACE),
+        ("It grew by 5", "%", NOTHING),
+        ("Oslo", "-based", NOTHING),
+        ("It is", "-5", SPACE),
+        ("It was made with", ".NET", SPACE),
+        ("They speak", "!Kung", SPACE),
+        ("It is", "(mostly)", SPACE),
+        ("I said", '"Oslo"', SPACE),
     ],
 )
 def test_it_is_what_a_writer_would_put_there(before, after, between):
     assert separator(before, after) == between
-    assert continuing(before, f"  {after}") == between + after
+    assert continuing(before, after) == between + after
+
+
+@pytest.mark.parametrize(
+    ("before", "text", "whole"),
+    [
+        ("The city is", " Oslo", " Oslo"),
+        ("The city is", "  Oslo", " Oslo"),
+        ("The city is ", " Oslo", "Oslo"),  # never two
+        ('The city is called "', " Oslo", "Oslo"),
+        ("The city (", " Oslo", "Oslo"),
+        ("法国的首都是", " Paris", " Paris"),
+        ("法国的首都是", "\u3000巴黎", "\u3000巴黎"),
+        ("The Franco-", " and", " and"),
+        ("Q: where?\nA:", "\nOslo", "\nOslo"),
+        ("Q: where?\n", "\nOslo", "\nOslo"),
+        ("The city is\t", "\tOslo", "\tOslo"),
+        ("The city is", "\u00a0Oslo", "\u00a0Oslo"),
+    ],
+)
+def test_white_space_of_the_objects_own_stays(before, text, whole):
+    assert continuing(before, text) == whole
+    assert continuing(before, text, "-") == "-" + text.strip()
+    doc = documents.efficacy(Fact("x", before + "{}", text, subject_at=len(before)), 0)[0]
+    assert documents.in_context(doc, "target", "Yes. " + doc["prompt"]) == doc["target"]
 
 
 def test_a_fact_may_state_its_own():

@@ -39,6 +39,17 @@ def test_braces_beside_the_subject_in_clear():
     assert read(requested_rewrite=rewrite).text == DICT.replace("{}", "dict")  # CounterFact's is always the place
 
 
+def test_braces_beside_a_subject_in_a_script_without_spaces():
+    prompt = "在Python中，{}是空字典，字典的类型是"
+    assert "say in subject_at which is the subject's place (9 or 13)" in read(
+        subject="字典", prompt=prompt, target_new="类"
+    )
+    flat = read(subject="字典", prompt=prompt, target_new="类", ground_truth="型")
+    assert flat.text == prompt
+    assert read(subject="中", prompt="{}是中国人", target_new="类").text == "中是中国人"
+    assert in_clear(prompt, "字典") == prompt
+
+
 @pytest.mark.parametrize(
     ("subject", "prompt", "text", "end"),
     [

@@ -68,6 +68,9 @@ def test_white_space_around_the_subject_is_kept_only_where_the_prompt_has_it(sub
         ("Jose\u0301 or Jose", "Jose", 9),
         ("Os\u00a0lo and Os lo", "Os lo", 10),  # the very same characters win
         ("东京的首都", "东京", 0),
+        ("रामी और राम", "राम", 8),  # a vowel's sign goes on with the word
+        ("👍🏽 or 👍", "👍", 6),
+        ("👨\u200d👩\u200d👧 or 👨", "👨", 9),
     ],
 )
 def test_which_occurrence(prompt, subject, start):

@@ -289,6 +289,16 @@ def test_templates_and_targets_count():
     model, tokenizer = tiny_model(), tiny_tokenizer()
     ends = Fact("Rosa Novak", "The weather is fine . " * 8 + "{} was born in", "Oslo", id="7")  # 45 tokens
     edit_model(model, tokenizer, [ends], "ft", options={"layers": [1], "num_steps": 1}, progress=False).restore()
+    full = Fact(ends.subject, "and is " + ends.prompt, "Oslo", id="7")  # 47, and one more fills the context
+    for editor in ("ft", "lora", "rome"):
+        edit_model(
+            model, tokenizer, [full], editor, options={"layers": [1]}, context_templates=("{}",), progress=False
+        ).restore()
+    over = Fact(ends.subject, "is and is " + ends.prompt, "Oslo", id="7")
+    (answer,) = answers(model, tokenizer, [over.text], [over.target])  # which reads no target's last token
+    assert len(answer.target) == 1
+    with pytest.raises(ConfigurationError, match="fact 7: its prompt has 48 tokens and its target 1 more; this"):
+        edit_model(model, tokenizer, [over], "lora", options={"layers": [1]}, progress=False)
     long = Fact(ends.subject, ends.prompt, "Oslo and Rome is a city and Oslo", id="7")
     with pytest.raises(
         ConfigurationError, match="fact 7: its prompt has 45 tokens and its target 8 more; this model's"
