@@ -216,7 +216,9 @@ _METHODS: dict[str, Callable[[Shape, Mapping[str, Any], FactLength, int], Work]]
     "ft": _ft, "lora": _lora,
 }  # fmt: skip
 #: Editors that change what another computes: the option that names it, and its default.
-_WRAPPERS = {"rect": ("over", "rome"), "prune": ("over", "memit"), "random": ("like", "rome")}
+_WRAPPERS = {
+    "rect": ("over", "rome"), "prune": ("over", "memit"), "sphere": ("over", "alphaedit"), "random": ("like", "rome"),
+}  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------- before and after the edits

@@ -229,6 +229,7 @@ BUILT_IN: dict[str, str] = {
     "ft": "lm_eval_edit.editors.ft:Ft",
     "rect": "lm_eval_edit.editors.rect:Rect",
     "prune": "lm_eval_edit.editors.prune:Prune",
+    "sphere": "lm_eval_edit.editors.sphere:Sphere",
     "lora": "lm_eval_edit.editors.lora:Lora",
     "random": "lm_eval_edit.editors.random:Random",
     "easyeditor": "lm_eval_edit.editors.easyeditor.editor:EasyEdit",

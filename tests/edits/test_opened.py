@@ -251,6 +251,7 @@ OPTIONS = {
     "ft": {"layers": [1], "num_steps": 1},
     "rect": {"over": "rome", "layers": [1], "v_num_grad_steps": 2},
     "prune": {"over": "memit", "layers": [1], "v_num_grad_steps": 2},
+    "sphere": {"over": "memit", "layers": [0, 1], "v_num_grad_steps": 2},
     "lora": {"layers": [0, 2], "num_steps": 1, "target_modules": ["attn.c_attn", "mlp.c_fc"]},
     "random": {"like": "ft", "layers": [2], "num_steps": 1},
     "mend": {},
