@@ -149,7 +149,12 @@ def resolve(
         merged["layers"] = layers
     elif layers is not None and inner is None:
         problems.append(f"edit_layers: {editor_class.name} is not told its layers; leave edit_layers out")
-    by_depth = "layers" in names and not merged.get("layers")
+    instead = editor_class.instead_of_layers
+    if instead and merged.get("layers") and instead not in given:  # a preset's names give way to layers that are asked for
+        merged.pop(instead, None)
+    elif instead and merged.get(instead) and layers is None and not given.get("layers"):
+        merged.pop("layers", None)
+    by_depth = "layers" in names and not merged.get("layers") and not (instead and merged.get(instead))
     if by_depth:
         merged["layers"] = editor_class.default_layers(config.num_hidden_layers)
     values = {}

@@ -252,6 +252,7 @@ OPTIONS = {
     "rect": {"over": "rome", "layers": [1], "v_num_grad_steps": 2},
     "prune": {"over": "memit", "layers": [1], "v_num_grad_steps": 2},
     "sphere": {"over": "memit", "layers": [0, 1], "v_num_grad_steps": 2},
+    "ultraedit": {"layers": [0, 2], "lr": 1e-3},
     "lora": {"layers": [0, 2], "num_steps": 1, "target_modules": ["attn.c_attn", "mlp.c_fc"]},
     "random": {"like": "ft", "layers": [2], "num_steps": 1},
     "mend": {},

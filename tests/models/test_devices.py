@@ -45,11 +45,12 @@ EDITORS = {
     "rect pca": BATCH | {"over": "memit", "baseline": "pca"},
     "rect random": {"over": "kn", "baseline": "random", "steps": 4},
     "prune": BATCH | {"over": "memit", "alpha": 2.0},
+    "ultraedit": {"layers": [0, 2], "lr": 1e-3},
     "sphere": BATCH | {"over": "memit"},
     "random": BATCH | {"like": "memit"},
     "random dense": {"like": "ft", "layers": [0, 2], "num_steps": 2, "lr": 1e-3},
 }
-BATCHES = {"memit", "emmet", "alphaedit", "ft", "lora", "mend", "rect", "rect pca", "prune", "sphere", "random"}
+BATCHES = {"memit", "emmet", "alphaedit", "ft", "lora", "mend", "rect", "rect pca", "prune", "sphere", "ultraedit", "random"}
 SPLITS = {"early": [0, 1, 1], "late": [0, 0, 1], "three": [0, 1, 2]}  # the device of each layer
 
 
