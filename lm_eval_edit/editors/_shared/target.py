@@ -41,6 +41,7 @@ class Targets:
         outputs: (n, C, d) output of that down-projection, likewise.
         losses: (n,) the last loss of each request.
         steps: (n,) the number of Adam steps each request took.
+        stopped: (n,) which of them ended because their targets were right for long enough.
     """
 
     delta: Tensor
@@ -49,6 +50,7 @@ class Targets:
     outputs: Tensor
     losses: Tensor
     steps: Tensor
+    stopped: Tensor
 
     @property
     def value(self) -> Tensor:
@@ -107,6 +109,7 @@ def optimise_targets(
     weight_decay: float,
     clamp_norm_factor: float,
     kl_factor: float,
+    stop_after_correct: int | None = None,
     progress: bool = False,
 ) -> Targets:
     """Optimise δ for every fact.
@@ -117,6 +120,8 @@ def optimise_targets(
         contexts: Context templates; the first is the bare `{}`.
         steps, lr, weight_decay, clamp_norm_factor, kl_factor: EasyEdit's `v_num_grad_steps`, `v_lr`, `v_weight_decay`,
             `clamp_norm_factor`, `kl_factor`.
+        stop_after_correct: A request ends that many steps after its target tokens have become the most probable ones in
+            all contexts, if they have stayed so; None for no such stop (ENCORE, arXiv 2502.01636).
         progress: Whether to show the steps.
     """
     n, rows_each = len(facts), len(contexts) + 1
@@ -146,6 +151,8 @@ def optimise_targets(
     taken = torch.zeros(n, dtype=torch.long, device=delta.device)
     last_loss = torch.full((n,), float("nan"), dtype=wide, device=delta.device)
     reference: Tensor | None = None
+    correct_for = torch.zeros(n, dtype=torch.long, device=delta.device)  # passes in a row
+    stopped = torch.zeros(n, dtype=torch.bool, device=delta.device)
 
     def losses(running: _Running) -> Tensor:
         """(m,) the losses of the requests that are running."""
@@ -163,6 +170,11 @@ def optimise_targets(
         log_probs = F.log_softmax(logits.to(device=delta.device, dtype=wide_dtype(logits.dtype)), dim=-1)  # (R, C, V)
         nll = -log_probs[running.label_rows, running.label_index, running.labels]
         total = torch.zeros(len(requests), dtype=nll.dtype, device=nll.device).index_add_(0, running.label_request, nll)
+        if stop_after_correct is not None:
+            at_labels = log_probs.detach()[running.label_rows, running.label_index]
+            wrong = (at_labels.argmax(dim=-1) != running.labels).to(nll.dtype)
+            wrong = torch.zeros_like(total).index_add_(0, running.label_request, wrong)
+            correct_for[requests] = torch.where(wrong == 0, correct_for[requests] + 1, 0)
         essence = log_probs[rows_each - 1 :: rows_each, subject_index]  # (m, V)
         if reference is None:  # the first pass has all requests and δ = 0: the unedited distribution
             reference = essence.detach()
@@ -183,6 +195,10 @@ def optimise_targets(
                 at = running.requests
                 last_loss[at] = torch.where(active[at], loss.detach(), last_loss[at])
                 active[at] &= ~(loss.detach() < STOP_LOSS)
+                if stop_after_correct is not None:
+                    enough = active & (correct_for > stop_after_correct)
+                    stopped |= enough
+                    active &= ~enough
             if step == steps - 1:
                 break
             # Reading `active` waits for the device; frozen requests do not move, so looking now and then is enough.
@@ -205,4 +221,4 @@ def optimise_targets(
                 taken += active
     keys = seen.keys[layer].to(wide).view(n, rows_each, -1)[:, :-1]
     outputs = seen.mlp_outputs[layer].to(wide).view(n, rows_each, -1)[:, :-1]
-    return Targets(delta.detach(), init, keys, outputs, last_loss, taken)
+    return Targets(delta.detach(), init, keys, outputs, last_loss, taken, stopped)
