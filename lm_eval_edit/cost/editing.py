@@ -268,7 +268,7 @@ def _training(
 
 _METHODS: dict[str, Callable[[Shape, Mapping[str, Any], FactLength, int], Work]] = {
     "rome": _rome, "r_rome": _rome, "memit": _memit, "emmet": _memit, "alphaedit": _keeping_keys,
-    "memit_seq": _keeping_keys, "encore": _keeping_keys, "kn": _kn, "mend": _mend, "ft": _ft, "lora": _lora,
+    "memit_seq": _keeping_keys, "encore": _keeping_keys, "betaedit": _keeping_keys, "kn": _kn, "mend": _mend, "ft": _ft, "lora": _lora,
     "ultraedit": _ultraedit,
 }  # fmt: skip
 #: Editors that change what another computes: the option that names it, and its default.
@@ -298,12 +298,12 @@ def _once(shape: Shape, method: str, options: Mapping[str, Any]) -> Work:
             rows = count / 5  # a fifth of the samples for each start word
             flop = rows * sum(shape.blocks(n, n**2) + n * shape.head for n in range(1, tokens)) / max(1, tokens - 1)
             work += Work((Pass(5 * (tokens - 1), flop, shape.layers),))
-    share = 9.0 if method == "alphaedit" else 1 / 3  # eigenvectors, or a Cholesky factor
+    share = 9.0 if method in ("alphaedit", "betaedit") else 1 / 3  # eigenvectors, or a Cholesky factor
     return work + Work(double=share * shape.inner**3 * len(_moment_layers(method, options)))
 
 
 def _moment_layers(method: str, options: Mapping[str, Any]) -> list[int]:
-    if method in ("memit", "emmet", "alphaedit", "memit_seq", "encore"):
+    if method in ("memit", "emmet", "alphaedit", "memit_seq", "encore", "betaedit"):
         return _edited(options)
     wanted = method in ("rome", "r_rome") and options.get("mom2_adjustment")
     return list(options.get("layers", ())) if wanted else []

@@ -261,6 +261,7 @@ BUILT_IN: dict[str, str] = {
     "encore": "lm_eval_edit.editors.encore:Encore",
     "emmet": "lm_eval_edit.editors.emmet:Emmet",
     "alphaedit": "lm_eval_edit.editors.alphaedit:AlphaEdit",
+    "betaedit": "lm_eval_edit.editors.betaedit:BetaEdit",
     "kn": "lm_eval_edit.editors.kn:Kn",
     "mend": "lm_eval_edit.editors.mend.editor:Mend",
     "ft": "lm_eval_edit.editors.ft:Ft",

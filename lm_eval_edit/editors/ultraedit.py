@@ -75,7 +75,7 @@ class UltraEdit(Editor):
     needs_subject = False
     instead_of_layers: ClassVar[str] = "inner_params"
     # How EasyEdit's trainer is set up.
-    unused_fields = frozenset(("dropout", "no_grad_layers", "editor_batch_size", "silent", "half"))
+    unused_fields = frozenset(("dropout", "no_grad_layers", "editor_batch_size", "silent", "half", "class_name"))
 
     @classmethod
     def default_layers(cls, n_layers: int) -> tuple[int, ...]:

@@ -102,7 +102,7 @@ def test_the_formula_with_f_x_f_matrices_gives_the_same_update(make, names, once
     fresh = make(torch.float64)
     first, seen = dense(fresh, groups[0], names)
     compare(model, ledger.operations[0].deltas, first)
-    ledger.apply(2)
+    ledger.apply(1)
     second, _ = dense(model, groups[1], names, seen)
     compare(model, ledger.operations[1].deltas, second)
     alone, _ = dense(model, groups[1], names)
@@ -206,7 +206,7 @@ def test_the_stock_command_the_tasks_and_an_export(tmp_path):
     facts.write_text("".join(json.dumps(RECORD | {"id": str(i), "ans": ans}) + "\n" for i, ans in enumerate(["Berlin"])))
     options = {"editor": "ultraedit", "n_edits": 1, "edit_dataset": str(facts), "lr": 1e-3, "edit_layers": "1"}
     lm = EditedHFLM(pretrained=str(folder), device="cpu", edit_ledger=str(tmp_path / "ledger"), **options)
-    assert lm.edit_record()["n_edits"] == 1 and lm.edit_record()["options"]["layers"] == [1]
+    assert lm.edit_record()["n_edits"] == 1 and lm.edit_record()["options"]["layers"] == (1,)
     export(tmp_path / "ledger", "peft", tmp_path / "adapter", device="cpu")
 
 

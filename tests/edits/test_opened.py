@@ -247,6 +247,7 @@ OPTIONS = {
     "memit": {"layers": [0, 1], "v_num_grad_steps": 2},
     "emmet": {"layers": [1], "v_num_grad_steps": 2},
     "alphaedit": {"layers": [0, 1], "v_num_grad_steps": 2, "nullspace_threshold": 1e9},
+    "betaedit": {"layers": [0, 1], "v_num_grad_steps": 2, "nullspace_threshold": 1e9},
     "kn": {},
     "ft": {"layers": [1], "num_steps": 1},
     "rect": {"over": "rome", "layers": [1], "v_num_grad_steps": 2},
