@@ -161,12 +161,13 @@ def optimise_targets(
         shift = delta[requests]
         shifts = shift.repeat_interleave(rows_each, dim=0)  # (R, d): the KL row is shifted too
         if site == "mlp":
-            with added_to_output(projection, 0, shifts):
+            with added_to_output(projection, forward.column, shifts):
                 logits = forward.logits(columns)
         else:
-            entering = forward.entering
-            first = entering[:, :1] + shifts[:, None].to(device=entering.device, dtype=entering.dtype)
-            logits = forward.logits(columns, torch.cat([first, entering[:, 1:]], dim=1))
+            entering, at = forward.entering, forward.column
+            shifted = entering[:, at : at + 1] + shifts[:, None].to(device=entering.device, dtype=entering.dtype)
+            parts = [entering[:, :at], shifted, entering[:, at + 1 :]]
+            logits = forward.logits(columns, torch.cat(parts, dim=1))
         log_probs = F.log_softmax(logits.to(device=delta.device, dtype=wide_dtype(logits.dtype)), dim=-1)  # (R, C, V)
         nll = -log_probs[running.label_rows, running.label_index, running.labels]
         total = torch.zeros(len(requests), dtype=nll.dtype, device=nll.device).index_add_(0, running.label_request, nll)
