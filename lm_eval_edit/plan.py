@@ -196,6 +196,8 @@ def _plan_edits(
         everything = scheduled.read_facts(settings, source)
         facts = scheduled.usable(everything, editor) if editor else everything
         operations = scheduled.operations(settings, everything, editor)
+        if editor is not None:
+            problems += editor.schedule_problems(sum(map(len, operations)))
     except UserError as error:
         problems += problems_of(error)
     if settings.edit_ledger and hyperparameters is not None:

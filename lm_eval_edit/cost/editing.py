@@ -117,22 +117,57 @@ def _rome(shape: Shape, options: Mapping[str, Any], fact: FactLength, facts: int
 
 def _memit(shape: Shape, options: Mapping[str, Any], fact: FactLength, facts: int) -> Work:
     """Targets some facts at a time, then for each layer a pass up to the last one and a solve in float64."""
-    layers = list(options.get("layers", ()))
+    return _goals_and_passes(shape, options, fact, facts) + Work(double=_solve(shape, facts)).times(
+        len(_edited(options))
+    )
+
+
+def _keeping_keys(shape: Shape, options: Mapping[str, Any], fact: FactLength, facts: int) -> Work:
+    """MEMIT's passes and one more for the keys on the edited weights, which a running square root (f, f) takes up.
+
+    Counted as it is when many keys have come: the keys whitened, through the root and back, and again to absorb them.
+    """
+    layers = _edited(options)
+    solve = 13.0 * shape.inner**2 * facts + 4.0 * shape.inner * facts**2 + 2.0 * facts**3
+    work = _goals_and_passes(shape, options, fact, facts) + Work(double=solve).times(len(layers))
+    return work + _key_pass(shape, options, fact, facts, max(layers) + 1)
+
+
+def _goals_and_passes(shape: Shape, options: Mapping[str, Any], fact: FactLength, facts: int) -> Work:
+    """The targets of the last layer, or of each (`own_targets`), and for each layer a pass up to its target's."""
+    layers = _edited(options)
     longest, count = _templates(options, ((10, 5),))
     steps, chunk = options.get("v_num_grad_steps", 20), options.get("v_batch_size", 16)
-    above = shape.layers - max(layers) - 1
     work = Work()
-    for size, times in ((chunk, facts // chunk), (facts % chunk, 1)):
-        if size and times:
-            work += _target(shape, fact, size * (count + 1), longest, steps, above, above).times(times)
-    rows, width, depth = facts * count, longest + fact.prompt - fact.tail, max(layers) + 1
+    for goal, times in [(layer, 1) for layer in layers] if options.get("own_targets") else [(layers[-1], len(layers))]:
+        above = shape.layers - goal - 1
+        for size, chunks in ((chunk, facts // chunk), (facts % chunk, 1)):
+            if size and chunks:
+                work += _target(shape, fact, size * (count + 1), longest, steps, above, above).times(chunks)
+        work += _key_pass(shape, options, fact, facts, goal + 1).times(times)
+    return work
+
+
+def _key_pass(shape: Shape, options: Mapping[str, Any], fact: FactLength, facts: int, depth: int) -> Work:
+    """The keys at some layers, and the output of the block above which nothing is computed."""
+    longest, count = _templates(options, ((10, 5),))
+    rows, width = facts * count, longest + fact.prompt - fact.tail
     passes = math.ceil(rows / ROWS_AT_ONCE)
-    one = Pass(passes, shape.blocks(rows * width, rows * width**2, depth) / passes, depth)
+    return Work((Pass(passes, shape.blocks(rows * width, rows * width**2, depth) / passes, depth),))
+
+
+def _solve(shape: Shape, facts: int) -> float:
     f = shape.inner
     solve = 2.0 * f**2 * facts + 2.0 * f * facts**2 + facts**3 / 3
     if 3 * facts > f:  # the whole system is factored anew
         solve += f**3 / 3 + 2.0 * f**2 * facts
-    return work + Work((one,), double=solve).times(len(layers))
+    return solve
+
+
+def _edited(options: Mapping[str, Any]) -> list[int]:
+    """The layers of the MEMIT family: with `own_targets` the first and the last."""
+    layers = list(options.get("layers", ()))
+    return [layers[0], layers[-1]] if options.get("own_targets") and len(layers) > 2 else layers
 
 
 def _target(shape: Shape, fact: FactLength, rows: int, longest: float, steps: int, forward: int, backward: int) -> Work:
@@ -195,6 +230,26 @@ def _lora(shape: Shape, options: Mapping[str, Any], fact: FactLength, facts: int
     return _training(shape, options, fact, facts, 70, shape.layers, 0)
 
 
+def _ultraedit(shape: Shape, options: Mapping[str, Any], fact: FactLength, facts: int) -> Work:
+    """A pass over some facts at a time, the gradients down to the lowest edited matrix, and a solve for each."""
+    names = options.get("inner_params") or [f".{layer}." for layer in options.get("layers") or (0,)]
+    blocks = shape.layers - min((int(number) for name in names for number in re.findall(r"\.(\d+)\.", name)), default=0)
+    size = min(facts, options.get("batch_size_once", 10))
+    length = fact.prompt + fact.target
+    tokens, count, width = size * length, math.ceil(facts / size), shape.hidden + shape.inner
+    head = tokens * shape.head
+    whole = facts * length
+    unknowns = min(whole, shape.inner)
+    solve = 2.0 * whole * unknowns * width + unknowns**3 / 3
+    return Work(
+        (
+            Pass(count, shape.blocks(tokens, tokens * length) + head, shape.layers),
+            Pass(count, shape.blocks(tokens, tokens * length, blocks) + head, blocks),
+        ),
+        double=solve * len(names),
+    )
+
+
 def _training(
     shape: Shape, options: Mapping[str, Any], fact: FactLength, facts: int, steps: int, blocks: int, matrices: int
 ) -> Work:
@@ -212,11 +267,14 @@ def _training(
 
 
 _METHODS: dict[str, Callable[[Shape, Mapping[str, Any], FactLength, int], Work]] = {
-    "rome": _rome, "r_rome": _rome, "memit": _memit, "emmet": _memit, "alphaedit": _memit, "kn": _kn, "mend": _mend,
-    "ft": _ft, "lora": _lora,
+    "rome": _rome, "r_rome": _rome, "memit": _memit, "emmet": _memit, "alphaedit": _keeping_keys,
+    "memit_seq": _keeping_keys, "encore": _keeping_keys, "betaedit": _keeping_keys, "kn": _kn, "mend": _mend, "ft": _ft, "lora": _lora,
+    "ultraedit": _ultraedit,
 }  # fmt: skip
 #: Editors that change what another computes: the option that names it, and its default.
-_WRAPPERS = {"rect": ("over", "rome"), "prune": ("over", "memit"), "random": ("like", "rome")}
+_WRAPPERS = {
+    "rect": ("over", "rome"), "prune": ("over", "memit"), "sphere": ("over", "alphaedit"), "random": ("like", "rome"),
+}  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------- before and after the edits
@@ -235,19 +293,19 @@ def _once(shape: Shape, method: str, options: Mapping[str, Any]) -> Work:
     """Sampling the context templates and factoring the second moments."""
     plan = {"rome": ((5, 10), (10, 10)), "r_rome": ((5, 10), (10, 10))}.get(method, ((10, 5),))
     work = Work()
-    if method not in ("kn", "mend", "ft", "lora") and not options.get("context_templates"):
+    if method not in ("kn", "mend", "ft", "lora", "ultraedit") and not options.get("context_templates"):
         for tokens, count in options.get("context_template_length_params", plan):
             rows = count / 5  # a fifth of the samples for each start word
             flop = rows * sum(shape.blocks(n, n**2) + n * shape.head for n in range(1, tokens)) / max(1, tokens - 1)
             work += Work((Pass(5 * (tokens - 1), flop, shape.layers),))
-    share = 9.0 if method == "alphaedit" else 1 / 3  # eigenvectors, or a Cholesky factor
+    share = 9.0 if method in ("alphaedit", "betaedit") else 1 / 3  # eigenvectors, or a Cholesky factor
     return work + Work(double=share * shape.inner**3 * len(_moment_layers(method, options)))
 
 
 def _moment_layers(method: str, options: Mapping[str, Any]) -> list[int]:
-    wanted = method in ("memit", "emmet", "alphaedit") or (
-        method in ("rome", "r_rome") and options.get("mom2_adjustment")
-    )
+    if method in ("memit", "emmet", "alphaedit", "memit_seq", "encore", "betaedit"):
+        return _edited(options)
+    wanted = method in ("rome", "r_rome") and options.get("mom2_adjustment")
     return list(options.get("layers", ())) if wanted else []
 
 

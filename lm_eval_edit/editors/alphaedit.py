@@ -10,16 +10,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from lm_eval_edit.editors._shared.keys import cholesky, subject_states
+from lm_eval_edit.editors._shared.batch_options import BatchOptions
+from lm_eval_edit.editors._shared.earlier_keys import KeepsKeys
 from lm_eval_edit.editors._shared.scale import MEMIT_CLOSED, NOTHING, norm_weight
 from lm_eval_edit.editors.base import EditContext, EditResult, option
-from lm_eval_edit.editors.memit import BatchOptions, Memit
+from lm_eval_edit.editors.memit import Memit
 from lm_eval_edit.facts.fact import Fact
 from lm_eval_edit.models.devices import weight_of
-from lm_eval_edit.weights.edited import wide_dtype
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ class AlphaEditOptions(BatchOptions):
                 raise ValueError(f"{name}={getattr(self, name):g}: want a positive number")
 
 
-class AlphaEdit(Memit):
+class AlphaEdit(KeepsKeys, Memit):
     """W ← W + R Kᵀ P (K_p K_pᵀ P + K Kᵀ P + αI)⁻¹, K_p the keys of earlier operations, α = `L2`; else as MEMIT."""
 
     name = "alphaedit"
@@ -64,11 +63,11 @@ class AlphaEdit(Memit):
         o, found = self.options, {}
         threshold, weight = o.nullspace_threshold, o.L2
         if threshold is None:
-            modules = [context.architecture.down_projections[layer] for layer in o.layers]
+            modules = [context.architecture.down_projections[layer] for layer in self.layers()]
             found["nullspace_threshold"] = threshold = context.second_moments.median_eigenvalue(modules)
         if weight is None:
-            bases = {layer: self._basis(context, layer, threshold) for layer in o.layers}
-            found["L2"] = norm_weight(context, facts, bases, MEMIT_CLOSED)
+            bases = {layer: self._basis(context, layer, threshold) for layer in self.layers()}
+            found["L2"] = norm_weight(context, facts, bases, MEMIT_CLOSED, len(self._groups()[0]))
         return found
 
     def _basis(self, context: EditContext, layer: int, threshold: float) -> Tensor:
@@ -88,31 +87,15 @@ class AlphaEdit(Memit):
         """A (f, n) = (P (K_p K_pᵀ + K Kᵀ) + αI)⁻¹ P K.
 
         With P = U Uᵀ, U (f, r), and M = Uᵀ [K_p K] this is U (M Mᵀ + αI)⁻¹ Uᵀ K: a symmetric positive definite r x r
-        system, or by the push-through identity one as large as the number of keys.
+        system. Divided by √α its earlier keys are taken up as they come.
         """
         module = context.architecture.down_projections[layer]
-        o = self.options
-        basis = self._basis(context, layer, scale.get("nullspace_threshold", o.nullspace_threshold)).to(keys.device)
-        earlier = [state[_state_name(module)].to(keys.device, torch.float64) for state in history]
-        projected = basis.T @ torch.cat([*earlier, keys], dim=1)  # M (r, N), the last n columns UᵀK
-        n, (r, total) = keys.shape[1], projected.shape
-        by_keys = total <= r
-        system = projected.T @ projected if by_keys else projected @ projected.T
-        system.diagonal().add_(scale.get("L2", o.L2))
-        factor = cholesky(system, n)
-        if by_keys:
-            last = torch.eye(total, dtype=factor.dtype, device=factor.device)[:, -n:]
-            return basis @ (projected @ torch.cholesky_solve(last, factor))
-        return basis @ torch.cholesky_solve(projected[:, -n:], factor)
+        threshold = scale.get("nullspace_threshold", self.options.nullspace_threshold)
+        root = float(scale.get("L2", self.options.L2)) ** 0.5
+        basis = self._basis(context, layer, threshold).to(keys.device)
 
-    def _state(self, context: EditContext, facts: Sequence[Fact]) -> dict[str, Tensor]:
-        """K (f, n) of every edited layer on the edited weights: what later operations must not disturb."""
-        layers = self.options.layers
-        keys = subject_states(context, facts, layers, layers[-1]).keys
-        modules = {layer: context.architecture.down_projections[layer] for layer in layers}
-        dtype = wide_dtype(context.model.dtype)
-        return {_state_name(modules[layer]): keys[layer].to(dtype).contiguous() for layer in layers}
+        def projected(given: Tensor) -> Tensor:
+            return basis.T @ given / root
 
-
-def _state_name(module: str) -> str:
-    return f"{module}.keys"
+        earlier = self._earlier(history, module, basis.shape[1], keys, projected, (threshold, root))
+        return basis @ earlier.solve(projected(keys)) / root

@@ -14,7 +14,7 @@ import importlib
 import importlib.metadata
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import Field, asdict, dataclass, field, fields
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -41,6 +41,7 @@ class EditContext:
         second_moments: E[k kᵀ] per module, for editors that need them.
         seed: The schedule's seed, for editors that draw random numbers (from generators of their own).
         progress: Whether long work inside one operation may show a progress bar.
+        schedule: The facts of the whole schedule, first to last; empty where there is none.
     """
 
     model: PreTrainedModel
@@ -50,6 +51,7 @@ class EditContext:
     second_moments: SecondMoments
     seed: int = 0
     progress: bool = False
+    schedule: Sequence[Fact] = ()
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,8 @@ class Editor(ABC):
         easyedit_name: The method's `alg_name` in EasyEdit's hparams files, where that is not its name.
         unused_fields: Fields of the method's published hparams files that its published code does not read; accepted
             and passed over.
+        needs_subject: Whether a fact must name its subject, and where it stands.
+        instead_of_layers: Name of the field of `Options` that names modules in place of `layers`, if there is one.
         without_second_moments: How to do without E[k kᵀ], for the error when there is none; empty if there is no way.
     """
 
@@ -95,6 +99,8 @@ class Editor(ABC):
     easyedit_name: ClassVar[str | None] = None
     unused_fields: ClassVar[frozenset[str]] = frozenset()
     without_second_moments: str = ""
+    needs_subject: ClassVar[bool] = True
+    instead_of_layers: ClassVar[str | None] = None
     options: Any  # an `Options`; a method says which, for the type checker
 
     @classmethod
@@ -122,8 +128,17 @@ class Editor(ABC):
         """
 
     def fact_problem(self, fact: Fact) -> str | None:
-        """Why this method cannot edit a fact that others can, or None. Such facts are skipped and reported by id."""
+        """Why this method cannot edit a fact that others can, or None. Such facts are skipped and reported by id.
+
+        A subclass with reasons of its own asks this one first.
+        """
+        if self.needs_subject and not fact.subject.strip():
+            return f"{self.name} needs the subject, and the fact names none; editor=ultraedit needs none"
         return None
+
+    def schedule_problems(self, n_facts: int) -> list[str]:
+        """Why these options cannot edit a schedule of so many facts, as sentences; none by default."""
+        return []
 
     def finish(self, weights: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, Delta]:
         """A last correction after all operations of a schedule, for methods that restrain the sum of their edits.
@@ -140,8 +155,12 @@ class Editor(ABC):
         return {}
 
     def describe(self) -> dict[str, Any]:
-        """The hyper-parameters as JSON-able values; None for one that is found in the model when editing begins."""
-        return asdict(self.options)
+        """The hyper-parameters as JSON-able values; None for one that is found in the model when editing begins.
+
+        An option that came later than its method is told only where it is used, so that older ledgers still fit.
+        """
+        unused = {f.name for f in fields(self.options) if f.metadata.get("later") and _is_default(self.options, f)}
+        return {name: value for name, value in asdict(self.options).items() if name not in unused}
 
     @classmethod
     def wraps(cls, given: Mapping[str, Any]) -> type[Editor] | None:
@@ -200,7 +219,20 @@ class Editor(ABC):
         return []
 
 
-def option(help: str, *, from_model: str = "", like: float = 1.0, tuned: bool = True, **kwargs: Any) -> Any:
+def _is_default(options: Any, f: Field) -> bool:
+    return getattr(options, f.name) == f.default
+
+
+def option(
+    help: str,
+    *,
+    from_model: str = "",
+    like: float = 1.0,
+    tuned: bool = True,
+    later: bool = False,
+    least: int | None = None,
+    **kwargs: Any,
+) -> Any:
     """A dataclass field with a description.
 
     Args:
@@ -210,11 +242,14 @@ def option(help: str, *, from_model: str = "", like: float = 1.0, tuned: bool = 
         like: A number of the type of such an option.
         tuned: Whether a number is the result of somebody's search over models, so that its default is worth a notice
             where no published value is known.
+        later: Whether ledgers have been written before there was this option: it is not told at its default.
+        least: For a whole number that may also be none, the smallest that is accepted.
         kwargs: Those of `dataclasses.field`.
     """
     if from_model:
         kwargs["default"] = None
-    return field(metadata={"help": help, "from_model": from_model, "like": like, "tuned": tuned}, **kwargs)
+    told = {"help": help, "from_model": from_model, "like": like, "tuned": tuned, "later": later, "least": least}
+    return field(metadata=told, **kwargs)
 
 
 # ------------------------------------------------------------------------------------------------------- the registry
@@ -223,13 +258,18 @@ BUILT_IN: dict[str, str] = {
     "rome": "lm_eval_edit.editors.rome:Rome",
     "r_rome": "lm_eval_edit.editors.r_rome:RRome",
     "memit": "lm_eval_edit.editors.memit:Memit",
+    "memit_seq": "lm_eval_edit.editors.memit_seq:MemitSeq",
+    "encore": "lm_eval_edit.editors.encore:Encore",
     "emmet": "lm_eval_edit.editors.emmet:Emmet",
     "alphaedit": "lm_eval_edit.editors.alphaedit:AlphaEdit",
+    "betaedit": "lm_eval_edit.editors.betaedit:BetaEdit",
     "kn": "lm_eval_edit.editors.kn:Kn",
     "mend": "lm_eval_edit.editors.mend.editor:Mend",
     "ft": "lm_eval_edit.editors.ft:Ft",
     "rect": "lm_eval_edit.editors.rect:Rect",
     "prune": "lm_eval_edit.editors.prune:Prune",
+    "sphere": "lm_eval_edit.editors.sphere:Sphere",
+    "ultraedit": "lm_eval_edit.editors.ultraedit:UltraEdit",
     "lora": "lm_eval_edit.editors.lora:Lora",
     "random": "lm_eval_edit.editors.random:Random",
     "easyeditor": "lm_eval_edit.editors.easyeditor.editor:EasyEdit",

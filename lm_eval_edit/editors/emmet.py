@@ -57,7 +57,11 @@ class Emmet(Memit):
             return {}
         # With ρ = 0 the constraints hold whatever λ is; it only has to be of the systems' size.
         ridge = o.emmet_lambda or 0.1
-        return {"mom2_update_weight": update_weight(context, facts, o.layers, EMMET_CLOSED, ridge)}
+        return {
+            "mom2_update_weight": update_weight(
+                context, facts, self.layers(), EMMET_CLOSED, ridge, len(self._groups()[0])
+            )
+        }
 
     def _directions(
         self,

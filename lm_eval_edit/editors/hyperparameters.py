@@ -6,9 +6,10 @@ Names are EasyEdit's, and its hparams files for the same method are read as they
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import Field, dataclass, fields
+from dataclasses import Field, dataclass, field, fields
 from importlib import resources
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import yaml
@@ -39,20 +40,24 @@ class Preset:
         match: Configuration attributes and the values they must have.
         source: Where the figures were published.
         options: The hyper-parameters.
+        given: Options that a user must have given, and how, for the preset to be theirs: figures of a variant.
     """
 
     name: str
     match: dict[str, Any]
     source: str
     options: dict[str, Any]
+    given: dict[str, Any] = field(default_factory=dict)
 
-    def fits(self, config: PretrainedConfig) -> bool:
-        """Whether a model of this configuration is the preset's."""
-        return all(getattr(config, name, None) == value for name, value in self.match.items())
+    def fits(self, config: PretrainedConfig, given: Mapping[str, Any] = MappingProxyType({})) -> bool:
+        """Whether a model of this configuration, edited with these options, is the preset's."""
+        return all(getattr(config, name, None) == value for name, value in self.match.items()) and all(
+            str(given.get(name)).lower() == str(value).lower() for name, value in self.given.items()
+        )
 
 
 def presets(editor: str) -> list[Preset]:
-    """The presets of an editor; empty when it has none."""
+    """The presets of an editor, the first that fits being used; empty when it has none."""
     file = resources.files("lm_eval_edit.editors") / "presets" / f"{editor}.yaml"
     return [Preset(**entry) for entry in yaml.safe_load(file.read_text())] if file.is_file() else []
 
@@ -131,7 +136,7 @@ def resolve(
             f"the hyper-parameters are for {given['alg_name']}, the editor is {editor_class.name}: give its own file"
         )
     notices = list(inner.notices) if inner else []
-    preset = next((p for p in presets(editor_class.name) if p.fits(config)), None)
+    preset = next((p for p in presets(editor_class.name) if p.fits(config, given)), None)
     merged: dict[str, Any] = dict(preset.options) if preset else {}
     merged |= {name: value for name, value in given.items() if name in names}
     if editor_class.other_options is not None:
@@ -145,7 +150,14 @@ def resolve(
         merged["layers"] = layers
     elif layers is not None and inner is None:
         problems.append(f"edit_layers: {editor_class.name} is not told its layers; leave edit_layers out")
-    by_depth = "layers" in names and not merged.get("layers")
+    instead = editor_class.instead_of_layers
+    if (
+        instead and merged.get("layers") and instead not in given
+    ):  # a preset's names give way to layers that are asked for
+        merged.pop(instead, None)
+    elif instead and merged.get(instead) and layers is None and not given.get("layers"):
+        merged.pop("layers", None)
+    by_depth = "layers" in names and not merged.get("layers") and not (instead and merged.get(instead))
     if by_depth:
         merged["layers"] = editor_class.default_layers(config.num_hidden_layers)
     values, found = _typed(editor_class, merged)
@@ -230,6 +242,13 @@ def _plain(name: str) -> str:
 
 def _value(value: Any, f: Field[Any]) -> Any:
     """`value` as the type of an option. `auto` or none leaves an option to the model where it can be."""
+    if (least := f.metadata.get("least")) is not None:
+        if value is None or (isinstance(value, str) and value.strip().lower() == "none"):
+            return None
+        number = coerce(value, least)
+        if number < least:
+            raise ValueError(f"want a whole number of at least {least}, or none")
+        return number
     if not f.metadata.get("from_model"):
         return coerce(value, f.default)
     if value is None or (isinstance(value, str) and value.strip().lower() in ("auto", "none")):

@@ -8,6 +8,7 @@ that adds an equal share of what is still missing and disturbs ordinary text lea
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -15,10 +16,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from lm_eval_edit.editors._shared.batch_options import BatchOptions
+from lm_eval_edit.editors._shared.goals import Goals, anchor_name, anchors, find_goals, too_few
 from lm_eval_edit.editors._shared.keys import solve_normal_equations, subject_states
 from lm_eval_edit.editors._shared.progress import steps
 from lm_eval_edit.editors._shared.scale import MEMIT_CLOSED, NOTHING, kept, to_keep, update_weight
-from lm_eval_edit.editors._shared.target import optimise_targets
 from lm_eval_edit.editors.base import EditContext, Editor, EditResult, option
 from lm_eval_edit.editors.templates import TemplatePlan
 from lm_eval_edit.facts.fact import Fact
@@ -27,36 +29,7 @@ from lm_eval_edit.models.devices import weight_of
 from lm_eval_edit.weights.delta import Delta, linear_update
 from lm_eval_edit.weights.edited import temporarily_applied, wide_dtype
 
-
-@dataclass(frozen=True)
-class BatchOptions:
-    """Hyper-parameters that MEMIT and its kin share, under EasyEdit's names."""
-
-    layers: tuple[int, ...] = option("the edited layers, lowest first", default=())
-    v_num_grad_steps: int = option("forward passes of the target optimisation: one more than Adam steps", default=20)
-    v_lr: float = option("Adam's learning rate", default=0.5)
-    v_weight_decay: float = option("weight of ‖δ‖ / ‖z_init‖² in the loss", default=0.5)
-    clamp_norm_factor: float = option("δ is kept within this many norms of z_init", default=0.75)
-    kl_factor: float = option('weight of the drift of "{subject} is a" in the loss', default=0.0625)
-    v_batch_size: int = option(
-        "facts whose targets are optimised at once: bounds memory, changes nothing else", default=16, tuned=False
-    )
-    fact_token: str = option("where the fact is read and written; only subject_last", default="subject_last")
-    mom2_adjustment: bool = option("use the second moments; only true", default=True)
-    context_template_length_params: tuple[tuple[int, int], ...] = option(
-        "(tokens, samples) of the context templates sampled from the model", default=((10, 5),)
-    )
-    context_templates: tuple[tuple[str, ...], ...] = option("templates to use instead of sampling any", default=())
-
-    def __post_init__(self) -> None:
-        if self.fact_token != "subject_last":
-            raise ValueError(f"fact_token={self.fact_token!r}: only 'subject_last' is supported")
-        if not self.mom2_adjustment:
-            raise ValueError("mom2_adjustment=False: this method is built on the second moments; leave it true")
-        if self.v_batch_size < 1:
-            raise ValueError(f"v_batch_size={self.v_batch_size}: want at least 1")
-        if any(after <= before for before, after in zip(self.layers, self.layers[1:], strict=False)):
-            raise ValueError(f"layers={list(self.layers)}: want each layer once, lowest first")
+logger = logging.getLogger("lm_eval_edit")
 
 
 @dataclass(frozen=True)
@@ -94,69 +67,99 @@ class Memit(Editor):
     def needs_second_moments(self) -> list[int]:
         return self.layers()
 
+    def layers(self) -> list[int]:
+        """The edited layers: with `own_targets` the first and the last of those given."""
+        given = list(self.options.layers)
+        return [given[0], given[-1]] if self.options.own_targets and len(given) > 2 else given
+
+    def schedule_problems(self, n_facts: int) -> list[str]:
+        return too_few(n_facts, self.options) if self.options.norm_anchor == "auto" else []
+
     def compute(
         self, context: EditContext, facts: Sequence[Fact], history: Sequence[Mapping[str, Tensor]] = ()
     ) -> EditResult:
-        layers = self.options.layers
-        scale = kept(history) if history else self._from_model(context, facts)
-        values, details = self._targets(context, facts)  # (n, d), all on the weights before this operation
+        scale = kept(history) if history else self._from_model(context, facts) | self._anchors(context, facts)
         deltas: dict[str, Delta] = {}
-        missing = []
+        details: dict[str, Any] = {}
         with contextlib.ExitStack() as edited:
-            for index, layer in enumerate(steps(layers, "updating layers", "layer", show=context.progress)):
-                states = subject_states(context, facts, [layer], layers[-1])
-                rest = values.to(states.outputs.device) - states.outputs  # (n, d)
-                keys = states.keys[layer]
-                directions = self._directions(context, layer, keys, history, scale)  # A (f, n)
-                module = context.model.get_submodule(context.architecture.down_projections[layer])
-                share = (rest / (len(layers) - index)).T.to(directions.device)  # R (d, n), eq. 20
-                dtype = wide_dtype(weight_of(module).dtype)
-                name = context.architecture.weight(layer)
-                deltas[name] = linear_update(is_transposed(module), directions.to(dtype), share.to(dtype))
-                edited.enter_context(temporarily_applied(context.model, {name: deltas[name]}))
-                missing.append(rest.norm(dim=1).mean().cpu())
-            left = (
-                (values - subject_states(context, facts, [], layers[-1]).outputs.to(values.device)).norm(dim=1).mean()
-            )
+            for layers in self._groups():  # all on the weights before this operation; BLUE's on those edited so far
+                goals = self._goals(context, facts, layers[-1], scale)
+                closed = self._close(context, facts, layers, goals, history, scale, deltas, edited)
+                for name, value in (goals.details | closed).items():
+                    details.setdefault(name, []).append(value)
             state = self._state(context, facts) | ({} if history else to_keep(scale))
-        details["missing"] = torch.stack(missing).tolist()  # mean ‖z − h‖ before each layer's update
-        details["closed"] = 1 - float(left) / details["missing"][0] if details["missing"][0] else 1.0
+        details = {name: found[0] if len(found) == 1 else found for name, found in details.items()}
         return EditResult(deltas, details | ({"from_model": scale} if scale else {}), state)
+
+    def _groups(self) -> list[list[int]]:
+        """The layers that share a target: all of them, or each by itself (BLUE)."""
+        return [[layer] for layer in self.layers()] if self.options.own_targets else [self.layers()]
+
+    def _close(
+        self,
+        context: EditContext,
+        facts: Sequence[Fact],
+        layers: Sequence[int],
+        goals: Goals,
+        history: Sequence[Mapping[str, Tensor]],
+        scale: Mapping[str, float],
+        deltas: dict[str, Delta],
+        edited: contextlib.ExitStack,
+    ) -> dict[str, Any]:
+        """Bring the last of some layers to its goals, each of them taking an equal part of what is left.
+
+        Args:
+            deltas: Gets the update of every layer.
+            edited: Within it the model carries them.
+
+        Returns:
+            Figures for the ledger.
+        """
+        missing = []
+        for index, layer in enumerate(steps(layers, "updating layers", "layer", show=context.progress)):
+            states = subject_states(context, facts, [layer], layers[-1])
+            rest = _rest(goals, states.outputs)  # (n, d)
+            keys = states.keys[layer]
+            directions = self._directions(context, layer, keys, history, scale)  # A (f, n)
+            module = context.model.get_submodule(context.architecture.down_projections[layer])
+            share = (rest / (len(layers) - index)).T.to(directions.device)  # R (d, n), eq. 20
+            dtype = wide_dtype(weight_of(module).dtype)
+            name = context.architecture.weight(layer)
+            deltas[name] = linear_update(is_transposed(module), directions.to(dtype), share.to(dtype))
+            edited.enter_context(temporarily_applied(context.model, {name: deltas[name]}))
+            missing.append(rest.norm(dim=1).mean().cpu())
+        left = _rest(goals, subject_states(context, facts, [], layers[-1]).outputs).norm(dim=1).mean()
+        found = torch.stack(missing).tolist()  # mean ‖z − h‖ before each layer's update
+        return {"missing": found, "closed": 1 - float(left) / found[0] if found[0] else 1.0}
 
     def _from_model(self, context: EditContext, facts: Sequence[Fact]) -> dict[str, float]:
         """{option: value} of the options that are None: found on the weights before the schedule's first operation."""
         if self.options.mom2_update_weight is not None:
             return {}
-        return {"mom2_update_weight": update_weight(context, facts, self.options.layers, MEMIT_CLOSED)}
+        return {
+            "mom2_update_weight": update_weight(
+                context, facts, self.layers(), MEMIT_CLOSED, shared_by=len(self._groups()[0])
+            )
+        }
 
-    def _targets(self, context: EditContext, facts: Sequence[Fact]) -> tuple[Tensor, dict[str, Any]]:
-        """(z (n, d) in float64, figures): what the last edited block should give for each bare prompt (eq. 16)."""
-        o = self.options
-        found = []
-        with steps(None, "targets", "fact", show=context.progress, total=len(facts)) as bar:
-            for start in range(0, len(facts), o.v_batch_size):
-                chunk = facts[start : start + o.v_batch_size]
-                found.append(
-                    optimise_targets(
-                        context.model,
-                        context.tokenizer,
-                        context.architecture,
-                        chunk,
-                        layer=o.layers[-1],
-                        site="block",
-                        contexts=[template for templates in context.context_templates for template in templates],
-                        steps=o.v_num_grad_steps,
-                        lr=o.v_lr,
-                        weight_decay=o.v_weight_decay,
-                        clamp_norm_factor=o.clamp_norm_factor,
-                        kl_factor=o.kl_factor,
-                        progress=context.progress,
-                    )
-                )
-                bar.update(len(chunk))
-        values = torch.cat([targets.value.double() for targets in found])
-        losses = [loss for targets in found for loss in targets.losses.tolist()]
-        return values, {"loss": losses, "steps": [count for targets in found for count in targets.steps.tolist()]}
+    def _anchors(self, context: EditContext, facts: Sequence[Fact]) -> dict[str, float]:
+        """The norms that the goals are scaled to, where they are to be measured (`norm_anchor`)."""
+        return anchors(context, facts, [layers[-1] for layers in self._groups()], self.options)
+
+    def _goals(
+        self, context: EditContext, facts: Sequence[Fact], layer: int, scale: Mapping[str, float] = NOTHING
+    ) -> Goals:
+        """What a block should give for each bare prompt (eq. 16), on the weights as they stand."""
+        goals, anchor = find_goals(context, facts, layer, self.options), self.options.norm_anchor
+        if anchor is None:
+            return goals
+        goals = goals.anchored(anchor if isinstance(anchor, float) else scale[anchor_name(layer)], facts)
+        if left_out := goals.details["left_out"]:
+            logger.warning(
+                "left out, the target's norm is above twice the anchor %g: %s",
+                goals.details["norm_anchor"], ", ".join(map(str, left_out)),
+            )  # fmt: skip
+        return goals
 
     def _directions(
         self,
@@ -178,3 +181,9 @@ class Memit(Editor):
     def _state(self, context: EditContext, facts: Sequence[Fact]) -> dict[str, Tensor]:
         """What later operations must know, seen on the edited weights; nothing here."""
         return {}
+
+
+def _rest(goals: Goals, outputs: Tensor) -> Tensor:
+    """(n, d) what the outputs (n, d) lack; nothing for a fact that is left out."""
+    rest = goals.values.to(outputs.device) - outputs
+    return rest * goals.edited[:, None].to(rest)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lm_eval_edit._support.files import hash_json
 from lm_eval_edit._support.versions import versions
+from lm_eval_edit.editors._shared.history import History
 from lm_eval_edit.editors.base import EditContext, Editor, find_editor
 from lm_eval_edit.editors.hyperparameters import resolve
 from lm_eval_edit.editors.templates import check_templates, sample_templates
@@ -92,6 +93,7 @@ def edit_model(
     if resolved is not None:
         unusable = [(fact, resolved.editor.fact_problem(fact)) for fact in facts]
         problems += [f"fact {fact.id}: {why}" for fact, why in unusable if why]
+        problems += resolved.editor.schedule_problems(len(facts))
     if resolved is not None:
         problems += Architecture.discover(model).check_layers(resolved.editor.layers())
     if problems or resolved is None:
@@ -198,7 +200,7 @@ def begin_editing(
     check_schedule(directory, ledger.operations, operations)
     ledger.operations = ledger.operations[: len(operations)]
     ledger.finish = editor.finish
-    context = EditContext(model, tokenizer, architecture, templates, second_moments, seed, progress)
+    context = EditContext(model, tokenizer, architecture, templates, second_moments, seed, progress, facts)
     return EditRun(ledger, editor, context, [list(facts) for facts in operations], min_success)
 
 
@@ -212,6 +214,7 @@ class EditRun:
         context: What it is given.
         operations: The facts of every operation of the schedule.
         min_success: The share of the edits that must have taken whenever `edit_to` has done its work.
+        history: What the operations that this run has seen left for later ones.
     """
 
     ledger: Ledger
@@ -219,6 +222,7 @@ class EditRun:
     context: EditContext
     operations: list[list[Fact]]
     min_success: float | None = None
+    history: History = field(default_factory=History)
 
     def edit_to(self, n_operations: int | None = None) -> None:
         """Bring the model to the state after the first n operations (default: all), computing those still missing.
@@ -300,13 +304,14 @@ class EditRun:
             states.append(operation.state)
             operation.release()
 
-    def _states(self) -> list[dict[str, torch.Tensor]]:
-        """What each operation in the ledger left behind for later ones."""
-        states = []
-        for operation in self.ledger.operations:
-            states.append(operation.state)
+    def _states(self) -> History:
+        """What each operation in the ledger left behind for later ones; each is read once for the life of this run."""
+        if len(self.history) > len(self.ledger.operations):  # another run has taken some away
+            self.history = History()
+        for operation in self.ledger.operations[len(self.history) :]:
+            self.history.append(operation.state)
             operation.release()
-        return states
+        return self.history
 
 
 def _templates(

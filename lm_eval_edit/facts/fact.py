@@ -54,7 +54,7 @@ class Fact:
     """One fact to be edited: after the edit, `prompt` about `subject` should continue with `target_new`.
 
     Args:
-        subject: The entity the fact is about.
+        subject: The entity the fact is about; empty where nobody says, for editors that need none.
         prompt: Holds `{}` at the subject's place, or the subject in clear.
         target_new: The new object o*, with or without a leading space.
         target_true: The true object o, if known.
@@ -89,12 +89,14 @@ class Fact:
 
     def problem(self) -> str | None:
         """Why this fact cannot be edited, or None."""
-        if not self.subject.strip():
+        if not self.subject.strip() and (SLOT in self.prompt or not self.prompt.strip()):
             return "the subject is empty"
         if not self.target_new.strip():
             return "the target is empty"
         if not self.prompt.strip():
             return "the prompt is empty"
+        if not self.subject.strip():  # few editors need none; the others say that they do
+            return None if self.subject_at is None else f"subject_at={self.subject_at}: the fact names no subject"
         if self.subject_at is not None:
             if place_at(self.prompt, self.subject, self.subject_at) is None:
                 return f"subject_at={self.subject_at}: neither {SLOT} nor the subject begins there in {self.prompt!r}"
@@ -105,6 +107,8 @@ class Fact:
     @property
     def _place(self) -> tuple[int, int]:
         """Where in the prompt the subject's place begins and ends."""
+        if not self.subject.strip():
+            raise UserError(f"fact {self.id}: it names no subject")
         place: tuple[int, int] | str | None
         if self.subject_at is None:
             place = subject_place(self.prompt, self.subject)
@@ -123,6 +127,8 @@ class Fact:
     @property
     def text(self) -> str:
         """The prompt in clear."""
+        if not self.subject.strip():
+            return self.prompt
         return self.template.about(self.subject)
 
     @property

@@ -54,7 +54,7 @@ def test_equals_the_published_delta(reference, name):
 
 def test_unrelaxed_the_facts_are_met_exactly_and_memit_does_not(context):
     states = subject_states(context, FACTS, [1], 1)
-    wanted = emmet()._targets(context, FACTS)[0] - states.outputs  # (n, d)
+    wanted = emmet()._goals(context, FACTS, 1).values - states.outputs  # (n, d)
 
     def missed(editor) -> float:
         return float((states.keys[1].T @ update(context, editor) - wanted).norm() / wanted.norm())

@@ -79,7 +79,7 @@ def test_targets_and_positions_are_the_published_ones(reference, name):
     editor = Memit(MemitOptions(**{f: info["hparams"][f] for f in names}))
     templates = info["context_templates"]
     context = EditContext(model, tokenizer, Architecture.discover(model), templates, SecondMoments())
-    values, _ = editor._targets(context, facts)
+    values = editor._goals(context, facts, editor.layers()[-1]).values
     for r, value in enumerate(values):
         torch.testing.assert_close(value, figures[f"call0/z{r}"], rtol=1e-9, atol=1e-9)
     positions = [
@@ -189,7 +189,7 @@ def test_one_layers_update_is_the_least_squares_solution(facts):
     context, weight = context_of(model), OPTIONS["mom2_update_weight"]
     editor = Memit(MemitOptions(**OPTIONS | {"layers": (1,), "v_num_grad_steps": 5}))
     states = subject_states(context, facts, [1], 1)
-    keys, rest = states.keys[1], editor._targets(context, facts)[0] - states.outputs
+    keys, rest = states.keys[1], editor._goals(context, facts, 1).values - states.outputs
     (delta,) = editor.compute(context, facts).deltas.values()
     update = delta.dense(torch.float64)  # (f, d)
     moment = context.second_moments["transformer.h.1.mlp.c_proj"]
@@ -205,7 +205,7 @@ def test_with_little_weight_on_text_the_last_layer_closes_what_is_missing():
     model = tiny_model(torch.float64)
     context = context_of(model, templates=(("{}",),))
     editor = Memit(MemitOptions(**OPTIONS | {"mom2_update_weight": 1e-9}))
-    values, _ = editor._targets(context, FACTS)
+    values = editor._goals(context, FACTS, 1).values
     before = subject_states(context, FACTS, [1], 1).outputs
     ledger = edit_model(
         model, tiny_tokenizer(), FACTS, editor.name, 4, options=OPTIONS | {"mom2_update_weight": 1e-9},

@@ -133,7 +133,7 @@ def test_after_a_broken_edit_the_response_cache_is_the_unedited_models(options, 
 def test_a_method_without_state_reads_no_earlier_operation_again(options, monkeypatch, tmp_path):
     read, load_tensors = [], delta.load_tensors
     monkeypatch.setattr(delta, "load_tensors", lambda path, *rest: read.append(path.name) or load_tensors(path, *rest))
-    for editor, wanted in (("rome", []), ("alphaedit", ["00000.safetensors"] * 2 + ["00001.safetensors"])):
+    for editor, wanted in (("rome", []), ("alphaedit", [])):
         read.clear()
         lm = load()
         lm.begin(make_plan(lm.model, options(editor, 3, edit_ledger=str(tmp_path / editor)), {}))

@@ -52,7 +52,12 @@ EMMET_CLOSED = closed_share(6400 / (6400 + 0.1 * 10000), 1)
 
 
 def update_weight(
-    context: EditContext, facts: Sequence[Fact], layers: Sequence[int], closed: float, ridge: float = 1.0
+    context: EditContext,
+    facts: Sequence[Fact],
+    layers: Sequence[int],
+    closed: float,
+    ridge: float = 1.0,
+    shared_by: int | None = None,
 ) -> float:
     """λ with which the layers close the share `closed` of the residual of a fact with the median key.
 
@@ -65,6 +70,7 @@ def update_weight(
         layers: The edited layers, lowest first.
         closed: What is to be closed, below 1.
         ridge: ρ: 1 for MEMIT, `emmet_lambda` for EMMET.
+        shared_by: How many of the layers close a residual together, all by default; 1 where each has its own.
     """
     keys = subject_states(context, facts, layers, layers[-1]).keys
     sizes = []
@@ -74,23 +80,29 @@ def update_weight(
         )
         whitened = torch.linalg.solve_triangular(factor, keys[layer], upper=False)  # (f, n), kᵀC⁻¹k = ‖L⁻¹k‖²
         sizes.append((whitened**2).sum(dim=0).cpu())
-    share = share_for(closed, len(layers))
+    share = share_for(closed, shared_by or len(layers))
     return float(torch.cat(sizes).quantile(0.5)) * (1 - share) / (share * ridge)
 
 
-def norm_weight(context: EditContext, facts: Sequence[Fact], bases: Mapping[int, Tensor], closed: float) -> float:
+def norm_weight(
+    context: EditContext,
+    facts: Sequence[Fact],
+    bases: Mapping[int, Tensor],
+    closed: float,
+    shared_by: int | None = None,
+) -> float:
     """AlphaEdit's α with which the layers close the share `closed` of the residual of a fact with the median key.
 
     Without other facts the update moves the output for k by ‖P k‖² / (‖P k‖² + α) of what it was given.
 
     Args:
         bases: {edited layer: U (f, r)}, lowest first, with P = U Uᵀ.
-        context, facts, closed: As for `update_weight`.
+        context, facts, closed, shared_by: As for `update_weight`.
     """
     layers = list(bases)
     keys = subject_states(context, facts, layers, layers[-1]).keys
     sizes = [((basis.to(keys[at].device).T @ keys[at]) ** 2).sum(dim=0).cpu() for at, basis in bases.items()]
-    share = share_for(closed, len(layers))
+    share = share_for(closed, shared_by or len(layers))
     return float(torch.cat(sizes).quantile(0.5)) * (1 - share) / share
 
 

@@ -42,6 +42,7 @@ class Targets:
         outputs: (n, C, d) output of that down-projection, likewise.
         losses: (n,) the last loss of each request.
         steps: (n,) the number of Adam steps each request took.
+        stopped: (n,) which of them ended because their targets were right for long enough.
     """
 
     delta: Tensor
@@ -50,6 +51,7 @@ class Targets:
     outputs: Tensor
     losses: Tensor
     steps: Tensor
+    stopped: Tensor
 
     @property
     def value(self) -> Tensor:
@@ -106,6 +108,8 @@ class _Objective:
         subject_index: Which of them is the subject's.
         decay: (n,) weight of δ's norm.
         kl_factor: Weight of the drift.
+        correct_for: (n,) for how many passes in a row all target tokens have been the most probable ones; None where
+            nobody asks.
         reference: (n, V) the unedited log-probabilities behind the subject; the first pass sets it.
     """
 
@@ -117,6 +121,7 @@ class _Objective:
     subject_index: int
     decay: Tensor
     kl_factor: float
+    correct_for: Tensor | None = None
     reference: Tensor | None = None
 
     def losses(self, running: _Running) -> Tensor:
@@ -125,16 +130,21 @@ class _Objective:
         shift = delta[requests]
         shifts = shift.repeat_interleave(self.rows_each, dim=0)  # (R, d): the KL row is shifted too
         if self.site == "mlp":
-            with added_to_output(self.projection, 0, shifts):
+            with added_to_output(self.projection, forward.column, shifts):
                 logits = forward.logits(self.columns)
         else:
-            entering = forward.entering
+            entering, at = forward.entering, forward.column
             assert entering is not None, "a block stands below the one that is run first: the edited layer's own"
-            first = entering[:, :1] + shifts[:, None].to(device=entering.device, dtype=entering.dtype)
-            logits = forward.logits(self.columns, torch.cat([first, entering[:, 1:]], dim=1))
+            shifted = entering[:, at : at + 1] + shifts[:, None].to(device=entering.device, dtype=entering.dtype)
+            logits = forward.logits(self.columns, torch.cat([entering[:, :at], shifted, entering[:, at + 1 :]], dim=1))
         log_probs = F.log_softmax(logits.to(device=delta.device, dtype=wide_dtype(logits.dtype)), dim=-1)  # (R, C, V)
         nll = -log_probs[running.label_rows, running.label_index, running.labels]
         total = torch.zeros(len(requests), dtype=nll.dtype, device=nll.device).index_add_(0, running.label_request, nll)
+        if self.correct_for is not None:
+            at_labels = log_probs.detach()[running.label_rows, running.label_index]
+            wrong = (at_labels.argmax(dim=-1) != running.labels).to(nll.dtype)
+            wrong = torch.zeros_like(total).index_add_(0, running.label_request, wrong)
+            self.correct_for[requests] = torch.where(wrong == 0, self.correct_for[requests] + 1, 0)
         essence = log_probs[self.rows_each - 1 :: self.rows_each, self.subject_index]  # (m, V)
         if self.reference is None:  # the first pass has all requests and δ = 0: the unedited distribution
             self.reference = essence.detach()
@@ -159,6 +169,7 @@ def optimise_targets(
     weight_decay: float,
     clamp_norm_factor: float,
     kl_factor: float,
+    stop_after_correct: int | None = None,
     progress: bool = False,
 ) -> Targets:
     """Optimise δ for every fact.
@@ -169,6 +180,8 @@ def optimise_targets(
         contexts: Context templates; the first is the bare `{}`.
         steps, lr, weight_decay, clamp_norm_factor, kl_factor: EasyEdit's `v_num_grad_steps`, `v_lr`, `v_weight_decay`,
             `clamp_norm_factor`, `kl_factor`.
+        stop_after_correct: A request ends that many steps after its target tokens have become the most probable ones in
+            all contexts, if they have stayed so; None for no such stop (ENCORE, arXiv 2502.01636).
         progress: Whether to show the steps.
     """
     n, rows_each = len(facts), len(contexts) + 1
@@ -198,6 +211,8 @@ def optimise_targets(
         decay=weight_decay / init.norm(dim=1) ** 2,
         kl_factor=kl_factor,
     )
+    if stop_after_correct is not None:
+        objective.correct_for = torch.zeros(n, dtype=torch.long, device=init.device)
     what = f"optimising {n} target{'s' * (n != 1)}"
     with (
         without_parameter_gradients(model),
@@ -205,10 +220,10 @@ def optimise_targets(
         shown_steps(None, what, "step", show=progress, total=steps) as bar,
     ):
         radius = clamp_norm_factor * init.norm(dim=1, keepdim=True)
-        last_loss, taken = _descend(objective, forward, steps, lr, radius, bar.update)
+        losses, taken, stopped = _descend(objective, forward, steps, lr, radius, stop_after_correct, bar.update)
     keys = seen.keys[layer].to(wide).view(n, rows_each, -1)[:, :-1]
     outputs = seen.mlp_outputs[layer].to(wide).view(n, rows_each, -1)[:, :-1]
-    return Targets(objective.delta.detach(), init, keys, outputs, last_loss, taken)
+    return Targets(objective.delta.detach(), init, keys, outputs, losses, taken, stopped)
 
 
 def _descend(
@@ -217,17 +232,19 @@ def _descend(
     steps: int,
     lr: float,
     radius: Tensor,
+    stop_after_correct: int | None,
     told: Callable[[], object],
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """Adam on all requests together, each stopped by its own loss and kept within its own ball.
 
     Args:
         forward: Over the rows of all requests.
         radius: (n, 1) of the balls.
+        stop_after_correct: As in `optimise_targets`.
         told: Called after every pass.
 
     Returns:
-        (n,) the last loss of each request, (n,) the steps each took.
+        (n,) the last loss of each request, (n,) the steps each took, (n,) which of them ended by being right.
     """
     delta, rows_each, columns = objective.delta, objective.rows_each, objective.columns
     n, device = len(delta), delta.device
@@ -235,6 +252,7 @@ def _descend(
     active = torch.ones(n, dtype=torch.bool, device=device)
     taken = torch.zeros(n, dtype=torch.long, device=device)
     last_loss = torch.full((n,), float("nan"), dtype=delta.dtype, device=device)
+    stopped = torch.zeros(n, dtype=torch.bool, device=device)
     running = _Running.of(forward, torch.arange(n, device=device), rows_each, columns)
     for step in range(steps):
         loss = objective.losses(running)
@@ -243,6 +261,10 @@ def _descend(
             at = running.requests
             last_loss[at] = torch.where(active[at], loss.detach(), last_loss[at])
             active[at] &= ~(loss.detach() < STOP_LOSS)
+            if stop_after_correct is not None and objective.correct_for is not None:
+                enough = active & (objective.correct_for > stop_after_correct)
+                stopped |= enough
+                active &= ~enough
         if step == steps - 1:
             break
         # Reading `active` waits for the device; frozen requests do not move, so looking now and then is enough.
@@ -263,4 +285,4 @@ def _descend(
             delta.mul_(torch.where(norm > radius, radius / norm, torch.ones_like(norm)))
             delta.copy_(torch.where(active[:, None], delta, before))
             taken += active
-    return last_loss, taken
+    return last_loss, taken, stopped
