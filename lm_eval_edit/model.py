@@ -33,6 +33,7 @@ from lm_eval_edit.models.devices import find_device
 from lm_eval_edit.moments.collect import collect_second_moments
 from lm_eval_edit.moments.corpus import load_corpus
 from lm_eval_edit.moments.second_moments import SecondMoments
+from lm_eval_edit.models import gguf
 from lm_eval_edit.plan import EditPlan, make_plan
 from lm_eval_edit.settings import AFTER_ALL, NAMES
 from lm_eval_edit.tasklib.editing.agreement import check_asked
@@ -121,6 +122,8 @@ class EditedHFLM(ExactHFLM):
             options["device"] = _device(options.get("device"))
         super().__init__(pretrained=plan.pretrained, **options)
         refuse_offloaded(self.model)
+        if options.get("gguf_file"):
+            gguf.made_ordinary(self.model, str(options["gguf_file"]))
         self._run: EditRun | SharedRun | None = None
         self._processes = self._connect()
         self._base_fingerprint = model_fingerprint(self.model)

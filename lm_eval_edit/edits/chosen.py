@@ -58,8 +58,9 @@ def model_config(
             revision=str(others.get("revision") or "main"),
             subfolder=others.get("subfolder") or "",
             trust_remote_code=bool(others.get("trust_remote_code")),
+            **({"gguf_file": str(others["gguf_file"])} if others.get("gguf_file") else {}),
         ), []
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
         return None, [
             f"pretrained={pretrained}: no model configuration found ({str(error).splitlines()[0]}). Give a folder with "
             f"config.json, or a hub id (that needs network), or pretrained=demo or smollm2"
