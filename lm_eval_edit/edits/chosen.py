@@ -60,9 +60,11 @@ def model_config(
             trust_remote_code=bool(others.get("trust_remote_code")),
             **({"gguf_file": str(others["gguf_file"])} if others.get("gguf_file") else {}),
         ), []
-    except (OSError, ValueError, ImportError) as error:
+    except Exception as error:
+        if not others.get("gguf_file") and not isinstance(error, (OSError, ValueError)):
+            raise  # a damaged GGUF file alone may be any error
         return None, [
-            f"pretrained={pretrained}: no model configuration found ({str(error).splitlines()[0]}). Give a folder with "
+            f"pretrained={pretrained}: no model configuration found ({str(error).partition(chr(10))[0]}). Give a folder with "
             f"config.json, or a hub id (that needs network), or pretrained=demo or smollm2"
         ]
 
