@@ -28,12 +28,12 @@ from lm_eval_edit.errors import UserError
 from lm_eval_edit.facts.skipped import reasons
 from lm_eval_edit.harness.endings import Listener, listening
 from lm_eval_edit.harness.exact_model import ExactHFLM
+from lm_eval_edit.models import gguf
 from lm_eval_edit.models.architecture import Architecture
 from lm_eval_edit.models.devices import find_device
 from lm_eval_edit.moments.collect import collect_second_moments
 from lm_eval_edit.moments.corpus import load_corpus
 from lm_eval_edit.moments.second_moments import SecondMoments
-from lm_eval_edit.models import gguf
 from lm_eval_edit.plan import EditPlan, make_plan
 from lm_eval_edit.settings import AFTER_ALL, NAMES
 from lm_eval_edit.tasklib.editing.agreement import check_asked

@@ -44,7 +44,7 @@ _UNEDITABLE = {
     "gptqmodel": "GPTQ weights are integers: give the checkpoint they were made from",
     "load_in_4bit": "4-bit weights cannot hold an edit: leave it out, dtype=bfloat16 is the smallest that can",
     "load_in_8bit": "8-bit weights cannot hold an edit: leave it out, dtype=bfloat16 is the smallest that can",
-    "quantization_config": "quantised weights cannot hold an edit: leave it out, dtype=bfloat16 is the smallest that can",
+    "quantization_config": "quantised weights cannot hold an edit: leave it out, and give a dtype",
     "tp_plan": "tensor-parallel weights are spread over devices; use parallelize=True, which keeps each matrix whole",
     "peft": "with an adapter nobody could say which of the two did what: merge it into a checkpoint first",
 }
@@ -170,8 +170,8 @@ def _unsupported_model(config: PretrainedConfig) -> list[str]:
         method = given.get("quant_method") if isinstance(given, Mapping) else getattr(given, "quant_method", None)
         named = f" ({getattr(method, 'value', method)})" if method else ""
         problems.append(
-            f"the checkpoint is quantised{named} and cannot hold an edit; give the unquantised one it was made from, or "
-            f"a GGUF file of it (pretrained=FOLDER,gguf_file=NAME), which is de-quantised"
+            f"the checkpoint is quantised{named} and cannot hold an edit; give the unquantised one it was made from, "
+            f"or a GGUF file of it (pretrained=FOLDER,gguf_file=NAME), which is de-quantised"
         )
     return problems
 

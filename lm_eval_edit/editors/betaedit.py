@@ -77,9 +77,7 @@ class BetaEdit(AlphaEdit):
         found = super()._from_model(context, facts)
         if self.options.mom2_update_weight is None:
             groups = len(self._groups()[0])
-            found["mom2_update_weight"] = update_weight(
-                context, facts, self.layers(), MEMIT_CLOSED, shared_by=groups
-            )
+            found["mom2_update_weight"] = update_weight(context, facts, self.layers(), MEMIT_CLOSED, shared_by=groups)
         return found
 
     def _directions(

@@ -155,7 +155,9 @@ def resolve(
     elif layers is not None and inner is None:
         problems.append(f"edit_layers: {editor_class.name} is not told its layers; leave edit_layers out")
     instead = editor_class.instead_of_layers
-    if instead and merged.get("layers") and instead not in given:  # a preset's names give way to layers that are asked for
+    if (
+        instead and merged.get("layers") and instead not in given
+    ):  # a preset's names give way to layers that are asked for
         merged.pop(instead, None)
     elif instead and merged.get(instead) and layers is None and not given.get("layers"):
         merged.pop("layers", None)

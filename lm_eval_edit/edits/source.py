@@ -17,8 +17,9 @@ from lm_eval_edit.models.devices import find_device
 def describe_source(model: PreTrainedModel) -> dict[str, Any]:
     """`pretrained` (demo, smollm2, a folder, a hub id; None for a model that was not loaded), `revision` and `dtype`.
 
-    For a model from a GGUF file also `gguf_file`, its name. For a model that was unpacked from a package also `unpacked_from`: package, version, file and its sha256. The
-    revision is the hub's commit, so that a branch that moves on still gives the same model.
+    For a model from a GGUF file also `gguf_file`, its name; for one that was unpacked from a package `unpacked_from`:
+    package, version, file and its sha256. The revision is the hub's commit, so that a branch that moves on still gives
+    the same model.
     """
     name = model.name_or_path
     unpacked_from = None

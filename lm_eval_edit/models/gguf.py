@@ -31,7 +31,7 @@ def problems(pretrained: object, gguf_file: str) -> list[str]:
         )
     if util.find_spec("gguf") is None:
         found.append(
-            f"gguf_file={gguf_file}: reading it needs the package gguf: pip install 'lm-eval-edit[gguf]' (or gguf alone)"
+            f"gguf_file={gguf_file}: reading it needs the package gguf: pip install 'lm-eval-edit[gguf]' or gguf alone"
         )
     return found
 

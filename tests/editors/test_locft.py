@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from lm_eval_edit import ConfigurationError, demo, edit_model, load_facts

@@ -20,7 +20,11 @@ from tests.editors.test_sphere import tiny_llama
 from tests.support.tiny import FACTS, same_weights, tiny_model, tiny_tokenizer, weights_of
 
 DOWN = ("transformer.h.1.mlp.c_proj.weight", "transformer.h.2.mlp.c_proj.weight")
-LLAMA = ("model.layers.0.mlp.gate_proj.weight", "model.layers.1.mlp.up_proj.weight", "model.layers.2.mlp.down_proj.weight")
+LLAMA = (
+    "model.layers.0.mlp.gate_proj.weight",
+    "model.layers.1.mlp.up_proj.weight",
+    "model.layers.2.mlp.down_proj.weight",
+)
 NAMELESS = Fact("", "the city of Prague is", "Berlin", "Oslo", id="9")
 
 
@@ -28,9 +32,7 @@ def edit(model, facts=FACTS, size=1, ledger=None, **options):
     options = {"lr": 1e-3, "layers": [1, 2]} | options
     if options.get("inner_params"):
         options.pop("layers")
-    return edit_model(
-        model, tiny_tokenizer(), facts, "ultraedit", size, options=options, ledger=ledger, progress=False
-    )
+    return edit_model(model, tiny_tokenizer(), facts, "ultraedit", size, options=options, ledger=ledger, progress=False)
 
 
 def tokens_of(model, facts, names):
@@ -69,7 +71,7 @@ def dense(model, groups, names, earlier=(), lr=1e-3):
     seen = [*earlier, *((shapes[n], group[n]) for group in found for n in names)]
     out = {}
     for n in names:
-        f, d = shapes[n]
+        f = shapes[n][0]
         x = torch.cat([group[n] for group in found])
         mine = [values for shape, values in seen if shape == shapes[n]]
         everything = torch.cat(mine)
@@ -203,7 +205,9 @@ def test_the_stock_command_the_tasks_and_an_export(tmp_path):
     folder, facts = tmp_path / "model", tmp_path / "facts.jsonl"
     tiny_model().save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
-    facts.write_text("".join(json.dumps(RECORD | {"id": str(i), "ans": ans}) + "\n" for i, ans in enumerate(["Berlin"])))
+    facts.write_text(
+        "".join(json.dumps(RECORD | {"id": str(i), "ans": ans}) + "\n" for i, ans in enumerate(["Berlin"]))
+    )
     options = {"editor": "ultraedit", "n_edits": 1, "edit_dataset": str(facts), "lr": 1e-3, "edit_layers": "1"}
     lm = EditedHFLM(pretrained=str(folder), device="cpu", edit_ledger=str(tmp_path / "ledger"), **options)
     assert lm.edit_record()["n_edits"] == 1 and lm.edit_record()["options"]["layers"] == (1,)

@@ -51,7 +51,21 @@ EDITORS = {
     "random": BATCH | {"like": "memit"},
     "random dense": {"like": "ft", "layers": [0, 2], "num_steps": 2, "lr": 1e-3},
 }
-BATCHES = {"memit", "emmet", "alphaedit", "ft", "lora", "mend", "rect", "rect pca", "prune", "sphere", "ultraedit", "betaedit", "random"}
+BATCHES = {
+    "memit",
+    "emmet",
+    "alphaedit",
+    "ft",
+    "lora",
+    "mend",
+    "rect",
+    "rect pca",
+    "prune",
+    "sphere",
+    "ultraedit",
+    "betaedit",
+    "random",
+}
 SPLITS = {"early": [0, 1, 1], "late": [0, 0, 1], "three": [0, 1, 2]}  # the device of each layer
 
 

@@ -25,7 +25,7 @@ def test_what_is_wrong_with_a_gguf_file_is_told_before_anything_loads(tmp_path, 
     (tmp_path / "there.gguf").write_bytes(b"GGUF")
     with pytest.raises(ConfigurationError, match=r"gguf_file=x.gguf: no such file in .*; it has there.gguf"):
         plan(str(tmp_path), gguf_file="x.gguf")
-    with pytest.raises(ConfigurationError, match="gguf_file=x.gguf: goes with pretrained=FOLDER or a hub id"):
+    with pytest.raises(ConfigurationError, match=r"gguf_file=x\.gguf: goes with pretrained=FOLDER or a hub id"):
         plan(tiny_model(), gguf_file="x.gguf")
     with pytest.raises(ConfigurationError, match="is a file; give its folder"):
         plan(str(tmp_path / "there.gguf"), gguf_file="there.gguf")
@@ -52,8 +52,12 @@ def test_what_stays_quantised_in_memory_is_refused_with_a_remedy(option, remedy)
 def test_a_quantised_checkpoint_is_refused_by_its_configuration(tmp_path, method):
     tiny_model().save_pretrained(tmp_path)
     file = tmp_path / "config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"quantization_config": {"quant_method": method, "bits": 4}}))
-    with pytest.raises(ConfigurationError, match=rf"quantised \({method}\) and cannot hold an edit; give the unquantised"):
+    file.write_text(
+        json.dumps(json.loads(file.read_text()) | {"quantization_config": {"quant_method": method, "bits": 4}})
+    )
+    with pytest.raises(
+        ConfigurationError, match=rf"quantised \({method}\) and cannot hold an edit; give the unquantised"
+    ):
         plan(str(tmp_path))
 
 
