@@ -30,7 +30,8 @@ from lm_eval_edit.tasklib.suite.catalogue import TASKS
 
 ROOT = Path(__file__).resolve().parents[1]
 METHODS = [
-    "rome", "r_rome", "memit", "emmet", "alphaedit", "betaedit", "mend", "ft", "lora", "ultraedit", "rect", "prune", "sphere", "kn", "random",
+    "rome", "r_rome", "memit", "emmet", "alphaedit", "betaedit", "mend",
+    "ft", "lora", "ultraedit", "rect", "prune", "sphere", "kn", "random",
 ]  # fmt: skip
 N_EDITS, N_SINGLE = 20, 50
 BEGIN, END = "<!-- methods table: written by examples/demo_methods.py -->", "<!-- end of the methods table -->"

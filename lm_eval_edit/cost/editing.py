@@ -233,7 +233,8 @@ def _lora(shape: Shape, options: Mapping[str, Any], fact: FactLength, facts: int
 def _ultraedit(shape: Shape, options: Mapping[str, Any], fact: FactLength, facts: int) -> Work:
     """A pass over some facts at a time, the gradients down to the lowest edited matrix, and a solve for each."""
     names = options.get("inner_params") or [f".{layer}." for layer in options.get("layers") or (0,)]
-    blocks = shape.layers - min((int(number) for name in names for number in re.findall(r"\.(\d+)\.", name)), default=0)
+    lowest = min((int(number) for name in names for number in re.findall(r"\.(\d+)\.", name)), default=0)
+    blocks = shape.layers - lowest
     size = min(facts, options.get("batch_size_once", 10))
     length = fact.prompt + fact.target
     tokens, count, width = size * length, math.ceil(facts / size), shape.hidden + shape.inner
@@ -268,8 +269,8 @@ def _training(
 
 _METHODS: dict[str, Callable[[Shape, Mapping[str, Any], FactLength, int], Work]] = {
     "rome": _rome, "r_rome": _rome, "memit": _memit, "emmet": _memit, "alphaedit": _keeping_keys,
-    "memit_seq": _keeping_keys, "encore": _keeping_keys, "betaedit": _keeping_keys, "kn": _kn, "mend": _mend, "ft": _ft, "lora": _lora,
-    "ultraedit": _ultraedit,
+    "memit_seq": _keeping_keys, "encore": _keeping_keys, "betaedit": _keeping_keys,
+    "kn": _kn, "mend": _mend, "ft": _ft, "lora": _lora, "ultraedit": _ultraedit,
 }  # fmt: skip
 #: Editors that change what another computes: the option that names it, and its default.
 _WRAPPERS = {

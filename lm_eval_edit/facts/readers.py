@@ -1,10 +1,10 @@
 """The forms in which the field's data files write a fact, each read into the package's own fields.
 
-ZsRE, CounterFact, MQuAKE, EasyEdit's flat form, KnowEdit, WikiBigEdit, QAEdit, UltraEditBench and the package's own fields (see
-`facts`) are told apart by the fields of each record, so mixed files work. A field that is there but empty (null, NaN)
-is missing: a fact without subject, prompt or target is read with an empty one, and skipped later. A field that is not
-there at all means another form. What no field of ours holds yet (portability, personas, multi-hop questions) is not
-looked at.
+ZsRE, CounterFact, MQuAKE, EasyEdit's flat form, KnowEdit, WikiBigEdit, QAEdit, UltraEditBench and the package's own
+fields (see `facts`) are told apart by the fields of each record, so mixed files work. A field that is there but empty
+(null, NaN) is missing: a fact without prompt or target is read with an empty one, and skipped later; one without a
+subject is for editors that need none. A field that is not there at all means another form. What no field of ours holds
+yet (portability, personas, multi-hop questions) is not looked at.
 """
 
 from __future__ import annotations

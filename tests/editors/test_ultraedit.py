@@ -71,7 +71,7 @@ def dense(model, groups, names, earlier=(), lr=1e-3):
     seen = [*earlier, *((shapes[n], group[n]) for group in found for n in names)]
     out = {}
     for n in names:
-        f, d = shapes[n]
+        f = shapes[n][0]
         x = torch.cat([group[n] for group in found])
         mine = [values for shape, values in seen if shape == shapes[n]]
         everything = torch.cat(mine)
