@@ -29,7 +29,10 @@ from lm_eval_edit.errors import UserError
 from lm_eval_edit.tasklib.suite.catalogue import TASKS
 
 ROOT = Path(__file__).resolve().parents[1]
-METHODS = ["rome", "r_rome", "memit", "emmet", "alphaedit", "mend", "ft", "lora", "rect", "prune", "kn", "random"]
+METHODS = [
+    "rome", "r_rome", "memit", "emmet", "alphaedit", "betaedit", "mend",
+    "ft", "lora", "ultraedit", "rect", "prune", "sphere", "kn", "random",
+]  # fmt: skip
 N_EDITS, N_SINGLE = 20, 50
 BEGIN, END = "<!-- methods table: written by examples/demo_methods.py -->", "<!-- end of the methods table -->"
 

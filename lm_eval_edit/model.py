@@ -29,6 +29,7 @@ from lm_eval_edit.harness import loading
 from lm_eval_edit.harness.endings import Listener, listening
 from lm_eval_edit.harness.exact_model import ExactHFLM
 from lm_eval_edit.harness.response_cache import keep_apart
+from lm_eval_edit.models import gguf
 from lm_eval_edit.plan import EditPlan, make_plan
 from lm_eval_edit.settings import AFTER_ALL, NAMES
 from lm_eval_edit.tasklib.editing.agreement import check_asked
@@ -95,6 +96,8 @@ class EditedHFLM(ExactHFLM):
             options["device"] = loading.device(options.get("device"))
         super().__init__(pretrained=plan.pretrained, **options)
         refuse_offloaded(self.model)
+        if options.get("gguf_file"):
+            gguf.made_ordinary(self.model, str(options["gguf_file"]))
         self._run: EditRun | SharedRun | None = None
         self._processes = self._connect()
         self._base_fingerprint = model_fingerprint(self.model)

@@ -24,6 +24,7 @@ from lm_eval_edit.errors import ConfigurationError, UserError, problems_of
 from lm_eval_edit.facts.contradictions import Repetitions, repetitions
 from lm_eval_edit.facts.fact import Fact, Facts
 from lm_eval_edit.facts.tokens import context_size
+from lm_eval_edit.models import gguf
 from lm_eval_edit.models.architecture import layer_problems
 from lm_eval_edit.moments.corpus import corpus_problem
 from lm_eval_edit.moments.second_moments import SecondMoments
@@ -41,12 +42,11 @@ FROM_PRETRAINED = frozenset((
 
 #: HFLM options that make weights uneditable, and why.
 _UNEDITABLE = {
-    "autogptq": "GPTQ weights are integers",
-    "gptqmodel": "GPTQ weights are integers",
-    "gguf_file": "GGUF weights are quantised",
-    "load_in_4bit": "4-bit weights cannot hold an edit",
-    "load_in_8bit": "8-bit weights cannot hold an edit",
-    "quantization_config": "quantised weights cannot hold an edit",
+    "autogptq": "GPTQ weights are integers: give the checkpoint they were made from",
+    "gptqmodel": "GPTQ weights are integers: give the checkpoint they were made from",
+    "load_in_4bit": "4-bit weights cannot hold an edit: leave it out, dtype=bfloat16 is the smallest that can",
+    "load_in_8bit": "8-bit weights cannot hold an edit: leave it out, dtype=bfloat16 is the smallest that can",
+    "quantization_config": "quantised weights cannot hold an edit: leave it out, and give a dtype",
     "tp_plan": "tensor-parallel weights are spread over devices; use parallelize=True, which keeps each matrix whole",
     "peft": "with an adapter nobody could say which of the two did what: merge it into a checkpoint first",
 }
@@ -106,7 +106,7 @@ def draft_plan(
 ) -> tuple[EditPlan, list[str]]:
     """The plan as far as the options allow, and all their problems as sentences; see `make_plan`."""
     settings, problems = parse_settings(ours)
-    problems += _uneditable(others)
+    problems += _uneditable(pretrained, others)
     config, found = model_config(pretrained, others)
     problems += found
     source = pretrained if config is None else demo.loadable(pretrained)
@@ -149,8 +149,10 @@ def _facts_for(settings: EditSettings) -> list[str]:
     return []
 
 
-def _uneditable(others: Mapping[str, Any]) -> list[str]:
+def _uneditable(pretrained: Any, others: Mapping[str, Any]) -> list[str]:
     problems = [f"{name}={others[name]}: {why}" for name, why in _UNEDITABLE.items() if others.get(name)]
+    if others.get("gguf_file"):
+        problems += gguf.problems(pretrained, str(others["gguf_file"]))
     if others.get("backend") == "seq2seq":
         problems.append("backend=seq2seq: edited_hf edits decoder-only models")
     return problems
@@ -167,7 +169,13 @@ def _unsupported_model(config: PretrainedConfig) -> list[str]:
     if getattr(config, "is_encoder_decoder", False):
         problems.append(f"the model is a {config.model_type} encoder-decoder; edited_hf edits decoder-only models")
     if getattr(config, "quantization_config", None):
-        problems.append("the checkpoint is quantised and cannot hold an edit; give the unquantised one")
+        given = config.quantization_config
+        method = given.get("quant_method") if isinstance(given, Mapping) else getattr(given, "quant_method", None)
+        named = f" ({getattr(method, 'value', method)})" if method else ""
+        problems.append(
+            f"the checkpoint is quantised{named} and cannot hold an edit; give the unquantised one it was made from, "
+            f"or a GGUF file of it (pretrained=FOLDER,gguf_file=NAME), which is de-quantised"
+        )
     return problems
 
 

@@ -39,7 +39,8 @@ EDITORS = {
     "rome": {**_TARGET, "mom2_adjustment": True}, "r_rome": _TARGET, "memit": _BATCH, "emmet": _BATCH,
     "alphaedit": {**_TARGET, "nullspace_threshold": 0.1}, "kn": {"steps": 8}, "mend": {}, "ft": {"num_steps": 4},
     "lora": {"num_steps": 4, "lora_dropout": 0.0}, "rect": _TARGET, "prune": {**_BATCH, "over": "memit"},
-    "random": _TARGET,
+    "betaedit": {**_TARGET, "nullspace_threshold": 0.1},
+    "ultraedit": {"layers": (0, 1), "lr": 1e-3}, "sphere": {**_BATCH, "over": "memit"}, "random": _TARGET,
 }  # fmt: skip
 
 

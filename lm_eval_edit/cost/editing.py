@@ -230,6 +230,27 @@ def _lora(shape: Shape, options: Mapping[str, Any], fact: FactLength, facts: int
     return _training(shape, options, fact, facts, 70, shape.layers, 0)
 
 
+def _ultraedit(shape: Shape, options: Mapping[str, Any], fact: FactLength, facts: int) -> Work:
+    """A pass over some facts at a time, the gradients down to the lowest edited matrix, and a solve for each."""
+    names = options.get("inner_params") or [f".{layer}." for layer in options.get("layers") or (0,)]
+    lowest = min((int(number) for name in names for number in re.findall(r"\.(\d+)\.", name)), default=0)
+    blocks = shape.layers - lowest
+    size = min(facts, options.get("batch_size_once", 10))
+    length = fact.prompt + fact.target
+    tokens, count, width = size * length, math.ceil(facts / size), shape.hidden + shape.inner
+    head = tokens * shape.head
+    whole = facts * length
+    unknowns = min(whole, shape.inner)
+    solve = 2.0 * whole * unknowns * width + unknowns**3 / 3
+    return Work(
+        (
+            Pass(count, shape.blocks(tokens, tokens * length) + head, shape.layers),
+            Pass(count, shape.blocks(tokens, tokens * length, blocks) + head, blocks),
+        ),
+        double=solve * len(names),
+    )
+
+
 def _training(
     shape: Shape, options: Mapping[str, Any], fact: FactLength, facts: int, steps: int, blocks: int, matrices: int
 ) -> Work:
@@ -248,10 +269,13 @@ def _training(
 
 _METHODS: dict[str, Callable[[Shape, Mapping[str, Any], FactLength, int], Work]] = {
     "rome": _rome, "r_rome": _rome, "memit": _memit, "emmet": _memit, "alphaedit": _keeping_keys,
-    "memit_seq": _keeping_keys, "encore": _keeping_keys, "kn": _kn, "mend": _mend, "ft": _ft, "lora": _lora,
+    "memit_seq": _keeping_keys, "encore": _keeping_keys, "betaedit": _keeping_keys,
+    "kn": _kn, "mend": _mend, "ft": _ft, "lora": _lora, "ultraedit": _ultraedit,
 }  # fmt: skip
 #: Editors that change what another computes: the option that names it, and its default.
-_WRAPPERS = {"rect": ("over", "rome"), "prune": ("over", "memit"), "random": ("like", "rome")}
+_WRAPPERS = {
+    "rect": ("over", "rome"), "prune": ("over", "memit"), "sphere": ("over", "alphaedit"), "random": ("like", "rome"),
+}  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------- before and after the edits
@@ -270,17 +294,17 @@ def _once(shape: Shape, method: str, options: Mapping[str, Any]) -> Work:
     """Sampling the context templates and factoring the second moments."""
     plan = {"rome": ((5, 10), (10, 10)), "r_rome": ((5, 10), (10, 10))}.get(method, ((10, 5),))
     work = Work()
-    if method not in ("kn", "mend", "ft", "lora") and not options.get("context_templates"):
+    if method not in ("kn", "mend", "ft", "lora", "ultraedit") and not options.get("context_templates"):
         for tokens, count in options.get("context_template_length_params", plan):
             rows = count / 5  # a fifth of the samples for each start word
             flop = rows * sum(shape.blocks(n, n**2) + n * shape.head for n in range(1, tokens)) / max(1, tokens - 1)
             work += Work((Pass(5 * (tokens - 1), flop, shape.layers),))
-    share = 9.0 if method == "alphaedit" else 1 / 3  # eigenvectors, or a Cholesky factor
+    share = 9.0 if method in ("alphaedit", "betaedit") else 1 / 3  # eigenvectors, or a Cholesky factor
     return work + Work(double=share * shape.inner**3 * len(_moment_layers(method, options)))
 
 
 def _moment_layers(method: str, options: Mapping[str, Any]) -> list[int]:
-    if method in ("memit", "emmet", "alphaedit", "memit_seq", "encore"):
+    if method in ("memit", "emmet", "alphaedit", "memit_seq", "encore", "betaedit"):
         return _edited(options)
     wanted = method in ("rome", "r_rome") and options.get("mom2_adjustment")
     return list(options.get("layers", ())) if wanted else []

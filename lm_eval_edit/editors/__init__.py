@@ -3,10 +3,15 @@
 rome             Meng et al. 2022: one fact, one rank-one update
 r_rome           Gupta et al. 2024: ROME with one key throughout
 memit            Meng et al. 2023: many facts at once, over several layers
+memit_seq        the same, with the keys of all earlier batches
+encore           Gupta et al. 2025: restrained norms, and targets that stop early
 emmet            Gupta et al. 2024: ROME's constraint for a batch
 alphaedit        Fang et al. 2025: MEMIT's update, projected
+betaedit         the same, with ordinary text in its solve
+ultraedit        a closed form from one forward and one backward pass
 prune            Ma et al. 2025: the large singular values of the sum restrained
 rect             Gu et al. 2024: the relatively largest entries of another's update
+sphere           another's update, kept away from the principal directions of the weights
 random           the control: a random update of the same size
 ft               fine-tuning of one matrix
 lora             a low-rank adapter, written into the weights

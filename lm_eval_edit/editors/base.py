@@ -84,6 +84,8 @@ class Editor(ABC):
         easyedit_name: The method's `alg_name` in EasyEdit's hparams files, where that is not its name.
         unused_fields: Fields of the method's published hparams files that its published code does not read; accepted
             and passed over.
+        needs_subject: Whether a fact must name its subject, and where it stands.
+        instead_of_layers: Name of the field of `Options` that names modules in place of `layers`, if there is one.
         without_second_moments: How to do without E[k kᵀ], for the error when there is none; empty if there is no way.
     """
 
@@ -97,6 +99,8 @@ class Editor(ABC):
     easyedit_name: ClassVar[str | None] = None
     unused_fields: ClassVar[frozenset[str]] = frozenset()
     without_second_moments: str = ""
+    needs_subject: ClassVar[bool] = True
+    instead_of_layers: ClassVar[str | None] = None
     options: Any  # an `Options`; a method says which, for the type checker
 
     @classmethod
@@ -124,7 +128,12 @@ class Editor(ABC):
         """
 
     def fact_problem(self, fact: Fact) -> str | None:
-        """Why this method cannot edit a fact that others can, or None. Such facts are skipped and reported by id."""
+        """Why this method cannot edit a fact that others can, or None. Such facts are skipped and reported by id.
+
+        A subclass with reasons of its own asks this one first.
+        """
+        if self.needs_subject and not fact.subject.strip():
+            return f"{self.name} needs the subject, and the fact names none; editor=ultraedit needs none"
         return None
 
     def schedule_problems(self, n_facts: int) -> list[str]:
@@ -253,11 +262,14 @@ BUILT_IN: dict[str, str] = {
     "encore": "lm_eval_edit.editors.encore:Encore",
     "emmet": "lm_eval_edit.editors.emmet:Emmet",
     "alphaedit": "lm_eval_edit.editors.alphaedit:AlphaEdit",
+    "betaedit": "lm_eval_edit.editors.betaedit:BetaEdit",
     "kn": "lm_eval_edit.editors.kn:Kn",
     "mend": "lm_eval_edit.editors.mend.editor:Mend",
     "ft": "lm_eval_edit.editors.ft:Ft",
     "rect": "lm_eval_edit.editors.rect:Rect",
     "prune": "lm_eval_edit.editors.prune:Prune",
+    "sphere": "lm_eval_edit.editors.sphere:Sphere",
+    "ultraedit": "lm_eval_edit.editors.ultraedit:UltraEdit",
     "lora": "lm_eval_edit.editors.lora:Lora",
     "random": "lm_eval_edit.editors.random:Random",
     "easyeditor": "lm_eval_edit.editors.easyeditor.editor:EasyEdit",

@@ -10,6 +10,10 @@ loss of a language model. They differ in what is scored:
 FT-L gives a target of several tokens no order, so it rarely makes the model say one. Equal to EasyEdit for one fact at
 a time. In batches of unequal lengths EasyEdit's FT-L reads left-padded rows at the wrong position and, where the
 padding token is not the unknown one, learns padding; here neither happens.
+
+LocFT-BF (arXiv 2509.22072, ICLR 2026) is FT-M of one matrix on all facts in one operation, in minibatches that are
+drawn anew for every pass, with the end of the text behind every target: `append_eos`, `shuffle`, `minibatch`, and
+edit_batch_size = n_edits. Its presets apply where `append_eos` is given as true.
 """
 
 from __future__ import annotations
@@ -22,11 +26,13 @@ from torch import Tensor
 from torch.func import functional_call
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lm_eval_edit.editors._shared.draws import generator_for
 from lm_eval_edit.editors._shared.finetune import chunks, padded, target_loss, target_row
 from lm_eval_edit.editors._shared.forward import without_parameter_gradients
 from lm_eval_edit.editors._shared.progress import steps
 from lm_eval_edit.editors._shared.rows import AlignedRows, Row
 from lm_eval_edit.editors.base import EditContext, Editor, EditResult, option
+from lm_eval_edit.errors import UserError
 from lm_eval_edit.facts.fact import Fact
 from lm_eval_edit.facts.tokens import encode
 from lm_eval_edit.models.architecture import Architecture
@@ -54,8 +60,21 @@ class FtOptions:
     )
     batch_size: int = option("facts in one gradient step, within the facts of one operation", default=1, tuned=False)
     kl_factor: float = option("only 0, as in EasyEdit's files: EasyEdit never reads it", default=0.0, tuned=False)
+    append_eos: bool = option("LocFT-BF: the end-of-text token is learnt behind the target", default=False, later=True)
+    shuffle: bool = option("LocFT-BF: every pass takes the facts in an order of its own", default=False, later=True)
+    minibatch: int | None = option(
+        "batch_size by another name, which the command does not take for the harness's", default=None, least=1,
+        later=True,
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
+        if self.append_eos and self.objective_optimization != "target_new":
+            raise ValueError(
+                "append_eos=True: the end of the text comes behind the target's last token, which prompt_last does not "
+                "score; give objective_optimization=target_new"
+            )
+        if self.minibatch is not None and self.batch_size not in (1, self.minibatch):
+            raise ValueError(f"minibatch={self.minibatch} and batch_size={self.batch_size} are the same: give one")
         if self.objective_optimization not in OBJECTIVES:
             raise ValueError(
                 f"objective_optimization={self.objective_optimization!r}: want target_new (FT-M) or prompt_last (FT-L)"
@@ -100,9 +119,9 @@ class Ft(Editor):
         self, context: EditContext, facts: Sequence[Fact], history: Sequence[Mapping[str, Tensor]] = ()
     ) -> EditResult:
         o, model = self.options, context.model
-        make_row = target_row if o.objective_optimization == "target_new" else _prompt_last_row
-        rows = [make_row(context.tokenizer, fact) for fact in facts]
-        batches = [_batch(model, chunk, o.objective_optimization) for chunk in chunks(rows, o.batch_size)]
+        rows = self._rows(context.tokenizer, facts)
+        orders = generator_for(context.seed, facts, "order") if o.shuffle else None
+        batches = self._batches(model, rows)
         names = self.parameters(model, context.architecture)
         original = {name: model.get_parameter(name).detach() for name in names}
         trained = {
@@ -113,6 +132,8 @@ class Ft(Editor):
         epochs: list[float] = []
         with without_parameter_gradients(model), torch.enable_grad():
             for _ in steps(range(o.num_steps), "fine-tuning", "pass", show=context.progress):
+                if orders is not None:
+                    batches = self._batches(model, [rows[i] for i in torch.randperm(len(rows), generator=orders)])
                 total = 0.0
                 for size, batch in batches:
                     weights = {name: w.to(original[name].dtype) for name, w in trained.items()}
@@ -135,6 +156,21 @@ class Ft(Editor):
                     break
         deltas = {name: DenseDelta(w.detach() - bounds[name]) for name, w in trained.items()}
         return EditResult(deltas, {"loss": [epochs[0], epochs[-1]], "steps": len(epochs)})
+
+    def _rows(self, tokenizer: PreTrainedTokenizerBase, facts: Sequence[Fact]) -> list[Row]:
+        if self.options.objective_optimization != "target_new":
+            return [_prompt_last_row(tokenizer, fact) for fact in facts]
+        rows = [target_row(tokenizer, fact) for fact in facts]
+        if not self.options.append_eos:
+            return rows
+        end = tokenizer.eos_token_id
+        if end is None:
+            raise UserError("append_eos=True: the tokenizer has no end-of-text token; leave append_eos out")
+        return [replace(row, ids=[*row.ids, row.labels[-1]], labels=(*row.labels, end)) for row in rows]
+
+    def _batches(self, model: PreTrainedModel, rows: Sequence[Row]) -> list[tuple[int, AlignedRows]]:
+        size = self.options.minibatch or self.options.batch_size
+        return [_batch(model, chunk, self.options.objective_optimization) for chunk in chunks(rows, size)]
 
     def parameters(self, model: PreTrainedModel, architecture: Architecture) -> list[str]:
         """Weight and, where there is one, bias of each layer's down-projection."""

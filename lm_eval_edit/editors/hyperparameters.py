@@ -150,7 +150,10 @@ def resolve(
         merged["layers"] = layers
     elif layers is not None and inner is None:
         problems.append(f"edit_layers: {editor_class.name} is not told its layers; leave edit_layers out")
-    by_depth = "layers" in names and not merged.get("layers")
+    instead = editor_class.instead_of_layers
+    if instead:
+        _one_of_two(instead, merged, given, layers)
+    by_depth = "layers" in names and not merged.get("layers") and not (instead and merged.get(instead))
     if by_depth:
         merged["layers"] = editor_class.default_layers(config.num_hidden_layers)
     values, found = _typed(editor_class, merged)
@@ -166,6 +169,14 @@ def resolve(
     except ValueError as error:
         return None, [str(error)]
     return Hyperparameters(editor, preset.name if preset else inner.preset if inner else None, tuple(notices)), []
+
+
+def _one_of_two(instead: str, merged: dict[str, Any], given: Mapping[str, Any], layers: tuple[int, ...] | None) -> None:
+    """Leave in `merged` either layers or what a method takes in their place: what is asked for, not a preset's."""
+    if merged.get("layers") and instead not in given:  # a preset's names give way to layers that are asked for
+        merged.pop(instead, None)
+    elif merged.get(instead) and layers is None and not given.get("layers"):
+        merged.pop("layers", None)
 
 
 def _of_another_size(given: Mapping[str, Any], last: int) -> list[str]:

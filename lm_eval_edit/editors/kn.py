@@ -76,6 +76,8 @@ class Kn(Editor):
     unused_fields = frozenset(("lr_scale", "n_toks", "refine"))
 
     def fact_problem(self, fact: Fact) -> str | None:
+        if reason := super().fact_problem(fact):
+            return reason
         if not _answer(fact):
             return "KN needs the present answer: a prediction (ZsRE's pred) or the true target"
         return None

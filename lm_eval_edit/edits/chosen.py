@@ -15,7 +15,7 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from lm_eval_edit import demo
 from lm_eval_edit.editors.base import Editor, find_editor, option_names
 from lm_eval_edit.editors.hyperparameters import read_options_file, resolve
-from lm_eval_edit.errors import UserError
+from lm_eval_edit.errors import UserError, in_one_line
 from lm_eval_edit.settings import EditSettings
 
 #: What HFLM takes by name.
@@ -58,11 +58,14 @@ def model_config(
             revision=str(others.get("revision") or "main"),
             subfolder=others.get("subfolder") or "",
             trust_remote_code=bool(others.get("trust_remote_code")),
+            **({"gguf_file": str(others["gguf_file"])} if others.get("gguf_file") else {}),
         ), []
-    except (OSError, ValueError) as error:
+    except Exception as error:
+        if not others.get("gguf_file") and not isinstance(error, (OSError, ValueError)):
+            raise  # a damaged GGUF file alone may be any error
         return None, [
-            f"pretrained={pretrained}: no model configuration found ({str(error).splitlines()[0]}). Give a folder with "
-            f"config.json, or a hub id (that needs network), or pretrained=demo or smollm2"
+            f"pretrained={pretrained}: no model configuration found ({in_one_line(error)}). Give a "
+            f"folder with config.json, or a hub id (that needs network), or pretrained=demo or smollm2"
         ]
 
 

@@ -9,7 +9,7 @@ from lm_eval_edit.facts.fact import SLOT, Fact
 from lm_eval_edit.facts.slots import Template
 from lm_eval_edit.facts.tokens import ask_as, encode, most_tokens
 
-_LOADING = ("revision", "trust_remote_code", "subfolder")
+_LOADING = ("revision", "trust_remote_code", "subfolder", "gguf_file")
 _NAMED = 20  # problems told one by one
 
 

@@ -106,6 +106,7 @@ def select(directory: Path, n_edits: int | None = None, editors: Sequence[str] =
     if problems or editor_class is None:
         raise ConfigurationError(problems)
     source = {name: found.get(name) for name in ("pretrained", "revision")} | {"dtype": found.get("dtype") or "auto"}
+    source |= {"gguf_file": found["gguf_file"]} if found.get("gguf_file") else {}
     return Selection(directory, header, tuple(operations[:chosen]), source, editor_class, tuple(editors))
 
 

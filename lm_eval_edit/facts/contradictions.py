@@ -62,7 +62,10 @@ def repetitions(facts: Sequence[Fact]) -> Repetitions:
         facts: Those of a schedule, first to last.
     """
     prompts = [one_form(fact.text) for fact in facts]
-    relations = [(one_form(fact.subject), one_form(fact.relation)) if fact.relation else None for fact in facts]
+    relations = [
+        (one_form(fact.subject), one_form(fact.relation)) if fact.relation and fact.subject.strip() else None
+        for fact in facts
+    ]
     objects = [one_form(fact.target_new) for fact in facts]
 
     def several(values: Sequence[str], group: Sequence[int]) -> bool:

@@ -54,7 +54,7 @@ class Fact:
     """One fact to be edited: after the edit, `prompt` about `subject` should continue with `target_new`.
 
     Args:
-        subject: The entity the fact is about.
+        subject: The entity the fact is about; empty where nobody says, for editors that need none.
         prompt: Holds `{}` at the subject's place, or the subject in clear.
         target_new: The new object o*, with or without a leading space.
         target_true: The true object o, if known.
@@ -89,17 +89,21 @@ class Fact:
 
     def problem(self) -> str | None:
         """Why this fact cannot be edited, or None."""
-        if not self.subject.strip():
+        if not self.subject.strip() and (SLOT in self.prompt or not self.prompt.strip()):
             return "the subject is empty"
         if not self.target_new.strip():
             return "the target is empty"
         if not self.prompt.strip():
             return "the prompt is empty"
+        if not self.subject.strip():  # few editors need none; the others say that they do
+            return None if self.subject_at is None else f"subject_at={self.subject_at}: the fact names no subject"
         place = self._place()
         return place if isinstance(place, str) else None
 
     def _place(self) -> tuple[int, int] | str:
         """Where in the prompt the subject's place begins and ends; the problem in words where that is not plain."""
+        if not self.subject.strip():
+            return "it names no subject"
         if self.subject_at is None:
             return subject_place(self.prompt, self.subject)
         return place_at(self.prompt, self.subject, self.subject_at) or (
@@ -117,6 +121,8 @@ class Fact:
     @property
     def text(self) -> str:
         """The prompt in clear."""
+        if not self.subject.strip():
+            return self.prompt
         return self.template.about(self.subject)
 
     @property

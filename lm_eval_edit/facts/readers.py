@@ -1,10 +1,10 @@
 """The forms in which the field's data files write a fact, each read into the package's own fields.
 
-ZsRE, CounterFact, MQuAKE, EasyEdit's flat form, KnowEdit, WikiBigEdit, QAEdit and the package's own fields (see
-`facts`) are told apart by the fields of each record, so mixed files work. A field that is there but empty (null, NaN)
-is missing: a fact without subject, prompt or target is read with an empty one, and skipped later. A field that is not
-there at all means another form. What no field of ours holds yet (portability, personas, multi-hop questions) is not
-looked at.
+ZsRE, CounterFact, MQuAKE, EasyEdit's flat form, KnowEdit, WikiBigEdit, QAEdit, UltraEditBench and the package's own
+fields (see `facts`) are told apart by the fields of each record, so mixed files work. A field that is there but empty
+(null, NaN) is missing: a fact without prompt or target is read with an empty one, and skipped later; one without a
+subject is for editors that need none. A field that is not there at all means another form. What no field of ours holds
+yet (portability, personas, multi-hop questions) is not looked at.
 """
 
 from __future__ import annotations
@@ -195,6 +195,19 @@ def _wikibigedit(r: Field) -> list[dict[str, Any]]:
     ]
 
 
+def _ultraeditbench(r: Field) -> list[dict[str, Any]]:
+    # Most of its records name no subject.
+    return [
+        {
+            "subject": r["subject"].text(),
+            "prompt": r["prompt"].text(),
+            "target_new": r["ans"].text(),
+            "paraphrases": _either(r, "rephrase_prompt", "rephrase").texts(),
+            "locality": list(_pairs(r["loc"], r["loc_ans"])),
+        }
+    ]
+
+
 def _either(r: Field, *names: str) -> Field:
     """The first of these fields that holds something."""
     return next((r[name] for name in names if r.has(name) and not r[name].missing), r[names[0]])
@@ -255,6 +268,7 @@ _COUNTERFACT = Form("CounterFact", tuple((f"requested_rewrite.{name}",) for name
 _MQUAKE = Form("MQuAKE", (("requested_rewrite",),), _mquake)
 _ZSRE = Form("ZsRE", (("subject",), ("src",), ("alt",)), _zsre)
 _WIKIBIGEDIT = Form("WikiBigEdit", (("subject",), ("update",), ("ans",)), _wikibigedit)
+_ULTRAEDITBENCH = Form("UltraEditBench", (("prompt",), ("ans",)), _ultraeditbench)
 _FLAT = Form(
     "flat (EasyEdit, KnowEdit, QAEdit)",
     (("subject", "concept"), ("prompt", "text"), ("target_new", "target", "labels")),
@@ -274,6 +288,8 @@ def _form(r: Field) -> Form:
     for names, form in marks.items():
         if any(not r[name].missing for name in names) and (form is not _WIKIBIGEDIT or not _lacking(r, form.required)):
             return form
+    if not _lacking(r, _ULTRAEDITBENCH.required) and _lacking(r, plain.required):
+        return _ULTRAEDITBENCH
     # A row of a table has the columns of other forms, too, without values.
     empty = (form for names, form in marks.items() if any(r.has(name) for name in names))
     return plain if not _lacking(r, plain.required) else next(empty, plain)
@@ -305,13 +321,13 @@ def _not_this_form(r: Field, form: Form, lacking: list[str]) -> str:
     if len(form.required) - len(lacking) < min(2, len(form.required)):
         known = "; ".join(
             f"{one.name}: {', '.join(' or '.join(names) for names in one.required)}"
-            for one in (_OWN, _ZSRE, _COUNTERFACT, _MQUAKE, _FLAT, _WIKIBIGEDIT)
+            for one in (_OWN, _ZSRE, _COUNTERFACT, _MQUAKE, _FLAT, _WIKIBIGEDIT, _ULTRAEDITBENCH)
         )
         return (
             f"the fields ({fields}) are of no form that is read. The forms and what they need: {known}{_where_else(r)}"
         )
     some = ", ".join(repr(name) for name in lacking)
-    subject = ". Every form names the subject; UltraEditBench and UnKE do not" if "subject" in lacking else ""
+    subject = ". Every form names the subject, save UltraEditBench's (prompt and ans)" if "subject" in lacking else ""
     return (
         f"field{'s' * (len(lacking) > 1)} {some} {'are' if len(lacking) > 1 else 'is'} missing (read as a {form.name} "
         f"record with the fields {fields}). A fact needs at least subject, prompt and target_new{subject}"

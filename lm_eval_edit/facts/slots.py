@@ -96,6 +96,8 @@ def with_slot(prompt: str, subject: str) -> Template:
 
 def in_clear(prompt: str, subject: str) -> str:
     """`prompt` with the subject in place of `{}`; as it is where the subject stands in it in clear, or no `{}` does."""
+    if not subject.strip():
+        return prompt
     place = subject_place(prompt, subject)
     if isinstance(place, tuple):
         return Template(prompt[: place[0]], prompt[place[1] :]).about(subject)

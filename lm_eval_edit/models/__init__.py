@@ -3,4 +3,5 @@
 architecture  where a decoder keeps its blocks and down-projections, by structure
 naming        what the installed transformers calls things
 devices       which device a command computes on
+gguf          models from GGUF files, whose weights are ordinary once they are loaded
 """

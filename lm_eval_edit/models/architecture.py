@@ -20,6 +20,7 @@ from lm_eval_edit.errors import UserError
 from lm_eval_edit.models import naming
 from lm_eval_edit.models.devices import input_device, weight_of
 
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _WANTED = "Editors need dense transformer blocks; mixture-of-experts and state-space blocks cannot be edited"
 
 
@@ -85,9 +86,6 @@ class Architecture:
             raise UserError(f"{without}: {error}") from None
         if without:
             raise UserError(f"{without}. {_WANTED}")
-        if kept is not None and kept.other:
-            layers = f"{kept.other} of its {found.n_layers} layers"
-            raise UserError(f"{name} keeps a state besides keys and values in {layers}. {_WANTED}")
         return found
 
     @classmethod
@@ -97,11 +95,15 @@ class Architecture:
         lists = [
             (path, module)
             for path, module in model.named_modules()
-            if isinstance(module, nn.ModuleList) and len(module) == depth and len({type(m) for m in module}) == 1
+            if isinstance(module, nn.ModuleList) and len(module) == depth
+        ]
+        # A hybrid may have a class for each of its kinds of blocks; they are blocks of one list then.
+        lists = [entry for entry in lists if len({type(m) for m in entry[1]}) == 1] or [
+            entry for entry in lists if all(any(is_linear(m) for m in block.modules()) for block in entry[1])
         ]
         if not lists:
             raise UserError(
-                f"{type(model).__name__} has no list of {depth} blocks of one class; "
+                f"{type(model).__name__} has no list of {depth} blocks; "
                 f"editors need a decoder of identical transformer blocks"
             )
         path, found = max(lists, key=lambda entry: sum(p.numel() for p in entry[1].parameters()))
@@ -112,8 +114,7 @@ class Architecture:
     def mlp_projections(self, model: nn.Module, layer: int) -> tuple[str, ...]:
         """Module paths of all linear maps of a block's MLP, its down-projection among them, in module order."""
         block = self.blocks[layer]
-        within = [path for path, m in model.get_submodule(block).named_modules() if is_linear(m)]
-        return tuple(f"{block}.{path}" for path in within if not _in_attention(path))
+        return tuple(f"{block}.{path}" for path in _beside_mixers(model.get_submodule(block)))
 
     def gate_projection(self, model: nn.Module, layer: int) -> str:
         """Module path of the MLP map whose output passes through the activation: `c_fc`, or a gated MLP's gate.
@@ -190,9 +191,9 @@ def _kept(model: PreTrainedModel) -> naming.Kept | None:
 
 
 def _down_projection(block_path: str, block: nn.Module, hidden: int) -> str:
-    _refuse_experts(block_path, block)
-    linears = [(path, m) for path, m in block.named_modules() if is_linear(m) and not _in_attention(path)]
-    back = [(linear_shape(m)[0], path) for path, m in linears if linear_shape(m)[1] == hidden]
+    linears = _beside_mixers(block)
+    _refuse_experts(block_path, block, beside=bool(linears))
+    back = [(linear_shape(m)[0], path) for path, m in linears.items() if linear_shape(m)[1] == hidden]
     # An MLP is wider inside than the residual stream as a rule. Where it is narrower, or as wide (then its last map is
     # the down-projection), it must be the only one.
     found = [path for width, path in back if width > hidden]
@@ -207,13 +208,39 @@ def _down_projection(block_path: str, block: nn.Module, hidden: int) -> str:
     return f"{block_path}.{found[0]}"
 
 
-def _refuse_experts(block_path: str, block: nn.Module) -> None:
-    """Refuse a block with several MLPs side by side, or with a convolution over tokens."""
+def _mixers(block: nn.Module) -> tuple[str, ...]:
+    """The children of a block that mix tokens by a convolution, as recurrent layers do: they hold no MLP."""
+    return tuple(
+        name for name, child in block.named_children() if any(isinstance(m, _CONVOLUTIONS) for m in child.modules())
+    )
+
+
+def _beside_mixers(block: nn.Module) -> dict[str, nn.Module]:
+    """{path: linear map} of a block, outside of its attention and of what is recurrent or convolutional in it."""
+    mixers = _mixers(block)
+    return {
+        path: m
+        for path, m in block.named_modules()
+        if is_linear(m) and not _in_attention(path) and path.split(".")[0] not in mixers
+    }
+
+
+def _refuse_experts(block_path: str, block: nn.Module, beside: bool) -> None:
+    """Refuse a block with several MLPs side by side.
+
+    Args:
+        beside: Whether the block has linear maps beside its convolutions: those are of no concern then.
+    """
+    mixers = _mixers(block) if beside else ()
     for name, parameter in block.named_parameters():
+        if name.split(".")[0] in mixers:
+            continue
         if parameter.ndim > 2 and parameter.shape[0] > 1:  # all experts in one tensor, or a convolution's kernel
             shape = "x".join(map(str, parameter.shape))
             raise UserError(f"block {block_path} holds {name} ({shape}), experts or a convolution. {_WANTED}")
     for path, module in block.named_modules():
+        if path.split(".")[0] in mixers:
+            continue
         if isinstance(module, nn.ModuleList) and len(module) > 1 and any(is_linear(m) for m in module.modules()):
             raise UserError(
                 f"block {block_path} holds {len(module)} modules in {path}, experts by their look. {_WANTED}"

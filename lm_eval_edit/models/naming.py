@@ -76,6 +76,16 @@ def with_cache(model: PreTrainedModel, cache: Cache) -> dict[str, Any]:
     return {name: cache} | ({USE_CACHE: True} if _takes(model, USE_CACHE) else {})
 
 
+def without_cache(model: nn.Module) -> dict[str, Any]:
+    """The argument of `model`'s forward that asks for no cache."""
+    return {USE_CACHE: False} if _takes(model, USE_CACHE) else {}
+
+
+def is_hybrid(model: nn.Module) -> bool:
+    """Whether a model keeps a state of another kind besides keys and values, so that what it keeps cannot be cut."""
+    return kept(model).other > 0
+
+
 def cache_with(prefix: Iterable[tuple[Tensor, Tensor]] = ()) -> DynamicCache:
     """A cache that grows, and that holds (keys, values), each (R, heads, T, width), of each layer to begin with."""
     prefix = list(prefix)

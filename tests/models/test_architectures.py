@@ -140,7 +140,7 @@ STATE = COMMON | {"hidden_size": HIDDEN, "num_hidden_layers": LAYERS}
         ),
         ("mamba", STATE | {"state_size": 4}, "MambaForCausalLM keeps no keys and values from token to token"),
         ("rwkv", STATE | {"attention_hidden_size": HIDDEN}, "RwkvForCausalLM keeps no keys and values"),
-        ("recurrent_gemma", GROUPED, r"temporal_block.conv_1d.weight \(32x1x4\), experts or a convolution"),
+        ("recurrent_gemma", GROUPED, "RecurrentGemmaForCausalLM keeps no keys and values from token to token"),
     ],
 )
 def test_experts_and_state_spaces_are_refused(model_type, config, message):

@@ -51,10 +51,27 @@ EDITORS = {
     "rect pca": BATCH | {"over": "memit", "baseline": "pca"},
     "rect random": {"over": "kn", "baseline": "random", "steps": 4},
     "prune": BATCH | {"over": "memit", "alpha": 2.0},
+    "betaedit": BATCH | {"nullspace_threshold": 0.5},
+    "ultraedit": {"layers": [0, 2], "lr": 1e-3},
+    "sphere": BATCH | {"over": "memit"},
     "random": BATCH | {"like": "memit"},
     "random dense": {"like": "ft", "layers": [0, 2], "num_steps": 2, "lr": 1e-3},
 }
-BATCHES = {"memit", "emmet", "alphaedit", "ft", "lora", "mend", "rect", "rect pca", "prune", "random"}
+BATCHES = {
+    "memit",
+    "emmet",
+    "alphaedit",
+    "ft",
+    "lora",
+    "mend",
+    "rect",
+    "rect pca",
+    "prune",
+    "sphere",
+    "ultraedit",
+    "betaedit",
+    "random",
+}
 SPLITS = {"early": [0, 1, 1], "late": [0, 0, 1], "three": [0, 1, 2]}  # the device of each layer
 
 

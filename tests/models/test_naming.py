@@ -120,12 +120,17 @@ class Recurrent(nn.Module):
     [
         ("nothing", "Recurrent keeps no keys and values from token to token. Editors need dense transformer blocks"),
         ("no cache", "Recurrent keeps no keys and values from token to token. Editors need dense transformer blocks"),
-        ("a state too", "Recurrent keeps a state besides keys and values in 1 of its 2 layers. Editors need dense"),
     ],
 )
 def test_recurrent_models_are_refused_whatever_their_arguments_are_called(keeps, reason):
     with pytest.raises(UserError, match=reason):
         Architecture.discover(Recurrent(keeps))
+
+
+def test_a_state_beside_keys_and_values_is_a_hybrids():
+    model = Recurrent("a state too")
+    assert Architecture.discover(model).n_layers == 2 and naming.is_hybrid(model)
+    assert not naming.is_hybrid(Recurrent("keys and values"))
 
 
 def test_keys_and_values_alone_are_enough():

@@ -2,7 +2,8 @@
 
 The model's own forward does the work, so masks, rotary positions, soft-capping and the like stay the model's
 business: blocks below the site are bridged (they hand on the cached hidden states), and the columns left of the subject
-enter as a key-value cache. Equal to the full forward up to round-off.
+enter as a key-value cache. Equal to the full forward up to round-off. What a recurrent state holds of those columns
+cannot be cut out of it: such a model is run from its first column on, without a cache.
 """
 
 from __future__ import annotations
@@ -135,9 +136,14 @@ class PartialForward:
     Args:
         model: A causal language model in evaluation mode.
         architecture: Its parts.
-        rows: Aligned rows; `rows.column` is column 0 of what `logits` computes.
+        rows: Aligned rows; `rows.column` is column 0 of what `logits` computes, or of a model with a recurrent state
+            column `column`.
         start: The first block that is run; the output of block `start - 1` is taken from the first, full pass.
         capture: Layers whose keys and outputs at the subject's last token are kept, in `self.capture`.
+
+    Attributes:
+        column: Where the rows' subjects end among the columns that `logits` computes.
+        entering: (R, columns, d) what block `start` is given there; None for the first.
     """
 
     @torch.no_grad()
@@ -159,6 +165,9 @@ class PartialForward:
         self._blocks = [model.get_submodule(path) for path in architecture.blocks]
         self._block_is_tuple: list[bool] = []
         column = rows.column
+        hybrid = naming.is_hybrid(model)
+        self._from = 0 if hybrid else column  # the first column that is computed again
+        self.column = column - self._from
         padding = rows.attention_mask[:, :, None] == 0
         keys: dict[int, Tensor] = {}
         mlp_outputs: dict[int, Tensor] = {}
@@ -176,7 +185,7 @@ class PartialForward:
             def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
                 self._block_is_tuple.append(isinstance(output, tuple))
                 if layer == start - 1:
-                    hidden[layer] = _hidden(output)[:, column:].detach().clone()
+                    hidden[layer] = _hidden(output)[:, self._from :].detach().clone()
                 if layer in capture:
                     block_outputs[layer] = _hidden(output)[:, column].detach().clone()
                 # Padding attends to nothing, which some attention implementations answer with NaN; zeros instead,
@@ -186,7 +195,8 @@ class PartialForward:
             return hook
 
         cache = naming.cache_with()
-        inputs = naming.with_cache(model, cache) | position_argument(model, rows.position_ids)
+        caching = naming.without_cache(model) if hybrid else naming.with_cache(model, cache)
+        inputs = caching | position_argument(model, rows.position_ids)
         if knows_columns:
             inputs[naming.LOGITS_KEPT] = 1
         with contextlib.ExitStack() as stack:
@@ -196,9 +206,10 @@ class PartialForward:
             for layer, block in enumerate(self._blocks):
                 stack.callback(block.register_forward_hook(on_block(layer)).remove)
             model(input_ids=rows.input_ids, attention_mask=rows.attention_mask, **inputs)
-        kept = keys_and_values(model, cache, len(self._blocks), rows.input_ids.shape[1])
+        kept = [] if hybrid else keys_and_values(model, cache, len(self._blocks), rows.input_ids.shape[1])
         self._prefix = [(keys[:, :, :column], values[:, :, :column]) for keys, values in kept]
-        self.entering = hidden.get(start - 1)  # (R, T - column, d): what block `start` is given
+        self.entering = hidden.get(start - 1)
+        self._hybrid = hybrid
         self.capture = Capture(keys, mlp_outputs, block_outputs)
 
     def selected(self, index: Tensor) -> PartialForward:
@@ -214,21 +225,24 @@ class PartialForward:
 
         Args:
             columns: (C,) columns counted from the rows' beginning, each at or right of the subject's last token.
-            entering: (R, T - column, d), what block `start` is given instead of the cached hidden states.
+            entering: As `self.entering`, what block `start` is given instead of the hidden states of the first pass.
 
         Returns:
             (R, C, V), in the model's dtype.
         """
-        column = self.rows.column
-        wanted = columns - column
+        first = self._from
+        wanted = columns - first
         keep = {naming.LOGITS_KEPT: wanted} if self._select_logits else {}
-        cache = naming.cache_with(self._prefix if column else ())
+        if self._hybrid:
+            caching = naming.without_cache(self.model)
+        else:
+            caching = naming.with_cache(self.model, naming.cache_with(self._prefix if first else ()))
         with bridged(self._blocks[: self.start], self.entering if entering is None else entering, self._block_is_tuple):
             out: Tensor = self.model(
-                input_ids=self.rows.input_ids[:, column:],
+                input_ids=self.rows.input_ids[:, first:],
                 attention_mask=self.rows.attention_mask,
-                **naming.with_cache(self.model, cache),
-                **position_argument(self.model, self.rows.position_ids[:, column:]),
+                **caching,
+                **position_argument(self.model, self.rows.position_ids[:, first:]),
                 **keep,
             ).logits
         return out if self._select_logits else out[:, wanted.to(out.device)]

@@ -54,6 +54,11 @@ class LastTokenForward:
         limit = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
         if limit is not None and len(ids) > limit:
             raise UserError(f"an edit prompt has {len(ids)} tokens; this model's context holds {limit}")
+        if naming.is_hybrid(model):
+            raise UserError(
+                f"{type(model).__name__} keeps a recurrent state beside keys and values, which cannot be handed on "
+                f"from the tokens before the last: this method cannot edit it, rome, memit, ft and others can"
+            )
         self.model, self._outputs = model, outputs
         self._blocks = [model.get_submodule(path) for path in architecture.blocks]
         self._sites = [model.get_submodule(path) for path in sites]

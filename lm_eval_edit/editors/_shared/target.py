@@ -130,13 +130,13 @@ class _Objective:
         shift = delta[requests]
         shifts = shift.repeat_interleave(self.rows_each, dim=0)  # (R, d): the KL row is shifted too
         if self.site == "mlp":
-            with added_to_output(self.projection, 0, shifts):
+            with added_to_output(self.projection, forward.column, shifts):
                 logits = forward.logits(self.columns)
         else:
-            entering = forward.entering
+            entering, at = forward.entering, forward.column
             assert entering is not None, "a block stands below the one that is run first: the edited layer's own"
-            first = entering[:, :1] + shifts[:, None].to(device=entering.device, dtype=entering.dtype)
-            logits = forward.logits(self.columns, torch.cat([first, entering[:, 1:]], dim=1))
+            shifted = entering[:, at : at + 1] + shifts[:, None].to(device=entering.device, dtype=entering.dtype)
+            logits = forward.logits(self.columns, torch.cat([entering[:, :at], shifted, entering[:, at + 1 :]], dim=1))
         log_probs = F.log_softmax(logits.to(device=delta.device, dtype=wide_dtype(logits.dtype)), dim=-1)  # (R, C, V)
         nll = -log_probs[running.label_rows, running.label_index, running.labels]
         total = torch.zeros(len(requests), dtype=nll.dtype, device=nll.device).index_add_(0, running.label_request, nll)

@@ -74,7 +74,7 @@ class WrappingEditor(Editor):
         return delta
 
     def fact_problem(self, fact: Fact) -> str | None:
-        return self.inner.fact_problem(fact)
+        return self.inner.fact_problem(fact)  # also whether it needs a subject
 
     def schedule_problems(self, n_facts: int) -> list[str]:
         return self.inner.schedule_problems(n_facts)

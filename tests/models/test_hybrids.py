@@ -1,0 +1,146 @@
+"""Hybrids with dense MLPs: attention here, a recurrence there, and the same MLP to edit in every block."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from lm_eval_edit import UserError, edit_model
+from lm_eval_edit.editors._shared.forward import PartialForward
+from lm_eval_edit.editors._shared.rows import align, fact_rows
+from lm_eval_edit.export import export
+from lm_eval_edit.models import naming
+from lm_eval_edit.models.architecture import Architecture
+from tests.support.tiny import (
+    FACTS,
+    TEMPLATES,
+    same_weights,
+    tiny_tokenizer,
+    weights_of,
+)
+
+COMMON = {
+    "vocab_size": 64, "hidden_size": 32, "intermediate_size": 96, "num_hidden_layers": 4, "num_attention_heads": 2,
+    "num_key_value_heads": 2, "initializer_range": 0.2, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0,
+    "max_position_embeddings": 64,
+}  # fmt: skip
+LINEAR = {
+    "linear_num_key_heads": 2, "linear_num_value_heads": 2, "linear_key_head_dim": 16, "linear_value_head_dim": 16,
+    "layer_types": ["linear_attention", "full_attention"] * 2,
+}  # fmt: skip
+MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8, "mamba_n_groups": 1, "mamba_chunk_size": 4}
+HYBRIDS = {
+    "qwen3_5_text": COMMON | LINEAR | {"head_dim": 16},
+    "falcon_h1": COMMON | MAMBA | {"mamba_d_ssm": 64, "head_dim": 16},
+    "olmo_hybrid": COMMON | LINEAR,
+    "granitemoehybrid": COMMON | MAMBA | {
+        "num_local_experts": 0, "num_experts_per_tok": 0, "shared_intermediate_size": 96, "mamba_expand": 2,
+        "layer_types": ["linear_attention", "full_attention"] * 2,
+    },
+}  # fmt: skip
+ROME = {"layers": [1], "v_num_grad_steps": 5, "v_lr": 0.5, "v_weight_decay": 1e-3}
+
+
+def make(kind, dtype=torch.float64):
+    try:
+        config = AutoConfig.for_model(kind, **HYBRIDS[kind])
+    except ValueError:
+        pytest.skip(f"the installed transformers has no {kind}")
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(config).to(dtype).eval()
+
+
+@torch.no_grad()
+def target_log_prob(model, fact):
+    tokenizer = tiny_tokenizer()
+    logits = model(input_ids=torch.tensor([tokenizer.encode(fact.text)]), use_cache=False).logits[0, -1]
+    return float(logits.log_softmax(-1)[tokenizer.encode(fact.target)[0]])
+
+
+def aligned():
+    tokenizer = tiny_tokenizer()
+    return align([row for fact in FACTS for row in fact_rows(tokenizer, fact, TEMPLATES)], torch.device("cpu"))
+
+
+@pytest.mark.parametrize("kind", HYBRIDS)
+def test_its_mlps_are_found_and_its_state_is_seen(kind):
+    model = make(kind)
+    found = Architecture.discover(model)
+    assert found.n_layers == 4 and found.key_size == 96
+    assert len({path.split(".", 3)[-1] for path in found.down_projections}) == 1
+    assert naming.is_hybrid(model)
+
+
+@pytest.mark.parametrize("kind", HYBRIDS)
+@pytest.mark.parametrize("start", [1, 3])
+@torch.no_grad()
+def test_a_partial_pass_over_padded_rows_equals_full_passes_over_single_ones(kind, start):
+    model, rows = make(kind), aligned()
+    assert rows.attention_mask.min() == 0, "some rows are padded on the left"
+    forward = PartialForward(model, Architecture.discover(model), rows, start)
+    columns = torch.arange(rows.column, rows.input_ids.shape[1])
+    got = forward.logits(columns)
+    half = forward.selected(torch.tensor([1, 4]))
+    torch.testing.assert_close(half.logits(columns), got[[1, 4]])
+    for r in range(len(rows)):
+        first = int((rows.attention_mask[r] == 0).sum())
+        alone = model(input_ids=rows.input_ids[r : r + 1, first:], use_cache=False).logits[0]
+        seen = int((rows.input_ids[r] != 0).nonzero().max()) - first + 1
+        wanted = alone[rows.column - first : seen]
+        assert (got[r, : len(wanted)] - wanted).abs().max() <= 1e-4 * wanted.abs().max(), (kind, r)
+
+
+@pytest.mark.parametrize("kind", HYBRIDS)
+@pytest.mark.parametrize("editor", ["rome", "ft"])
+def test_it_is_edited_restored_to_the_bit_exported_and_loaded_again(kind, editor, tmp_path):
+    made = make(kind, torch.float32)
+    made.save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval()
+    kept = weights_of(model)
+    options = ROME if editor == "rome" else {"layers": [1], "num_steps": 2}
+    ledger = edit_model(
+        model, tiny_tokenizer(), FACTS[:2], editor, options=options, progress=False, ledger=tmp_path / "ledger",
+        context_templates=TEMPLATES if editor == "rome" else None,
+    )  # fmt: skip
+    (name,) = ledger.operations[0].deltas
+    assert not torch.equal(model.get_parameter(name), kept[name])
+    assert sum(not torch.equal(p, kept[n]) for n, p in model.named_parameters()) == 1
+    edited = weights_of(model)
+    export(tmp_path / "ledger", "hf", tmp_path / "out", device="cpu")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    assert same_weights(again, edited)
+    ledger.restore()
+    assert same_weights(model, kept)
+
+
+def test_rome_moves_a_hybrids_answer_towards_its_target():
+    for kind in HYBRIDS:
+        model = make(kind)
+        before = target_log_prob(model, FACTS[0])
+        edit_model(
+            model, tiny_tokenizer(), FACTS[:1], "rome", options=ROME | {"v_num_grad_steps": 20, "clamp_norm_factor": 8},
+            context_templates=TEMPLATES, progress=False,
+        )  # fmt: skip
+        assert target_log_prob(model, FACTS[0]) > before + 0.5, kind
+
+
+def test_kn_which_needs_keys_and_values_says_so():
+    model = make("falcon_h1")
+    with pytest.raises(UserError, match="keeps a recurrent state beside keys and values"):
+        edit_model(model, tiny_tokenizer(), FACTS[:1], "kn", options={"steps": 2}, progress=False)
+
+
+def test_experts_beside_a_recurrence_stay_refused():
+    config = AutoConfig.for_model("granitemoehybrid", **HYBRIDS["granitemoehybrid"] | {
+        "num_local_experts": 4, "num_experts_per_tok": 2})  # fmt: skip
+    with pytest.raises(UserError, match="experts"):
+        Architecture.discover(AutoModelForCausalLM.from_config(config))
+
+
+def test_pure_recurrent_models_stay_refused():
+    config = AutoConfig.for_model("mamba2", vocab_size=64, hidden_size=32, num_hidden_layers=2, state_size=8,
+                                  num_heads=4, head_dim=16, n_groups=1, chunk_size=4, expand=2)  # fmt: skip
+    with pytest.raises(UserError, match="keeps no keys and values"):
+        Architecture.discover(AutoModelForCausalLM.from_config(config).eval())
