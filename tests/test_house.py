@@ -160,6 +160,13 @@ def test_a_new_room_needs_a_place_in_the_contracts(copy):
     assert "attic" in done.stdout
 
 
+def test_every_method_is_in_both_contracts_about_methods(copy):
+    contracts = pytest.importorskip("tomllib").loads((copy / "pyproject.toml").read_text())["tool"]["importlinter"]
+    by_id = {contract["id"]: contract for contract in contracts["contracts"]}
+    (layer,) = (layer for layer in by_id["methods-below"]["layers"] if "rome" in layer)
+    assert sorted(by_id["methods"]["modules"]) == sorted(f"lm_eval_edit.editors.{name}" for name in layer.split(" : "))
+
+
 def test_the_top_holds_the_doors_only():
     entries = [path for path in PACKAGE.iterdir() if path.name not in ("__pycache__", "tasks")]  # tasks: in wheels
     modules = [path for path in entries if path.suffix == ".py"]
