@@ -16,7 +16,7 @@ from itertools import takewhile
 from typing import Any, NoReturn
 
 from lm_eval_edit import __version__, commands
-from lm_eval_edit._support.interrupts import Terminated, raise_on_sigterm, tell
+from lm_eval_edit._support.interrupts import Terminated, asked, at_work, raise_on_sigterm, tell
 from lm_eval_edit._support.terminal import printable
 from lm_eval_edit.errors import UserError, nearest
 
@@ -91,6 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = command = None
     try:
         if argv is None:  # this is the program, not a call from another one
+            at_work(start=True)
             raise_on_sigterm()
         args = build_parser().parse_args(argv)
         command = sys.modules[args.run.__module__]
@@ -105,12 +106,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         except BrokenPipeError:
             return _reader_has_gone()
         raise
-    except (KeyboardInterrupt, Terminated) as error:
+    except (KeyboardInterrupt, Terminated, Exception) as error:
+        if isinstance(error, Exception) and not asked():
+            if isinstance(error, UserError):
+                print(printable(str(error)), file=sys.stderr)
+                return 1
+            raise
         kept = getattr(command, "kept", None)
         return tell(error, kept(args) if kept is not None else "nothing was changed; the same command starts anew")
-    except UserError as error:
-        print(printable(str(error)), file=sys.stderr)
-        return 1
 
 
 def _reader_has_gone() -> int:
