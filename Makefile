@@ -15,6 +15,7 @@ help:
 	@echo "make test-oldest  the same with the oldest that pyproject.toml admits, in $(VENV)-oldest"
 	@echo "make test-real  install the real model as well, then run the tests that edit it"
 	@echo "make lint       install, then check style"
+	@echo "make imports    install, then check which room imports which (the contracts in pyproject.toml)"
 	@echo "make venv       install into $(VENV)"
 	@echo "make clean      remove $(VENV) and everything built"
 
@@ -81,8 +82,11 @@ $(VENV)-oldest/installed: pyproject.toml hatch_build.py constraints-oldest.txt
 lint: venv
 	$(VENV)/bin/ruff check .
 
+imports: venv
+	$(VENV)/bin/lint-imports --no-cache
+
 clean:
 	rm -rf $(VENV) $(VENV)-newest $(VENV)-oldest build dist .pytest_cache .ruff_cache
 	find . -name __pycache__ -not -path "./.git/*" -prune -exec rm -rf {} +
 
-.PHONY: help venv real demo demo-real figures test test-fast test-real test-newest test-oldest lint clean
+.PHONY: help venv real demo demo-real figures test test-fast test-real test-newest test-oldest lint imports clean

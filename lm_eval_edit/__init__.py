@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 from lm_eval_edit._support.old_names import keep_old_names
 
 if TYPE_CHECKING:
+    from lm_eval_edit.edits.guards import EditError
     from lm_eval_edit.edits.ledger import Ledger
-    from lm_eval_edit.edits.run import EditError, edit_model
+    from lm_eval_edit.edits.run import edit_model
     from lm_eval_edit.edits.schedule import EditSchedule
     from lm_eval_edit.edits.source import load_source
     from lm_eval_edit.errors import ConfigurationError, UserError
@@ -23,7 +24,7 @@ keep_old_names()
 # Loaded on first use: the command line and the start-up hook import this package and must not wait for torch.
 _WHERE = {
     "ConfigurationError": "errors",
-    "EditError": "edits.run",
+    "EditError": "edits.guards",
     "EditSchedule": "edits.schedule",
     "EditedHFLM": "model",
     "Fact": "facts.fact",

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import logging
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import CacheHook
 from lm_eval.api.registry import register_model
@@ -18,21 +16,19 @@ from transformers import PreTrainedModel
 from lm_eval_edit import demo
 from lm_eval_edit._support import interrupts as _interrupts
 from lm_eval_edit._support.logging import log_safely
-from lm_eval_edit._support.versions import versions
 from lm_eval_edit.edits.ledger import Ledger
-from lm_eval_edit.edits.processes import Processes, SharedRun, join_processes
+from lm_eval_edit.edits.needed_moments import collected_where_missing
+from lm_eval_edit.edits.processes import Processes, SharedRun, join_processes, launched_together
+from lm_eval_edit.edits.record import edit_record
 from lm_eval_edit.edits.run import EditRun, begin_editing
 from lm_eval_edit.edits.source import describe_source, refuse_offloaded
 from lm_eval_edit.edits.states import answer_by_state, wanted_state
 from lm_eval_edit.errors import UserError
 from lm_eval_edit.facts.skipped import reasons
+from lm_eval_edit.harness import loading
 from lm_eval_edit.harness.endings import Listener, listening
 from lm_eval_edit.harness.exact_model import ExactHFLM
-from lm_eval_edit.models.architecture import Architecture
-from lm_eval_edit.models.devices import find_device
-from lm_eval_edit.moments.collect import collect_second_moments
-from lm_eval_edit.moments.corpus import load_corpus
-from lm_eval_edit.moments.second_moments import SecondMoments
+from lm_eval_edit.harness.response_cache import keep_apart
 from lm_eval_edit.plan import EditPlan, make_plan
 from lm_eval_edit.settings import AFTER_ALL, NAMES
 from lm_eval_edit.tasklib.editing.agreement import check_asked
@@ -40,28 +36,6 @@ from lm_eval_edit.weights.edited import model_fingerprint
 
 logger = logging.getLogger("lm_eval_edit")
 log_safely()  # ids of facts, names of tasks
-
-
-DEMO_BATCH_SIZE = 32
-
-
-def _demo_batches(pretrained: str | PreTrainedModel, options: Mapping[str, Any]) -> dict[str, Any]:
-    """HFLM's options, with a batch size for the demo model where none was chosen.
-
-    The command line always sends one, 1 unless told otherwise, and one prompt at a time takes the demo minutes.
-    """
-    options = dict(options)
-    if isinstance(pretrained, str) and pretrained == demo.NAME and options.get("batch_size") in (None, 1, "1"):
-        logger.info("the demo model is evaluated in batches of %d", DEMO_BATCH_SIZE)
-        options["batch_size"] = DEMO_BATCH_SIZE
-    return options
-
-
-def _device(given: str | None) -> str:
-    """HFLM's option `device`. Its own default is a GPU whether there is one or not, and the command line always sends
-    cuda:0, which the harness takes for no choice where there is none."""
-    unsaid = given is None or (given == "cuda:0" and not torch.cuda.is_available())
-    return find_device(None if unsaid else given)
 
 
 def _kept(edit_ledger: Any) -> str:
@@ -116,9 +90,9 @@ class EditedHFLM(ExactHFLM):
         _interrupts.keep(_kept(edit_ledger))
         plan = make_plan(pretrained, {name: given[name] for name in NAMES}, kwargs)
         join_processes()
-        options = _demo_batches(pretrained, plan.model_options)
-        if isinstance(plan.pretrained, str) and not self._launched_together():
-            options["device"] = _device(options.get("device"))
+        options = loading.demo_batches(pretrained, plan.model_options)
+        if isinstance(plan.pretrained, str) and not launched_together():
+            options["device"] = loading.device(options.get("device"))
         super().__init__(pretrained=plan.pretrained, **options)
         refuse_offloaded(self.model)
         self._run: EditRun | SharedRun | None = None
@@ -135,24 +109,14 @@ class EditedHFLM(ExactHFLM):
         arg_dict.setdefault("pretrained", demo.NAME)
         return super().create_from_arg_obj(arg_dict, additional_config)
 
-    @staticmethod
-    def _launched_together() -> bool:
-        """Whether a launcher started several processes, which are given their devices."""
-        return int(os.environ.get("WORLD_SIZE") or 1) > 1
-
     def _connect(self) -> Processes | None:
-        """The processes that evaluate this model together, all with the same weights; None for a single one.
-
-        The harness divides the documents among them only where it sees several GPUs; here it always does. It also
-        counts processes on each machine anew, so that two machines would do the same documents twice.
-        """
+        """The processes that evaluate this model together, all with the same weights; None for a single one."""
         processes = Processes.connected()
         if processes is not None:
             processes.check_same_weights(self.model)
             if not processes.is_first:
                 logger.setLevel(logging.ERROR)  # the first process says it for all
-            if hasattr(self, "accelerator"):  # not for a model object, which the harness gathers no results of
-                self._rank, self._world_size = processes.rank, processes.size
+            loading.divide_documents(self, processes.rank, processes.size)
         return processes
 
     # ---------------------------------------------------------------------------------------------- schedules of edits
@@ -186,31 +150,26 @@ class EditedHFLM(ExactHFLM):
             logger.warning("%d of %d facts cannot be edited and are skipped: %s", count, count + len(plan.facts), why)
         for warning in plan.repetitions.warnings():
             logger.warning(warning)
-        settings = plan.settings
+        settings, editor = plan.settings, plan.hyperparameters.editor
+        moments = collected_where_missing(
+            self.model,
+            self.tokenizer,
+            editor,
+            plan.second_moments,
+            settings.edit_corpus,
+            settings.edit_corpus_tokens,
+        )
         return begin_editing(
             self.model,
             self.tokenizer,
-            plan.hyperparameters.editor,
+            editor,
             plan.operations,
             edit_batch_size=settings.edit_batch_size,
-            second_moments=self._second_moments(plan),
+            second_moments=moments.regularised(settings.edit_mom2_regularisation),
             directory=Path(settings.edit_ledger) if settings.edit_ledger else None,
             seed=settings.edit_seed or 0,
             min_success=settings.min_success,
         )
-
-    def _second_moments(self, plan: EditPlan) -> SecondMoments:
-        """Those of the plan; where some that are needed are missing and there is a corpus, all are computed from it."""
-        moments, settings = plan.second_moments, plan.settings
-        layers = plan.hyperparameters.editor.needs_second_moments()
-        if layers and settings.edit_corpus:
-            projections = Architecture.discover(self.model).down_projections
-            if any(projections[layer] not in moments for layer in layers):
-                corpus = load_corpus(settings.edit_corpus)
-                moments = collect_second_moments(
-                    self.model, self.tokenizer, layers, corpus, settings.edit_corpus_tokens
-                )
-        return moments.regularised(settings.edit_mom2_regularisation)
 
     @property
     def ledger(self) -> Ledger | None:
@@ -277,21 +236,12 @@ class EditedHFLM(ExactHFLM):
         return self.ledger.fingerprint() if self.ledger is not None else self._base_fingerprint
 
     def set_cache_hook(self, cache_hook: CacheHook) -> None:
-        """As in HFLM, with the response cache (`--use_cache`) kept apart for each state of the weights.
-
-        The harness keys its cache by the request alone, so an edited model would be served an unedited one's answers.
-        """
+        """As in HFLM, with the response cache (`--use_cache`) kept apart for each state of the weights."""
         self._name_cache(cache_hook)
         super().set_cache_hook(cache_hook)
 
     def _name_cache(self, cache_hook: CacheHook) -> None:
-        database = cache_hook.dbdict
-        if database is None:
-            return
-        # CachingLM looks up and writes through this very object, so its table decides both.
-        database.tablename = f"edited_{self.weights_fingerprint[:32]}"
-        database.conn.execute(f'CREATE TABLE IF NOT EXISTS "{database.tablename}" (key TEXT PRIMARY KEY, value BLOB)')
-        database.conn.commit()
+        keep_apart(cache_hook, self.weights_fingerprint)
 
     # --------------------------------------------------------------------------------------------------------- results
 
@@ -301,45 +251,14 @@ class EditedHFLM(ExactHFLM):
 
     def edit_record(self) -> dict[str, Any]:
         """The `edit` block of the results: plan, norms, guards, efficacy, fingerprints and versions."""
-        plan, ledger = self.plan, self.ledger
-        record: dict[str, Any] = {
-            "editor": plan.settings.editor,
-            "n_edits": 0,
-            "model": describe_source(self.model),
-            "weights_fingerprint": self.weights_fingerprint,
-            "versions": versions(),
-        }
-        if ledger is None:
-            return record
-        operations = ledger.applied_operations
-        n_edits = sum(len(operation.facts) for operation in operations)
-        seconds = [operation.record["seconds"] for operation in operations]
-        return record | {
-            "n_edits": n_edits,
-            "edit_batch_size": plan.settings.edit_batch_size,
-            "options": plan.hyperparameters.editor.describe(),
-            "options_from_model": next((o.record["details"].get("from_model", {}) for o in operations), {}),
-            "preset": plan.hyperparameters.preset,
-            "layers": plan.hyperparameters.editor.layers(),
-            "dataset": {
-                "source": plan.facts.source,
-                "sha256": plan.facts.sha256,
-                "usable": len(plan.facts),
-                "skipped": [{"id": skipped.id, "reason": skipped.reason} for skipped in plan.facts.skipped],
-                **plan.repetitions.record(),
-            },
-            "edit_seed": plan.settings.edit_seed,
-            "edit_offset": plan.settings.edit_offset,
-            "fact_ids": [fact.id for operation in operations for fact in operation.facts],
-            "parameters": ledger.weights.report(),
-            "ranks": [operation.record["ranks"] for operation in operations],
-            "after_each_edit": [operation.record["after"] for operation in operations],
-            "before_each_edit": [operation.record["before"] for operation in operations],
-            "details": [operation.record["details"] for operation in operations],
-            "guards": ledger.guards,
-            "seconds_per_edit": sum(seconds) / max(n_edits, 1),
-            "second_moments": ledger.extra["second_moments_source"],
-            "context_templates": ledger.extra["context_templates"],
-            "ledger": str(ledger.directory) if ledger.directory else None,
-            "unedited_fingerprint": self._base_fingerprint,
-        }
+        plan = self.plan
+        return edit_record(
+            plan.settings,
+            plan.hyperparameters,
+            plan.facts,
+            plan.repetitions,
+            self.ledger,
+            model=describe_source(self.model),
+            weights_fingerprint=self.weights_fingerprint,
+            unedited_fingerprint=self._base_fingerprint,
+        )

@@ -16,8 +16,9 @@ from lm_eval_edit.editors.hyperparameters import Hyperparameters, from_the_model
 from lm_eval_edit.edits import opened, scheduled
 from lm_eval_edit.edits.chosen import HFLM_OPTIONS, given_options, model_config, split_options
 from lm_eval_edit.edits.ledger import differences, mismatch, read_header
+from lm_eval_edit.edits.needed_moments import no_second_moments
 from lm_eval_edit.edits.prompt_lengths import flat, planned_tokenizer, too_long
-from lm_eval_edit.edits.run import batch_problems, no_second_moments
+from lm_eval_edit.edits.run import batch_problems
 from lm_eval_edit.errors import ConfigurationError, UserError, problems_of
 from lm_eval_edit.facts.contradictions import Repetitions, repetitions
 from lm_eval_edit.facts.fact import Fact, Facts

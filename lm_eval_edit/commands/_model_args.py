@@ -26,12 +26,12 @@ def parse_model_args(words: list[str]) -> dict[str, Any]:
     Raises:
         UserError: a word that is not name=value.
     """
-    from lm_eval._cli.utils import key_val_to_dict
+    from lm_eval_edit.harness.command import parse_assignments
 
     options: dict[str, Any] = {}
     for word in words:
         try:
-            options |= key_val_to_dict(word)
+            options |= parse_assignments(word)
         except ValueError as error:
             raise UserError(f"--model_args {word}: {error}; want name=value,name=value,...") from None
     return options

@@ -13,8 +13,8 @@ from lm_eval_edit import demo
 from lm_eval_edit.commands._editors import shown
 from lm_eval_edit.commands._layout import columns
 from lm_eval_edit.editors.hyperparameters import from_the_model
+from lm_eval_edit.edits.needed_moments import check_second_moments
 from lm_eval_edit.edits.opened import without_weights
-from lm_eval_edit.edits.run import check_second_moments
 from lm_eval_edit.errors import UserError
 from lm_eval_edit.models.architecture import Architecture, is_linear, layer_problems, linear_shape
 from lm_eval_edit.plan import EditPlan, draft_plan, lacking_second_moments

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import Any
 
 from lm_eval_edit._support.terminal import printable
 from lm_eval_edit.errors import nearest
@@ -36,19 +35,19 @@ def run(args: argparse.Namespace) -> int:
     """Hand the arguments to the harness's command line, after telling it about our model type and tasks."""
     sys.argv = ["lm-eval-edit", "run", *args.arguments]  # where the harness reads its arguments
 
-    from lm_eval._cli import HarnessCLI
     from lm_eval.utils import setup_logging
 
     from lm_eval_edit._startup import hooks as _hooks
+    from lm_eval_edit.harness.command import HarnessCommand, given
     from lm_eval_edit.harness.our_tasks import all_ours, our_names
 
     setup_logging()
-    harness = HarnessCLI()
+    harness = HarnessCommand()
     try:
-        harness_args = harness.parse_args()
+        harness_args = harness.parse()
     except SystemExit as ended:
         if ended.code == 2:  # the harness has told what is wrong
-            _tell_nearest(harness, args.arguments)
+            _tell_nearest(harness.options("run"), args.arguments)
         raise
     _hooks.connect()
     # Tasks of the user's own may build on built-in ones, whatever they are called.
@@ -60,22 +59,9 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _tell_nearest(harness: Any, arguments: list[str]) -> None:
+def _tell_nearest(accepted: list[str], arguments: list[str]) -> None:
     """Name the nearest option for each that the harness does not know; the harness does not."""
-    parser = getattr(getattr(harness, "_subparsers", None), "choices", {}).get("run")
-    accepted = [text for text in getattr(parser, "_option_string_actions", {}) if text.startswith("--")]
     names = [word.partition("=")[0] for word in arguments if word.startswith("--") and word != "--"]
     for name in names:
         if not any(option.startswith(name) for option in accepted) and (near := nearest(name, accepted)):
             print(printable(f"{name}: no such option.{near}"), file=sys.stderr)
-
-
-def given(harness_args: argparse.Namespace, option: str) -> list[str]:
-    """The names in `option`: those on the command line or, without any, those in the file that `--config` names."""
-    value = getattr(harness_args, option)
-    if not value and harness_args.config:
-        from lm_eval.config.evaluate_config import EvaluatorConfig
-
-        value = EvaluatorConfig.load_yaml_config(harness_args.config).get(option)
-    values = [value] if isinstance(value, str) else value or ()
-    return [name for item in values for name in str(item).split(",")]

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lm_eval_edit import __version__
-from lm_eval_edit.comparison.compare import Comparison, Row, Settings
-from lm_eval_edit.comparison.results import Run
+from lm_eval_edit.comparison.runs import Run
+from lm_eval_edit.comparison.verdicts import Comparison, Row, Settings
 
 REVISION = 2  # of both schemas: 2 added fields to 1, and changed none
 

@@ -17,7 +17,7 @@ import numpy as np
 from lm_eval_edit._support.files import write_bytes
 from lm_eval_edit.comparison.aggregations import AGGREGATIONS
 from lm_eval_edit.comparison.logged_metrics import Metric, with_chance
-from lm_eval_edit.comparison.results import HASHES, Run, TaskSamples
+from lm_eval_edit.comparison.runs import HASHES, Run, TaskSamples
 from lm_eval_edit.errors import UserError
 from lm_eval_edit.tasklib import measures
 

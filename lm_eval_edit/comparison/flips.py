@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from lm_eval_edit._support.files import write_bytes
-from lm_eval_edit.comparison.compare import Comparison, gains, is_binary, won
+from lm_eval_edit.comparison.changed_documents import gains, is_binary, won
 from lm_eval_edit.comparison.pairing import Pair
+from lm_eval_edit.comparison.verdicts import Comparison
 from lm_eval_edit.errors import UserError, nearest
 from lm_eval_edit.harness.samples import responses as logged_responses
 from lm_eval_edit.tasklib.editing import metrics as editing_metrics

@@ -9,7 +9,8 @@ import numpy as np
 from scipy import stats
 
 from lm_eval_edit.comparison import statistics
-from lm_eval_edit.comparison.results import Metric, Run, TaskSamples
+from lm_eval_edit.comparison.logged_metrics import Metric
+from lm_eval_edit.comparison.runs import Run, TaskSamples
 from lm_eval_edit.tasklib.measures import EDIT_QUALITY, FORMAT
 
 AT_FLOOR = "at floor: cannot show damage"

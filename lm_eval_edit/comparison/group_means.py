@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from lm_eval_edit.comparison import statistics
-from lm_eval_edit.comparison.compare import INCONCLUSIVE, Comparison, Row, Settings, judge, recovered
+from lm_eval_edit.comparison.combined import between_runs, cluster_covariance, weighted_mean
 from lm_eval_edit.comparison.pairing import Pair
-from lm_eval_edit.comparison.results import Run
+from lm_eval_edit.comparison.runs import Run
 from lm_eval_edit.comparison.statistics import Estimate
+from lm_eval_edit.comparison.verdicts import INCONCLUSIVE, Comparison, Row, Settings, judge, recovered
 from lm_eval_edit.tasklib.measures import ABILITY, EDIT_QUALITY
 
 OVERALL, OF_EDITS = "mean of tasks", "mean of edit quality"
@@ -107,13 +107,13 @@ def _shared(members: Sequence[Row], pairs: Pairs) -> tuple[np.ndarray, int] | No
     if any(fact is None for fact in facts) or not all(before.aggregation.is_mean for before, _ in metrics):
         return None
     changes = [after.counts[:, 0] - before.counts[:, 0] for before, after in metrics]
-    return statistics.cluster_covariance(changes, facts)
+    return cluster_covariance(changes, facts)
 
 
 def _mean(name: str, members: Sequence[Row], weights: Sequence[float], pairs: Pairs, settings: Settings) -> Row:
     differences = [row.difference for row in members]
     shared = _shared(members, pairs)
-    difference, p = statistics.weighted_mean(differences, weights, alpha=settings.alpha, shared=shared)
+    difference, p = weighted_mean(differences, weights, alpha=settings.alpha, shared=shared)
     base, edited = (float(np.dot(weights, [getattr(row, side) for row in members])) for side in ("base", "edited"))
     names = {row.metric for row in members}
     at_floor = tuple(row.task for row in members if row.floor is not None)
@@ -212,7 +212,7 @@ def seed_rows(comparisons: Sequence[Comparison], alpha: float) -> list[SeedRow]:
         name = f"{edit['editor']} n={edit['n_edits']}"
         for rows in zip(*((*run.rows, *run.groups) for run in runs), strict=True):
             most, least = max(row.difference.most for row in rows), min(row.difference.least for row in rows)
-            between = statistics.between_runs([row.difference.value for row in rows], alpha=alpha).within(most, least)
+            between = between_runs([row.difference.value for row in rows], alpha=alpha).within(most, least)
             within = _typical([row.difference for row in rows], between.value, alpha)
             first = rows[0]
             what = (name, first.task, first.filter, first.metric, len(rows))

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from lm_eval_edit.comparison.results import Run, TaskSamples
+from lm_eval_edit.comparison.runs import Run, TaskSamples
 from lm_eval_edit.errors import UserError, nearest
 
 # What makes two runs of a task different measurements, and what to call it.

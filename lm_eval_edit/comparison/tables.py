@@ -11,9 +11,10 @@ from lm_eval_edit._support.spreadsheet import csv_text as as_csv
 from lm_eval_edit._support.terminal import one_line, printable
 from lm_eval_edit.comparison import floors
 from lm_eval_edit.comparison.as_json import left_out, row_json
-from lm_eval_edit.comparison.compare import INCONCLUSIVE, REGRESSED, UNHARMED, Comparison, Row, reported
+from lm_eval_edit.comparison.compare import reported
 from lm_eval_edit.comparison.floors import AT_FLOOR
 from lm_eval_edit.comparison.group_means import SeedRow, mixed_groups
+from lm_eval_edit.comparison.verdicts import INCONCLUSIVE, REGRESSED, UNHARMED, Comparison, Row
 
 HEAD = (
     "task", "metric", "n", "base", "edited", "difference", "95% interval", "recovery", "p (Holm)", "lost/won",

@@ -11,7 +11,7 @@ import random
 from collections.abc import Callable
 from functools import lru_cache
 
-from lm_eval_edit.demo.world import COUNTRIES, GIVEN_NAMES, SEED, subjects
+from lm_eval_edit.demo.subjects import COUNTRIES, GIVEN_NAMES, SEED, subjects
 
 EVALUATION_SIZE = {
     "gsm8k": 100, "rte": 100, "nq_open": 100, "boolq": 100, "mutual": 100, "samsum": 100, "conll2003": 40, "sst2": 100,

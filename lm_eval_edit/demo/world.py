@@ -1,8 +1,7 @@
-"""People, companies and cities that do not exist, and about a thousand facts about them.
+"""About a thousand facts about people, companies and cities that do not exist.
 
 `python -m lm_eval_edit.demo.world` writes `data/facts.jsonl` and the documents of the eight tasks; the same code gives
-the same bytes everywhere. Every subject is two invented words, and no two subjects share the second one: ROME takes its
-key at the last token of the subject, and distinct last tokens make keys that interfere less.
+the same bytes everywhere.
 """
 
 from __future__ import annotations
@@ -17,26 +16,10 @@ from functools import lru_cache
 from pathlib import Path
 
 from lm_eval_edit.demo import DATA
+from lm_eval_edit.demo.subjects import COUNTRIES, SEED, subjects
+from lm_eval_edit.demo.taskdata import evaluation_documents
 
-SEED = 20240104
-PEOPLE, COMPANIES, CITIES = 180, 60, 60
 LOCALITY_PROBES = 3
-
-_ONSETS = ("Bel", "Cor", "Dar", "Fen", "Gol", "Hal", "Jor", "Kes", "Lum", "Mor", "Nar", "Pel", "Rud", "Sel", "Tor",
-           "Vel")  # fmt: skip
-_CODAS = ("bek", "din", "fox", "gan", "hut", "jik", "kam", "lod", "mup", "nesk", "pral", "quin", "rast", "sov", "tum",
-          "vik", "wend", "yar", "zeb", "zol", "dask", "frim")  # fmt: skip
-GIVEN_NAMES = (
-    "Abo", "Adi", "Beno", "Bira", "Cala", "Demi", "Dova", "Edu", "Elko", "Fara", "Gilo", "Hela", "Ibe", "Ilva", "Jano",
-    "Kela", "Kimo", "Lado", "Lisu", "Mako", "Miru", "Nabi", "Nelo", "Ofra", "Olmo", "Pavi", "Pila", "Quena", "Rilo",
-    "Runa", "Sabo", "Seka", "Tavi", "Tilo", "Ula", "Vadi", "Wilu", "Yano", "Zita", "Zuko",
-)  # fmt: skip
-COMPANY_WORDS = ("Alpha", "Bright", "Crown", "Delta", "Eagle", "Falcon", "Grand", "Harbor", "Iron", "Jade")
-CITY_WORDS = ("North", "South", "East", "West", "Upper", "Lower", "Old", "New", "Port", "Mount")
-COUNTRIES = (
-    "Ambria", "Borduna", "Cadoria", "Drevland", "Estovia", "Fenmark", "Gorania", "Hestland", "Ilmaria", "Jarnia",
-    "Kovaria", "Lethonia",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -133,24 +116,6 @@ RELATIONS: tuple[Relation, ...] = (
 
 
 @lru_cache(maxsize=1)
-def subjects() -> dict[str, tuple[str, ...]]:
-    """All subjects by kind (`person`, `company`, `city`); every name is `<first word> <unique second word>`."""
-    rng = random.Random(SEED)
-    seconds = [onset + coda for onset in _ONSETS for coda in _CODAS]
-    rng.shuffle(seconds)
-    unused = iter(seconds)
-
-    def names(first_words: tuple[str, ...], count: int) -> tuple[str, ...]:
-        return tuple(f"{first_words[i % len(first_words)]} {next(unused)}" for i in range(count))
-
-    return {
-        "person": names(GIVEN_NAMES, PEOPLE),
-        "company": names(COMPANY_WORDS, COMPANIES),
-        "city": names(CITY_WORDS, CITIES),
-    }
-
-
-@lru_cache(maxsize=1)
 def facts() -> tuple[dict, ...]:
     """Every fact of the world, as the records of `facts.jsonl` (see the README of the checkpoint for the fields)."""
     rng = random.Random(SEED + 1)
@@ -192,9 +157,7 @@ def write_jsonl(path: Path, records: Iterable[dict]) -> None:
 
 def generate(folder: Path = DATA) -> list[Path]:
     """Write `facts.jsonl` and the eight task files into `folder`; returns their paths."""
-    from lm_eval_edit.demo import taskdata  # here, because taskdata needs this module's names
-
-    written = {"facts": facts(), **taskdata.evaluation_documents()}
+    written = {"facts": facts(), **evaluation_documents()}
     for name, records in written.items():
         write_jsonl(folder / f"{name}.jsonl", records)
     return [folder / f"{name}.jsonl" for name in written]

@@ -1,6 +1,5 @@
 """Knowledge-editing methods, one file each; see `base` for what they share."""
 
-from lm_eval_edit.editors._shared.templates import TemplatePlan
 from lm_eval_edit.editors.base import (
     EditContext,
     Editor,
@@ -9,5 +8,6 @@ from lm_eval_edit.editors.base import (
     find_editor,
     option,
 )
+from lm_eval_edit.editors.templates import TemplatePlan
 
 __all__ = ["EditContext", "EditResult", "Editor", "TemplatePlan", "editor_names", "find_editor", "option"]

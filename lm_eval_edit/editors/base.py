@@ -20,8 +20,8 @@ from typing import Any, ClassVar
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lm_eval_edit.editors._shared.templates import TemplatePlan
 from lm_eval_edit.editors.named_by_data import refuse_code_of_data
+from lm_eval_edit.editors.templates import TemplatePlan
 from lm_eval_edit.errors import UserError, nearest
 from lm_eval_edit.facts.fact import Fact
 from lm_eval_edit.models.architecture import Architecture

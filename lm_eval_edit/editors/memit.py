@@ -19,8 +19,8 @@ from lm_eval_edit.editors._shared.keys import solve_normal_equations, subject_st
 from lm_eval_edit.editors._shared.progress import steps
 from lm_eval_edit.editors._shared.scale import MEMIT_CLOSED, NOTHING, kept, to_keep, update_weight
 from lm_eval_edit.editors._shared.target import optimise_targets
-from lm_eval_edit.editors._shared.templates import TemplatePlan
 from lm_eval_edit.editors.base import EditContext, Editor, EditResult, option
+from lm_eval_edit.editors.templates import TemplatePlan
 from lm_eval_edit.facts.fact import Fact
 from lm_eval_edit.models.architecture import is_transposed
 from lm_eval_edit.weights.delta import Delta, linear_update

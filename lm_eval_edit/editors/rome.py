@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from lm_eval_edit.editors._shared.target import Targets, optimise_targets
-from lm_eval_edit.editors._shared.templates import TemplatePlan
 from lm_eval_edit.editors.base import EditContext, Editor, EditResult, option
+from lm_eval_edit.editors.templates import TemplatePlan
 from lm_eval_edit.facts.fact import Fact
 from lm_eval_edit.models.architecture import is_transposed
 from lm_eval_edit.weights.delta import linear_update

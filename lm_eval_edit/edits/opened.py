@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from lm_eval_edit.editors._shared.templates import check_templates
 from lm_eval_edit.editors.base import Editor
+from lm_eval_edit.editors.templates import check_templates
 from lm_eval_edit.edits.ledger import check_schedule, read_header
+from lm_eval_edit.edits.needed_moments import check_second_moments
 from lm_eval_edit.edits.operations import read_operations
-from lm_eval_edit.edits.run import check_second_moments
 from lm_eval_edit.errors import UserError
 from lm_eval_edit.facts.fact import Fact
 from lm_eval_edit.models.architecture import Architecture

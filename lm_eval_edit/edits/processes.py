@@ -26,9 +26,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from lm_eval_edit.editors.base import Editor
+from lm_eval_edit.edits.guards import EditError, NotFiniteError
 from lm_eval_edit.edits.ledger import Ledger
 from lm_eval_edit.edits.operations import Operation
-from lm_eval_edit.edits.run import EditError, EditRun, NotFiniteError
+from lm_eval_edit.edits.run import EditRun
 from lm_eval_edit.errors import UserError
 from lm_eval_edit.weights.delta import Delta, flatten_deltas, unflatten_deltas
 from lm_eval_edit.weights.edited import EditedWeights, parameter_sums
@@ -39,13 +40,18 @@ _NAMED = 3  # differing parameters that an error names
 T = TypeVar("T")
 
 
+def launched_together() -> bool:
+    """Whether a launcher started several processes, which are given their devices."""
+    return int(os.environ.get("WORLD_SIZE") or 1) > 1
+
+
 def join_processes() -> None:
     """Connect the processes of a launcher on a machine without an accelerator; elsewhere the harness does it.
 
     There `accelerate` leaves processes alone with themselves unless it is told to use the CPU, and each would take
     itself for the first.
     """
-    if int(os.environ.get("WORLD_SIZE") or 1) > 1 and not torch.accelerator.is_available():
+    if launched_together() and not torch.accelerator.is_available():
         from accelerate import PartialState
 
         PartialState(cpu=True, timeout=_PATIENCE)

@@ -15,11 +15,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lm_eval_edit._support.files import hash_json
 from lm_eval_edit._support.versions import versions
-from lm_eval_edit.editors._shared.templates import check_templates, sample_templates
-from lm_eval_edit.editors.base import EditContext, Editor, EditResult, find_editor
+from lm_eval_edit.editors.base import EditContext, Editor, find_editor
 from lm_eval_edit.editors.hyperparameters import resolve
-from lm_eval_edit.edits.answers import Answer, edit_answers
+from lm_eval_edit.editors.templates import check_templates, sample_templates
+from lm_eval_edit.edits.answers import edit_answers
+from lm_eval_edit.edits.guards import EditError, NotFiniteError, NotTakenError, check_finite, guard, summary
 from lm_eval_edit.edits.ledger import Ledger, check_schedule, open_ledger, read_header
+from lm_eval_edit.edits.needed_moments import check_second_moments, no_second_moments
 from lm_eval_edit.edits.prompt_lengths import flat, too_long
 from lm_eval_edit.edits.schedule import EditSchedule
 from lm_eval_edit.edits.source import describe_source
@@ -32,19 +34,12 @@ from lm_eval_edit.models.architecture import Architecture
 from lm_eval_edit.moments.second_moments import SecondMoments
 from lm_eval_edit.weights.edited import EditedWeights, model_fingerprint
 
+__all__ = [
+    "EditError", "EditRun", "NotFiniteError", "NotTakenError", "batch_problems", "begin_editing",
+    "check_second_moments", "edit_model", "guard", "no_second_moments", "run_operations",
+]  # fmt: skip
+
 logger = logging.getLogger("lm_eval_edit")
-
-
-class EditError(UserError):
-    """An edit that must not be used: the weights did not change, or hold values that are not finite."""
-
-
-class NotFiniteError(EditError):
-    """An edit whose values, or the weights with it, are not finite: the model has collapsed."""
-
-
-class NotTakenError(EditError):
-    """Fewer edits took than `min_success` asks for."""
 
 
 def edit_model(
@@ -246,7 +241,7 @@ class EditRun:
             ledger.close()
             ledger.guards = guard(ledger)
             facts = [fact for operation in ledger.applied_operations for fact in operation.facts]
-            ledger.guards["retained"] = _summary(edit_answers(self.context.model, self.context.tokenizer, facts))
+            ledger.guards["retained"] = summary(edit_answers(self.context.model, self.context.tokenizer, facts))
             if facts:
                 self._tell_success()
         except BaseException:
@@ -286,7 +281,7 @@ class EditRun:
             before = edit_answers(context.model, context.tokenizer, facts)
             started = time.perf_counter()
             result = editor.compute(context, facts, states)
-            _check_finite(result, facts)
+            check_finite(result, facts)
             ledger.weights.apply(result.deltas)
             seconds = time.perf_counter() - started
             after = edit_answers(context.model, context.tokenizer, facts)
@@ -295,8 +290,8 @@ class EditRun:
                 "delta_norms": {name: delta.norm() for name, delta in result.deltas.items()},
                 "ranks": {name: delta.rank for name, delta in result.deltas.items()},
                 "details": result.details,
-                "before": _summary(before),
-                "after": _summary(after),
+                "before": summary(before),
+                "after": summary(after),
                 "answers_changed": sum(a.predicted != b.predicted for a, b in zip(after, before, strict=True)),
                 "fingerprint": ledger.fingerprint(),
             }
@@ -312,48 +307,6 @@ class EditRun:
             states.append(operation.state)
             operation.release()
         return states
-
-
-def no_second_moments(editor: Editor, lacking: str, second_moments: SecondMoments) -> str:
-    """The error for an editor without the second moments it needs.
-
-    Args:
-        lacking: The modules or layers, in words.
-        second_moments: What there is.
-    """
-    found = "no second moments were given" if second_moments.source == "none" else f"{second_moments.source} has not"
-    otherwise = f", or {editor.without_second_moments}" if editor.without_second_moments else ""
-    return (
-        f"{editor.name} with these options needs the second moments of {lacking}; {found}. Give "
-        f"edit_second_moments=FILE (tensors named <module>.second_moment; `lm-eval-edit stats` makes one), or "
-        f"edit_corpus=wikitext or a text file to compute them from{otherwise}"
-    )
-
-
-def check_second_moments(editor: Editor, architecture: Architecture, second_moments: SecondMoments) -> list[str]:
-    """The modules whose second moments an editor needs, all of them there and fit for the model.
-
-    Raises:
-        UserError: they are missing, another model's, or from too few tokens.
-    """
-    needed = [architecture.down_projections[layer] for layer in editor.needs_second_moments()]
-    missing = [module for module in needed if module not in second_moments]
-    if missing:
-        raise UserError(no_second_moments(editor, ", ".join(missing), second_moments))
-    f = architecture.key_size
-    for module in needed:
-        if second_moments[module].shape != (f, f):
-            raise UserError(
-                f"the second moment of {module} ({second_moments.source}) has shape "
-                f"{tuple(second_moments[module].shape)}, this model's keys have {f} dimensions: it is another model's"
-            )
-        if not bool(torch.isfinite(second_moments[module]).all()):
-            raise UserError(
-                f"the second moment of {module} ({second_moments.source}) holds values that are not finite, as sums "
-                f"kept in float16 do; accumulate it in float32"
-            )
-        second_moments.check_count(module)
-    return needed
 
 
 def _templates(
@@ -374,54 +327,3 @@ def _templates(
         return list(given)
     header = read_header(directory) if directory is not None else None
     return header["extra"]["context_templates"] if header else sample_templates(model, tokenizer, plan, seed)
-
-
-def _check_finite(result: EditResult, facts: Sequence[Fact]) -> None:
-    for name, delta in result.deltas.items():
-        if not all(bool(torch.isfinite(t).all()) for t in delta.tensors().values()):
-            raise NotFiniteError(
-                f"the edit of {', '.join(str(fact.id) for fact in facts[:3])} gave values for {name} that are not "
-                f"finite; the model has been restored. Smaller steps (v_lr) or fewer edits may help"
-            )
-
-
-def _summary(answers: Sequence[Answer]) -> dict[str, float]:
-    n = len(answers)
-    if not n:
-        return {"n": 0}
-    return {
-        "n": n,
-        "token_acc": sum(answer.token_acc for answer in answers) / n,
-        "em": sum(answer.exact for answer in answers) / n,
-    }
-
-
-def guard(ledger: Ledger) -> dict[str, Any]:
-    """Check the weights after the operations applied. Returns verdicts for the results.
-
-    Raises:
-        EditError: no weight changed, or a weight is not finite.
-    """
-    operations = ledger.applied_operations
-    n_edits = sum(len(operation.facts) for operation in operations)
-    if not operations:
-        return {"weights_changed": False, "weights_finite": True, "answers_changed": 0, "answers_changed_ok": True}
-    problems = ledger.weights.problems()
-    unchanged = [p for p in problems if p.endswith("did not change")]
-    broken = [p for p in problems if p not in unchanged]
-    if broken:
-        raise NotFiniteError(f"after {n_edits} edits {'; '.join(broken)}. The model has been restored")
-    if not ledger.weights.touched or len(unchanged) == len(ledger.weights.touched):
-        raise EditError(f"{n_edits} edits changed no weight; the model is the unedited one")
-    changed = sum(operation.record["answers_changed"] for operation in operations)
-    if not changed:
-        logger.warning(
-            "none of the %d edited prompts is answered differently after its edit: the edits did not take",
-            n_edits,
-        )
-    return {
-        "weights_changed": True,
-        "weights_finite": True,
-        "answers_changed": changed,
-        "answers_changed_ok": changed > 0,
-    }

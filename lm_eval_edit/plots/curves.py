@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from lm_eval_edit.plots import words
+import lm_eval_edit.plots.words as words
 from lm_eval_edit.plots.choice import Choice
 from lm_eval_edit.plots.picture import Picture
 from lm_eval_edit.plots.series import MEAN, Line, Series, mean_score, relative_norm, unique

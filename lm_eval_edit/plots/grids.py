@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from lm_eval_edit.plots import words
+import lm_eval_edit.plots.words as words
 from lm_eval_edit.plots.choice import Choice
 from lm_eval_edit.plots.picture import Picture
 from lm_eval_edit.plots.series import MEAN, Line, Series, unique

@@ -24,8 +24,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
+from lm_eval_edit.comparison.combined import between_runs
 from lm_eval_edit.comparison.floors import NEAR_ZERO
-from lm_eval_edit.comparison.statistics import between_runs
 from lm_eval_edit.sweep.reading import COLLAPSED, DONE, FAILED, CellData, RowData, Sweep, Value, by_series
 from lm_eval_edit.tasklib.measures import EDIT_QUALITY
 

@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from lm_eval_edit.comparison.compare import Row
+from lm_eval_edit.comparison.verdicts import Row
 from lm_eval_edit.report.comparing import Compared
 from lm_eval_edit.sweep.reading import COLLAPSED
 

@@ -9,10 +9,12 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from lm_eval_edit.comparison.compare import Comparison, Row, Settings, compare_runs, reported
+from lm_eval_edit.comparison.compare import compare_runs, reported
 from lm_eval_edit.comparison.group_means import SeedRow, seed_rows
 from lm_eval_edit.comparison.pairing import PairingError, pair_runs
-from lm_eval_edit.comparison.results import Run, load_run
+from lm_eval_edit.comparison.results import load_run
+from lm_eval_edit.comparison.runs import Run
+from lm_eval_edit.comparison.verdicts import Comparison, Row, Settings
 from lm_eval_edit.errors import UserError
 from lm_eval_edit.sweep.reading import DONE, CellData, RowData, Sweep, by_series
 from lm_eval_edit.tasklib.measures import ABILITY

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from markupsafe import escape
 
-from lm_eval_edit.comparison.compare import Flips, is_binary
+from lm_eval_edit.comparison.changed_documents import Flips, is_binary
 from lm_eval_edit.comparison.flips import records, worsened
 from lm_eval_edit.report.comparing import Compared
 

@@ -12,18 +12,21 @@ from typing import TYPE_CHECKING
 import jinja2
 from markupsafe import Markup
 
+import lm_eval_edit.report.budget as budget
+import lm_eval_edit.report.overview as overview
+import lm_eval_edit.report.settings as settings
+import lm_eval_edit.report.tables as tables
 from lm_eval_edit import __version__
 from lm_eval_edit._support.terminal import printable
-from lm_eval_edit.comparison.compare import IMPROVED, INCONCLUSIVE, REGRESSED, UNHARMED, Row, Settings
 from lm_eval_edit.comparison.tables import interval, number
-from lm_eval_edit.report import budget, overview, settings, tables
+from lm_eval_edit.comparison.verdicts import IMPROVED, INCONCLUSIVE, REGRESSED, UNHARMED, Row, Settings
 from lm_eval_edit.report.comparing import below, between_seeds, compare_sweep
 from lm_eval_edit.report.items import broken
 from lm_eval_edit.report.quality import quality
 from lm_eval_edit.sweep.reading import RowData, Sweep
 
 if TYPE_CHECKING:
-    from lm_eval_edit.plots import Picture
+    from lm_eval_edit.plots.picture import Picture
 
 GENERATOR = "lm-eval-edit report"
 LARGEST = 3_000_000  # bytes of all pictures

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lm_eval_edit.comparison.compare import Row
+from lm_eval_edit.comparison.verdicts import Row
 from lm_eval_edit.report.budget import MEAN, WORST, Held, held
 from lm_eval_edit.report.comparing import Compared
 from lm_eval_edit.sweep.reading import COLLAPSED, RowData, Sweep, by_series

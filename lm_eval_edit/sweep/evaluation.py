@@ -7,27 +7,20 @@ those of the command: same evaluation, same seeds, same records.
 
 from __future__ import annotations
 
-import json
 import logging
-import random
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from typing import Any
 
 import lm_eval
-import numpy as np
-import torch
-from lm_eval.api.task import Task
-from lm_eval.loggers.evaluation_tracker import GeneralConfigTracker
-from lm_eval.loggers.utils import add_env_info, add_tokenizer_info, get_git_commit_hash
 from lm_eval.tasks import TaskManager
-from lm_eval.utils import handle_non_serializable, hash_string, sanitize_list
 
 from lm_eval_edit._startup import hooks as _hooks
 from lm_eval_edit.errors import UserError, in_one_line, nearest
 from lm_eval_edit.harness.our_tasks import all_ours, our_names
+from lm_eval_edit.harness.remembered import remember_requests, remember_tokens
+from lm_eval_edit.harness.run_records import BOOTSTRAP, SEEDS, RunRecorder, global_seeds
 from lm_eval_edit.model import EditedHFLM
 from lm_eval_edit.tasklib.editing import documents as editing_documents
 
@@ -35,9 +28,6 @@ logger = logging.getLogger("lm_eval_edit")
 
 #: Tasks about the facts of the schedule itself, and their group.
 ABOUT_SCHEDULE = frozenset({editing_documents.GROUP, *(f"edithurt_{kind}" for kind in editing_documents.KINDS)})
-
-SEEDS = {"random_seed": 0, "numpy_seed": 1234, "torch_seed": 1234, "fewshot_seed": 1234}  # the harness's defaults
-BOOTSTRAP = 100_000  # the harness's default too
 
 
 @dataclass
@@ -114,8 +104,8 @@ class Evaluator:
         self._unloadable: dict[str, str] = {}
         if general:
             self._load_each(task_manager(general, include_path, model_args), general)
-        self._environment: dict[str, Any] = {}
-        _remember_tokens(lm)
+        self._recorder = RunRecorder(_hooks.MODEL_TYPE)
+        remember_tokens(lm)
 
     def run(self, model_args: Mapping[str, Any], *, general: bool = True, schedule: bool = False) -> Evaluation:
         """Evaluate the model as it stands.
@@ -139,24 +129,12 @@ class Evaluator:
                     loaded[key] = {**loaded.get(key, {}), **value}
             except Exception as error:  # a task of a group may fail in many ways; the others go on
                 failed |= dict.fromkeys(self.about_schedule, in_one_line(error))
-        started = time.time()
-        tracker = GeneralConfigTracker()
-        tracker.log_experiment_args(_hooks.MODEL_TYPE, dict(model_args), None, None, False)
-        tracker.fewshot_as_multiturn = False
+        clock = self._recorder.start(model_args)
         results, more = self._evaluate(loaded)
         failed |= more
         if results is None:
             return Evaluation(None, {}, failed)
-        samples = {task: [_sample(row) for row in rows] for task, rows in (results.pop("samples", None) or {}).items()}
-        results["config"] = self._config(model_args)
-        results["git_hash"] = self._about_machine("git_hash")
-        results["date"] = started
-        results |= {key: self._about_machine(key) for key in self._environment if key != "git_hash"}
-        add_tokenizer_info(results, self.lm)
-        results["task_hashes"] = {task: _task_hash(rows) for task, rows in samples.items()}
-        tracker.log_end_time()
-        results |= asdict(tracker) | {"start_time": tracker.start_time, "end_time": tracker.end_time}
-        plain = json.loads(json.dumps(results, default=handle_non_serializable, ensure_ascii=False))
+        plain, samples = self._recorder.finish(clock, self.lm, results, self._config(model_args))
         return Evaluation(plain, samples, failed)
 
     # --------------------------------------------------------------------------------------------------------- details
@@ -177,7 +155,7 @@ class Evaluator:
             if not self._unloadable:
                 raise first  # each loads alone and all together do not: nothing that leaving one out would mend
         for task in self._loaded["tasks"].values():
-            _remember_requests(task)
+            remember_requests(task)
 
     def _load(self, manager: TaskManager, names: Sequence[str]) -> dict[str, Any]:
         loaded = manager.load(list(names))
@@ -215,7 +193,7 @@ class Evaluator:
             return self._harness({"tasks": kept, "groups": groups, "group_map": loaded.get("group_map", {})}), failed
 
     def _harness(self, loaded: dict[str, Any]) -> dict[str, Any]:
-        with _global_seeds():
+        with global_seeds():
             return lm_eval.evaluate(
                 self.lm,
                 loaded,
@@ -238,79 +216,3 @@ class Evaluator:
             "gen_kwargs": None,
             **SEEDS,
         }
-
-    def _about_machine(self, key: str) -> Any:
-        if not self._environment:  # asks git, the compiler and the package metadata: once is enough
-            add_env_info(self._environment)
-            self._environment["git_hash"] = get_git_commit_hash()
-        return self._environment[key]
-
-
-@contextmanager
-def _global_seeds() -> Iterator[None]:
-    """The global generators as the harness seeds them; put back afterwards, for whoever uses this in a program."""
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    random.seed(SEEDS["random_seed"])
-    np.random.seed(SEEDS["numpy_seed"])
-    torch.manual_seed(SEEDS["torch_seed"])
-    try:
-        yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.set_rng_state(states[2])
-
-
-def _remember_requests(task: Task) -> None:
-    """Build a task's requests once; afterwards they are handed out again without their answers."""
-    build: Callable[..., None] = task.build_all_requests
-    built: dict[str, list] = {}
-
-    def build_all_requests(**how: Any) -> None:
-        key = repr(sorted(how.items()))
-        if key not in built:
-            build(**how)
-            built[key] = task._instances
-        for instance in built[key]:
-            instance.resps, instance.filtered_resps = [], {}
-        task._instances = built[key]
-
-    task.build_all_requests = build_all_requests
-
-
-def _remember_tokens(lm: EditedHFLM) -> None:
-    """Tokenise each text, and each batch of texts, once."""
-    encode, encode_batch = lm.tok_encode, lm.tok_batch_encode
-    texts: dict[Any, list[int]] = {}
-    batches: dict[Any, tuple[torch.Tensor, torch.Tensor]] = {}
-
-    def tok_encode(string: str, *args: Any, **how: Any) -> list[int]:
-        key = (string, args, tuple(sorted(how.items())))
-        if key not in texts:
-            texts[key] = encode(string, *args, **how)
-        return list(texts[key])
-
-    def tok_batch_encode(strings: Sequence[str], *args: Any, **how: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        key = (tuple(strings), args, tuple(sorted(how.items())))
-        if key not in batches:
-            batches[key] = encode_batch(list(strings), *args, **how)
-        ids, mask = batches[key]
-        return ids.clone(), mask.clone()
-
-    lm.tok_encode, lm.tok_batch_encode = tok_encode, tok_batch_encode
-
-
-def _sample(row: Mapping[str, Any]) -> dict[str, Any]:
-    """One line of a samples file, in the form the harness gives it there."""
-    line = dict(row)
-    line["resps"], line["filtered_resps"] = sanitize_list(row["resps"]), sanitize_list(row["filtered_resps"])
-    line["arguments"] = {
-        f"gen_args_{i}": {f"arg_{j}": value for j, value in enumerate(arguments)}
-        for i, arguments in enumerate(row["arguments"])
-    }
-    line["target"] = str(row["target"])
-    return json.loads(json.dumps(line, default=handle_non_serializable, ensure_ascii=False))
-
-
-def _task_hash(rows: Sequence[Mapping[str, Any]]) -> str:
-    return hash_string("".join(row["doc_hash"] + row["prompt_hash"] + row["target_hash"] for row in rows))

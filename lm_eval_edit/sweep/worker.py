@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lm_eval_edit.edits.run import NotFiniteError
+from lm_eval_edit.edits.guards import NotFiniteError
 from lm_eval_edit.errors import in_one_line
 from lm_eval_edit.model import EditedHFLM
 from lm_eval_edit.sweep.checking import Checked, Schedule, loading_args, row_args

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from lm_eval_edit import demo
@@ -24,3 +25,8 @@ def named_model(metadata: dict[str, Any]) -> Any:
     """The model the run names, other than the demo's: mostly a string, from Python perhaps an object; else None."""
     values = (metadata.get(key) for key in _MODEL_ARGUMENTS)
     return next((value for value in values if given(value) and not is_demo(value)), None)
+
+
+def is_edited(metadata: Mapping[str, Any]) -> bool:
+    """Whether the run's model is edited, so that its weights have states to ask."""
+    return given(metadata.get("editor"))

@@ -13,7 +13,7 @@ import pytest
 
 import lm_eval_edit
 from lm_eval_edit import cli
-from lm_eval_edit.comparison import statistics
+from lm_eval_edit.comparison import combined, statistics
 from lm_eval_edit.comparison.compare import IMPROVED, INCONCLUSIVE, REGRESSED, UNHARMED, Settings, compare_runs
 from lm_eval_edit.comparison.results import load_run
 from lm_eval_edit.errors import UserError
@@ -200,7 +200,7 @@ def test_group_means_with_the_harnesss_weights(tmp_path, weighted, weights):
     found = compare_runs(suite(tmp_path / "a", 10, weighted), suite(tmp_path / "b", 40, weighted))
     (group,) = found.groups
     assert (group.task, list(group.members.values()), group.verdict) == ("g", weights, REGRESSED)
-    mean, p = statistics.weighted_mean([row.difference for row in found.rows], weights)
+    mean, p = combined.weighted_mean([row.difference for row in found.rows], weights)
     assert (group.difference, group.p) == (mean, p)
     assert group.base - group.edited == pytest.approx(0.3 * weights[0] + 0.1 * weights[1])
 
@@ -222,7 +222,7 @@ def test_tasks_about_the_same_facts_are_not_taken_as_independent(tmp_path):
 
     found = compare_runs(run(tmp_path / "a", [1.0] * 20), run(tmp_path / "b", lost.tolist()))
     (group,) = found.groups
-    independent, _ = statistics.weighted_mean([row.difference for row in found.rows], [0.5, 0.5])
+    independent, _ = combined.weighted_mean([row.difference for row in found.rows], [0.5, 0.5])
     own = [row.difference.stderr for row in found.rows]
     assert group.difference.value == independent.value and group.difference.df == 19
     assert independent.stderr < 0.8 * np.mean(own) < group.difference.stderr <= 1.02 * np.mean(own)
@@ -249,7 +249,7 @@ def test_several_seeds(tmp_path):
     comparisons = [compare_runs(base, run) for run in (*runs, runs[0], other)]
     (row,) = seed_rows(comparisons, 0.05)
     assert (row.method, row.runs, row.difference) == ("rome n=20", 3, pytest.approx(-0.15))
-    expected = statistics.between_runs([-0.1, -0.2, -0.15])
+    expected = combined.between_runs([-0.1, -0.2, -0.15])
     assert row.between == pytest.approx((expected.low, expected.high))
     assert row.within[0] < -0.15 < row.within[1] and row.within[1] - row.within[0] < row.between[1] - row.between[0]
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import beta
 
+from lm_eval_edit.comparison import combined
 from lm_eval_edit.comparison import statistics as s
 from lm_eval_edit.tasklib.suite.aggregate import f1
 from tests.conftest import ROOT
@@ -27,7 +28,7 @@ BEFORE = np.array([[2, 2, 2], [1, 2, 1], [3, 3, 3], [0, 1, 1], [2, 2, 3], [1, 1,
 AFTER = np.array([[1, 2, 2], [1, 1, 1], [2, 3, 3], [0, 2, 1], [1, 2, 3], [1, 1, 1]], dtype=float)
 PROPORTION = s.proportion_difference(30, 10, 400)
 CLUSTERED = s.mean_difference(DIFFERENCES, CLUSTERS)
-MEAN, MEAN_P = s.weighted_mean([PROPORTION, CLUSTERED], [0.5, 0.5])
+MEAN, MEAN_P = combined.weighted_mean([PROPORTION, CLUSTERED], [0.5, 0.5])
 ONE_LOST = s.mean_difference(np.append(np.zeros(99), -0.2), np.arange(100))
 LOST = s.proportion_difference(2, 0, 40)
 BOUNDS = [float(beta.ppf(0.05, right, 101 - right)) for right in (59, 58)]
@@ -58,7 +59,7 @@ HOLM = ", ".join(number(p, sign=False) for p in s.holm([s.mcnemar(30, 10), 0.03,
         f"a recovery of {s.recovery(0.90, 0.85):.4f}",
         f"allows a drop of {0.90 * (1 - 0.95):.4f} from 0.90",
         f"half and half: {number(MEAN.value)}, interval {interval(MEAN)}, p = {MEAN_P:.4f}",
-        f"−0.10, −0.20, −0.15: {number(-0.15)}, between seeds {interval(s.between_runs([-0.10, -0.20, -0.15]))}",
+        f"−0.10, −0.20, −0.15: {number(-0.15)}, between seeds {interval(combined.between_runs([-0.10, -0.20, -0.15]))}",
     ],
 )
 def test_the_number_in_the_text_is_the_one_computed(sentence):

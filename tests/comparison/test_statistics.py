@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from lm_eval_edit.comparison import combined
 from lm_eval_edit.comparison import statistics as s
 from lm_eval_edit.comparison.aggregations import AGGREGATIONS
 from lm_eval_edit.tasklib.suite import aggregate
@@ -154,15 +155,15 @@ def test_one_cluster_alone_says_nothing():
     assert (found.low, found.high) == (-np.inf, np.inf)
     counts = np.ones((1, 3))
     assert s.bootstrap_difference(counts, counts, aggregate.f1).high == np.inf
-    assert s.weighted_mean([found], [1.0])[1] == 1.0
-    one = s.cluster_covariance([np.ones(2), np.zeros(1)], [np.zeros(2), np.zeros(1)])
-    mean, _ = s.weighted_mean([s.proportion_difference(0, 2, 2)] * 2, [0.5, 0.5], shared=one)
+    assert combined.weighted_mean([found], [1.0])[1] == 1.0
+    one = combined.cluster_covariance([np.ones(2), np.zeros(1)], [np.zeros(2), np.zeros(1)])
+    mean, _ = combined.weighted_mean([s.proportion_difference(0, 2, 2)] * 2, [0.5, 0.5], shared=one)
     assert (mean.low, mean.high) == (-1, 1)  # all that is possible
 
 
 def test_weighted_mean_of_two_tasks():
     a, b = s.Estimate(-0.1, 0.03, 0, 0, 50, "t"), s.Estimate(0.02, 0.04, 0, 0, np.inf, "t")
-    mean, p = s.weighted_mean([a, b], [0.5, 0.5])
+    mean, p = combined.weighted_mean([a, b], [0.5, 0.5])
     assert mean.value == pytest.approx(-0.04) and mean.stderr == pytest.approx(0.025)
     assert p == pytest.approx(2 * stats.t.sf(1.6, mean.df)) and mean.df == pytest.approx(25**4 / (15**4 / 50))
 
@@ -180,8 +181,8 @@ def test_weighted_mean_of_tasks_about_the_same_clusters_is_that_of_a_joint_boots
         times = np.bincount(rng.integers(60, size=60), minlength=60)
         drawn.append(sum(w * np.average(t, weights=times[f]) for w, t, f in zip(weights, tasks, facts, strict=True)))
     parts = [s.mean_difference(t, f) for t, f in zip(tasks, facts, strict=True)]
-    alone, _ = s.weighted_mean(parts, weights)
-    together, p = s.weighted_mean(parts, weights, shared=s.cluster_covariance(tasks, facts))
+    alone, _ = combined.weighted_mean(parts, weights)
+    together, p = combined.weighted_mean(parts, weights, shared=combined.cluster_covariance(tasks, facts))
     assert together.stderr == pytest.approx(np.std(drawn), rel=0.05) and alone.stderr < 0.8 * np.std(drawn)
     assert together.value == alone.value and together.df == 59
     assert p == pytest.approx(2 * stats.t.sf(abs(together.value) / together.stderr, 59))
@@ -319,9 +320,9 @@ def test_intervals_are_cut_to_what_is_possible():
     d = np.array([-1.0, -1.0, -1.0, 0.0])
     found = s.mean_difference(d, singletons(4)).within(1.0)
     assert found.low == -1.0 and found.high == s.mean_difference(d, singletons(4)).high and found.most == 1.0
-    mean, _ = s.weighted_mean([found, found], [0.5, 0.5])
+    mean, _ = combined.weighted_mean([found, found], [0.5, 0.5])
     assert mean.low == -1.0 and mean.most == 1.0
-    unknown, _ = s.weighted_mean([found, s.mean_difference(d, singletons(4))], [0.5, 0.5])
+    unknown, _ = combined.weighted_mean([found, s.mean_difference(d, singletons(4))], [0.5, 0.5])
     assert unknown.low < -1.0 and unknown.most == math.inf
 
 

@@ -72,7 +72,7 @@ def test_a_tampered_adapter_fails_and_is_not_kept(world, tmp_path, monkeypatch, 
         written(model, adapter, folder, *base)
         tamper(folder, how)
 
-    monkeypatch.setattr("lm_eval_edit.export.write_adapter", tampered)
+    monkeypatch.setattr("lm_eval_edit.export.writing.write_adapter", tampered)
     with pytest.raises(ExportError, match=message), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         export(world / ledger, "peft", tmp_path / "out", device="cpu")
@@ -96,7 +96,7 @@ def test_an_adapter_that_the_engine_holds_and_does_not_use_fails(world, tmp_path
         adapted.base_model.disable_adapter_layers()
         return adapted
 
-    monkeypatch.setattr("lm_eval_edit.export.load_adapter", disabled)
+    monkeypatch.setattr("lm_eval_edit.export.writing.load_adapter", disabled)
     with pytest.raises(ExportError, match="answers like the unedited model"):
         export(world / ledger, "peft", tmp_path / "out", device="cpu")
 
@@ -161,7 +161,7 @@ def test_a_checkpoint_with_another_tokenizer_fails(world, tmp_path, monkeypatch,
         stock(model, tokenizer, folder)
         spoil_tokenizer(folder, how)
 
-    monkeypatch.setattr("lm_eval_edit.export.write_checkpoint", spoilt)
+    monkeypatch.setattr("lm_eval_edit.export.writing.write_checkpoint", spoilt)
     with pytest.raises(ExportError, match=message):
         export(world / "rome", "hf", tmp_path / "out", device="cpu")
     assert not list(tmp_path.iterdir()), "nothing is left behind"
@@ -174,7 +174,7 @@ def test_a_checkpoint_with_another_tokenizer_fails(world, tmp_path, monkeypatch,
 
 def test_an_export_of_other_edits_is_told_apart_before_anything_loads(world, tmp_path, monkeypatch):
     export(world / "rome", "peft", tmp_path / "out", device="cpu")
-    monkeypatch.setattr("lm_eval_edit.export.load", None)
+    monkeypatch.setattr("lm_eval_edit.export.writing.load", None)
     with pytest.raises(UserError, match=r"is not an export of .*: editor is 'rome' in the export, 'memit' now"):
         check(world / "memit", tmp_path / "out", device="cpu")
     with pytest.raises(UserError, match=r"model is '.*' in the export, '.*' now"):

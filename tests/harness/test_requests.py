@@ -10,7 +10,7 @@ import pytest
 from lm_eval.api.instance import Instance
 
 from lm_eval_edit.comparison import flips
-from lm_eval_edit.comparison.results import _answer_hash
+from lm_eval_edit.comparison.logged_samples import _answer_hash
 from lm_eval_edit.edits.states import in_state, wanted_state
 from lm_eval_edit.harness import requests, samples
 from lm_eval_edit.harness.requests import Origin

@@ -16,8 +16,8 @@ from typing import Any, ClassVar
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lm_eval_edit.editors._shared.templates import TemplatePlan
 from lm_eval_edit.editors.base import EditContext, Editor, EditResult, find_editor, option_names
+from lm_eval_edit.editors.templates import TemplatePlan
 from lm_eval_edit.errors import UserError
 from lm_eval_edit.facts.fact import Fact
 from lm_eval_edit.models.architecture import Architecture

@@ -28,10 +28,10 @@ from transformers import PreTrainedModel
 from lm_eval_edit._support.files import hash_json, sha256
 from lm_eval_edit.editors._shared.difference import difference
 from lm_eval_edit.editors._shared.isolation import ModelSnapshot, process_kept, seed_everything
-from lm_eval_edit.editors._shared.templates import TemplatePlan
 from lm_eval_edit.editors.base import EditContext, Editor, EditResult, option
 from lm_eval_edit.editors.easyeditor.running import executor_kept, fresh_globals, import_package, model_fields, padding
 from lm_eval_edit.editors.named_by_data import refuse_code_of_data
+from lm_eval_edit.editors.templates import TemplatePlan
 from lm_eval_edit.errors import UserError, nearest
 from lm_eval_edit.facts.fact import Fact
 from lm_eval_edit.models.architecture import Architecture

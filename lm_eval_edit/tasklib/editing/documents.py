@@ -26,8 +26,8 @@ from lm_eval_edit.facts.fact import Fact, Facts, in_clear
 from lm_eval_edit.facts.separators import continuing, separator
 from lm_eval_edit.facts.tokens import over_context
 from lm_eval_edit.settings import NAMES, EditSettings, parse_settings
-from lm_eval_edit.tasklib.arguments import given, named_model
-from lm_eval_edit.tasklib.suite.shorten import budget_of
+from lm_eval_edit.tasklib.arguments import named_model
+from lm_eval_edit.tasklib.shorten import budget_of
 
 logger = logging.getLogger("lm_eval_edit")
 
@@ -287,8 +287,3 @@ def _over_context(task: str, docs: Sequence[Document], metadata: Mapping[str, An
             fact_id,
         )
     return len(prompts)
-
-
-def is_edited(metadata: Mapping[str, Any]) -> bool:
-    """Whether the run's model is edited, so that its weights have states to ask."""
-    return given(metadata.get("editor"))

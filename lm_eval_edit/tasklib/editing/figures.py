@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from lm_eval_edit.tasklib.suite.aggregate import cluster_bootstrap
+from lm_eval_edit.tasklib.bootstrap import cluster_bootstrap
 
 
 def known_mean(values: Sequence[float | None]) -> float:

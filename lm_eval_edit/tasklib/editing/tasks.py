@@ -25,9 +25,10 @@ from lm_eval_edit.edits.states import UNEDITED, in_state
 from lm_eval_edit.errors import UserError
 from lm_eval_edit.harness import exact_requests, requests
 from lm_eval_edit.settings import AFTER_EACH, EditSettings
-from lm_eval_edit.tasklib.editing.documents import Document, in_context, is_edited, settings_of
+from lm_eval_edit.tasklib.arguments import is_edited
+from lm_eval_edit.tasklib.editing.documents import Document, in_context, settings_of
 from lm_eval_edit.tasklib.editing.metrics import OTHER, SAID_UNEDITED, SAYS, TARGET
-from lm_eval_edit.tasklib.suite.shorten import budget_of
+from lm_eval_edit.tasklib.shorten import budget_of
 
 
 @dataclass(frozen=True)

@@ -1,50 +1,18 @@
 """Corpus-level metrics and their standard errors.
 
 The harness knows the standard error of a mean. For the named-entity metrics, ratios of sums over the corpus, this
-module has its own: a bootstrap over sentences. The four documents of a sentence move together, because their outputs
-are not independent.
+module has its own: a bootstrap over sentences (`bootstrap.py`). The four documents of a sentence move together, because
+their outputs are not independent.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
+from lm_eval_edit.tasklib.bootstrap import cluster_bootstrap
 from lm_eval_edit.tasklib.suite.prompts import ENTITY_NAMES
-
-RESAMPLES = 1000
-SEED = 2401_04700
-_CHUNK = 1 << 22  # weights held at a time: 32 MiB
-
-Statistic = Callable[[np.ndarray], np.ndarray]
-
-
-def cluster_bootstrap(clusters: Sequence[int], counts: np.ndarray, statistic: Statistic) -> float:
-    """Standard error of a statistic of summed counts, by resampling clusters with replacement.
-
-    Args:
-        clusters: (n,) cluster of each document.
-        counts: (n, k) what each document adds.
-        statistic: (b, k) sums -> (b,) values, for all resamples at once.
-
-    Returns:
-        Standard deviation over `RESAMPLES` resamples, from a generator of its own with a fixed seed; NaN for fewer than
-        two clusters, about which a bootstrap can say nothing (the harness's "N/A").
-    """
-    _, index = np.unique(np.asarray(clusters), return_inverse=True)
-    m = int(index.max()) + 1 if len(index) else 0
-    if m < 2:
-        return float("nan")
-    sums = np.zeros((m, counts.shape[1]))  # (m, k)
-    np.add.at(sums, index, counts)
-    rng = np.random.default_rng(SEED)
-    values = []
-    for first in range(0, RESAMPLES, step := max(1, _CHUNK // m)):
-        # m draws with replacement from m clusters, as how often each was drawn: (b, m)
-        weights = rng.multinomial(m, np.full(m, 1 / m), size=min(step, RESAMPLES - first))
-        values.append(statistic(weights @ sums))
-    return float(np.concatenate(values).std(ddof=1))
 
 
 def f1(sums: np.ndarray) -> np.ndarray:

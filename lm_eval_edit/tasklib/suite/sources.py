@@ -17,8 +17,9 @@ from typing import Any
 
 from lm_eval_edit import demo
 from lm_eval_edit.errors import ConfigurationError, UserError
+from lm_eval_edit.tasklib import shorten
 from lm_eval_edit.tasklib.arguments import given, named_model
-from lm_eval_edit.tasklib.suite import documents, hub, layouts, prompts, shorten
+from lm_eval_edit.tasklib.suite import documents, hub, layouts, prompts
 from lm_eval_edit.tasklib.suite.catalogue import TASKS
 
 logger = logging.getLogger("lm_eval_edit")

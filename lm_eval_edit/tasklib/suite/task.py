@@ -13,8 +13,8 @@ from typing import Any
 from lm_eval.api.task import ConfigurableTask
 
 from lm_eval_edit.harness.outputs import Output, by_count
-from lm_eval_edit.tasklib.editing.documents import is_edited
-from lm_eval_edit.tasklib.suite.shorten import budget_of
+from lm_eval_edit.tasklib.arguments import is_edited
+from lm_eval_edit.tasklib.shorten import budget_of
 
 
 class SuiteTask(ConfigurableTask):

@@ -135,7 +135,7 @@ def test_demo_warns_once(write, tmp_path, monkeypatch, caplog):
     for task in ("gsm8k", "sst2"):
         write(f"{task}.jsonl", json.dumps(RECORDS[task]))
     monkeypatch.setattr(sources, "DEMO_DATA", tmp_path)
-    monkeypatch.setattr("lm_eval_edit.tasklib.suite.shorten.DEMO_CHECKPOINT", tmp_path / "absent")
+    monkeypatch.setattr("lm_eval_edit.tasklib.shorten.DEMO_CHECKPOINT", tmp_path / "absent")
     with caplog.at_level(logging.WARNING):
         for task in ("gsm8k", "sst2", "gsm8k"):
             docs, known = sources.load(task, {})

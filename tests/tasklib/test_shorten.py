@@ -7,7 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from lm_eval_edit.tasklib.suite import prompts, shorten, sources
+from lm_eval_edit.tasklib import shorten
+from lm_eval_edit.tasklib.suite import prompts, sources
 from lm_eval_edit.tasklib.suite.catalogue import TASKS
 from tests.tasklib.suite.test_sources import sample_of
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lm_eval_edit import UserError, edit_model
-from lm_eval_edit.editors._shared.templates import TemplatePlan, check_templates
+from lm_eval_edit.editors.templates import TemplatePlan, check_templates
 from tests.support.tiny import FACTS, same_weights, tiny_model, tiny_tokenizer, weights_of
 
 FLAT, NESTED = TemplatePlan(((5, 5),)), TemplatePlan(((10, 5),), nested=True, braces=" ")
