@@ -260,7 +260,7 @@ def read_design(source: str | Path, changes: Mapping[str, Any]) -> Design:
             f"{name}: no such file, and no preset.{near} Presets are {', '.join(preset_names())} "
             f"(`lm-eval-edit ls presets`)"
         )
-    given = read_yaml(path)
+    given = read_yaml(path, unique_keys=True)
     if not isinstance(given, Mapping):
         raise UserError(f"{path} is no design: want a mapping with the keys {', '.join(KEYS)}")
     return parse_design(replaced({"name": path.stem, **given}, changes), name)
