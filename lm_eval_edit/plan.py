@@ -128,7 +128,7 @@ def draft_plan(
             plan = replace(plan, origins=_origins(plan.hyperparameters, given, direct, settings))
             depth = config.get_text_config(decoder=True).num_hidden_layers
             if not layer_problems(plan.hyperparameters.editor.layers(), depth):
-                problems += _opened(plan, config, others)
+                problems += [problem for problem in _opened(plan, config, others) if problem not in problems]
     return replace(plan, model_options=others, config=config), problems
 
 

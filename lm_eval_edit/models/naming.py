@@ -24,6 +24,7 @@ from lm_eval_edit.errors import UserError
 POSITIONS = "position_ids"  # (R, T) the position of each token
 LOGITS_KEPT = "logits_to_keep"  # a number: so many columns from the end; (C,) indices: those columns
 USE_CACHE = "use_cache"
+MASK = "attention_mask"  # (R, T) 1 for each token that may be looked at
 CACHES = ("cache", "past_key_values")  # names the argument is known to have had, the newest first
 
 _TOKENS = 2  # of the pass that shows what a model keeps: one that is past, one that follows it
@@ -56,7 +57,9 @@ def kept(model: nn.Module) -> Kept:
     if model not in _kept:
         ids = torch.arange(_TOKENS, device=model.get_input_embeddings().weight.device)[None]
         with torch.no_grad(), _evaluating(model):
-            output = model(input_ids=ids, **({USE_CACHE: True} if _takes(model, USE_CACHE) else {}))
+            # Without a mask transformers warns where one of these tokens happens to be the model's padding.
+            wanted = {USE_CACHE: True, MASK: torch.ones_like(ids)}
+            output = model(input_ids=ids, **{name: each for name, each in wanted.items() if _takes(model, name)})
         field, cache = _cache_in(output)
         layers = sum(layer is not None for layer in keys_and_values(cache))
         _kept[model] = Kept(field and _argument(model, field), layers, sum(map(_has_other_state, _layers(cache))))
