@@ -14,7 +14,7 @@ from lm_eval_edit import demo
 from lm_eval_edit.editors.base import Editor, find_editor, option_names
 from lm_eval_edit.editors.hyperparameters import Hyperparameters, from_the_model, presets, resolve
 from lm_eval_edit.edits import opened, scheduled
-from lm_eval_edit.edits.chosen import HFLM_OPTIONS, given_options, model_config, split_options
+from lm_eval_edit.edits.chosen import HFLM_OPTIONS, given_options, model_config, no_code_of_files, split_options
 from lm_eval_edit.edits.ledger import differences, mismatch, read_header
 from lm_eval_edit.edits.needed_moments import no_second_moments
 from lm_eval_edit.edits.prompt_lengths import flat, planned_tokenizer, too_long
@@ -105,6 +105,13 @@ def draft_plan(
 ) -> tuple[EditPlan, list[str]]:
     """The plan as far as the options allow, and all their problems as sentences; see `make_plan`."""
     settings, problems = parse_settings(ours)
+    with no_code_of_files(settings, others):
+        return _draft_plan(pretrained, settings, others, problems)
+
+
+def _draft_plan(
+    pretrained: str | PreTrainedModel, settings: EditSettings, others: Mapping[str, Any], problems: list[str]
+) -> tuple[EditPlan, list[str]]:
     problems += _uneditable(others)
     config, found = model_config(pretrained, others)
     problems += found

@@ -90,7 +90,7 @@ def tell(error: BaseException, text: str | None = None) -> int:
         text: What is kept where nothing was said of it (`keep`).
     """
     if signal.getsignal(signal.SIGINT) is _interrupt:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, lambda number, frame: os._exit(INTERRUPTED))
     terminated = isinstance(error, Terminated) or signal.SIGTERM in _asked[:1]
     if os.environ.get("RANK", "0") == "0":  # of several processes the first speaks for all
         word = "terminated" if terminated else "interrupted"
