@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 PYTEST_ARGS ?=
-TEST_TOOLS = pytest pytest-xdist hatchling
+TEST_TOOLS = pytest pytest-xdist hatchling hypothesis jsonschema
 
 help:
 	@echo "make demo       install into $(VENV), edit the demo model 20 times, evaluate it on the eight tasks"
@@ -15,6 +15,7 @@ help:
 	@echo "make test-oldest  the same with the oldest that pyproject.toml admits, in $(VENV)-oldest"
 	@echo "make test-real  install the real model as well, then run the tests that edit it"
 	@echo "make lint       install, then check style"
+	@echo "make types      install, then check types with mypy (its settings are in pyproject.toml)"
 	@echo "make imports    install, then check which room imports which (the contracts in pyproject.toml)"
 	@echo "make venv       install into $(VENV)"
 	@echo "make clean      remove $(VENV) and everything built"
@@ -82,11 +83,14 @@ $(VENV)-oldest/installed: pyproject.toml hatch_build.py constraints-oldest.txt
 lint: venv
 	$(VENV)/bin/ruff check .
 
+types: venv
+	$(VENV)/bin/mypy
+
 imports: venv
 	$(VENV)/bin/lint-imports --no-cache
 
 clean:
-	rm -rf $(VENV) $(VENV)-newest $(VENV)-oldest build dist .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-newest $(VENV)-oldest build dist .pytest_cache .ruff_cache .mypy_cache
 	find . -name __pycache__ -not -path "./.git/*" -prune -exec rm -rf {} +
 
-.PHONY: help venv real demo demo-real figures test test-fast test-real test-newest test-oldest lint imports clean
+.PHONY: help venv real demo demo-real figures test test-fast test-real test-newest test-oldest lint types imports clean

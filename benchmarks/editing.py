@@ -209,7 +209,7 @@ class Bench:
         moments = {self.architecture.down_projections[layer]: self._moment(layer) for layer in self.layers}
         context = make_context(self.model, SecondMoments(moments), nested=True)
         facts = make_facts(self.size.requests)
-        options = MemitOptions(layers=self.layers, v_num_grad_steps=self.size.steps)
+        options = MemitOptions(layers=self.layers, v_num_grad_steps=self.size.steps, mom2_update_weight=15000)
         return self._compare(
             "memit", context, Memit(options), facts, lambda: plain.memit(context, facts, options), _TARGET
         )

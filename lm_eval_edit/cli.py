@@ -16,7 +16,7 @@ from itertools import takewhile
 from typing import Any, NoReturn
 
 from lm_eval_edit import __version__, commands
-from lm_eval_edit._support.interrupts import Terminated, asked, at_work, raise_on_sigterm, tell
+from lm_eval_edit._support.interrupts import Terminated, asked, at_work, keep, raise_on_sigterm, tell
 from lm_eval_edit._support.terminal import printable
 from lm_eval_edit.errors import UserError, nearest
 
@@ -32,7 +32,7 @@ class _Parser(argparse.ArgumentParser):
         except argparse.ArgumentError as error:
             raise argparse.ArgumentError(action, error.message + nearest(str(value), action.choices or ())) from None
 
-    def _parse_known_args(self, arg_strings: Sequence[str], *rest: Any) -> Any:
+    def _parse_known_args(self, arg_strings: list[str], *rest: Any) -> Any:
         self._given = list(arg_strings)
         found = super()._parse_known_args(arg_strings, *rest)
         if "-" in self.prefix_chars and (unknown := self._unknown_options()):
@@ -89,6 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         that says what is kept.
     """
     args = command = None
+    keep(None)  # what an earlier call in this process left is not this one's
     try:
         if argv is None:  # this is the program, not a call from another one
             at_work(start=True)

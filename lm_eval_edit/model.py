@@ -142,6 +142,9 @@ class EditedHFLM(ExactHFLM):
             self._run = self._begin(plan)
 
     def _begin(self, plan: EditPlan) -> EditRun:
+        assert plan.hyperparameters is not None and plan.facts is not None and plan.second_moments is not None, (
+            "a plan with an editor has them, or it has problems and no model is loaded for it"
+        )
         for notice in plan.hyperparameters.notices:
             logger.warning(notice)
         if plan.facts.skipped:
@@ -205,7 +208,7 @@ class EditedHFLM(ExactHFLM):
         return self._by_state(self._generate, requests, disable_tqdm)
 
     def _generate(self, requests: list[Instance], disable_tqdm: bool) -> list[str]:
-        """As in HFLM, each text with what its tokens tell of its end (`tasklib.outputs.Output`)."""
+        """As in HFLM, each text with what its tokens tell of its end (`harness.outputs.Output`)."""
         with listening(self, edited=self.ledger is not None and self.ledger.applied > 0) as listener:
             texts = super().generate_until(requests, disable_tqdm=disable_tqdm)
         return listener.outputs(requests, texts)

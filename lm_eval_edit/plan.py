@@ -11,11 +11,12 @@ from typing import Any
 from transformers import PretrainedConfig, PreTrainedModel
 
 from lm_eval_edit import demo
+from lm_eval_edit._support.differences import differences
 from lm_eval_edit.editors.base import Editor, find_editor, option_names
 from lm_eval_edit.editors.hyperparameters import Hyperparameters, from_the_model, presets, resolve
 from lm_eval_edit.edits import opened, scheduled
 from lm_eval_edit.edits.chosen import HFLM_OPTIONS, given_options, model_config, no_code_of_files, split_options
-from lm_eval_edit.edits.ledger import differences, mismatch, read_header
+from lm_eval_edit.edits.ledger import mismatch, read_header
 from lm_eval_edit.edits.needed_moments import no_second_moments
 from lm_eval_edit.edits.prompt_lengths import flat, planned_tokenizer, too_long
 from lm_eval_edit.edits.run import batch_problems
@@ -131,11 +132,13 @@ def _draft_plan(
     if settings.editor != "none":
         plan, found = _plan_edits(settings, source, config, {**given, **direct})
         problems += found + _too_long(plan, config, others)
-        if plan.hyperparameters is not None:
-            plan = replace(plan, origins=_origins(plan.hyperparameters, given, direct, settings))
+        chosen = plan.hyperparameters
+        if chosen is not None:
+            plan = replace(plan, origins=_origins(chosen, given, direct, settings))
             depth = config.get_text_config(decoder=True).num_hidden_layers
-            if not layer_problems(plan.hyperparameters.editor.layers(), depth):
-                problems += [problem for problem in _opened(plan, config, others) if problem not in problems]
+            if not layer_problems(chosen.editor.layers(), depth):
+                found = _opened(plan, chosen.editor, config, others)
+                problems += [problem for problem in found if problem not in problems]
     return replace(plan, model_options=others, config=config), problems
 
 
@@ -223,12 +226,12 @@ def _too_long(plan: EditPlan, config: PretrainedConfig, others: Mapping[str, Any
         return []
 
 
-def _opened(plan: EditPlan, config: PretrainedConfig, others: Mapping[str, Any]) -> list[str]:
+def _opened(plan: EditPlan, editor: Editor, config: PretrainedConfig, others: Mapping[str, Any]) -> list[str]:
     """The problems of the files that the edits will open, opened now."""
     settings, source = plan.settings, plan.pretrained
     trusted = bool(others.get("trust_remote_code"))
     problems = opened.editor_problems(
-        plan.hyperparameters.editor,
+        editor,
         (lambda: opened.without_weights(config, trusted)) if isinstance(source, str) else lambda: source,
         plan.second_moments and plan.second_moments.regularised(settings.edit_mom2_regularisation),
         bool(settings.edit_corpus),

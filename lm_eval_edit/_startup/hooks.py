@@ -13,17 +13,23 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from lm_eval_edit._support.interrupts import Terminated, asked, kept, tell
+from lm_eval_edit._support.interrupts import PLAIN, Terminated, asked, kept, tell
 from lm_eval_edit._support.terminal import printable
 from lm_eval_edit.errors import UserError
 from lm_eval_edit.harness.our_tasks import tasks_dir
+
+if TYPE_CHECKING:
+    from lm_eval.tasks.manager import TaskManager
 
 MODEL_TYPE = "edited_hf"
 MODEL_TARGET = "lm_eval_edit.model:EditedHFLM"  # a string: the harness imports it, and torch with it, on first use
 PROGRAMS = ("lm_eval", "lm-eval", "lm-eval-edit")
 PREFIX = "edithurt_"  # of every task and group of ours
 MODULES = ("lm_eval.__main__", "lm_eval_edit.__main__")
+
+_ADDING = "adds_tasks_of"  # a mark on the harness's method, so that it is changed once
 
 _default_tasks_wanted = True
 
@@ -61,7 +67,7 @@ def add_tasks() -> None:
 
     print_user_errors_plainly()
     stock = TaskManager.__init__
-    if hasattr(stock, "adds_tasks_of"):
+    if hasattr(stock, _ADDING):
         return
     signature = inspect.signature(stock)
     if not {"include_path", "include_defaults"} <= signature.parameters.keys():
@@ -85,7 +91,7 @@ def add_tasks() -> None:
         stock(*call.args, **call.kwargs)
         self.include_path = given  # what the caller gave, as documented for this attribute
 
-    __init__.adds_tasks_of = "lm_eval_edit"
+    setattr(__init__, _ADDING, "lm_eval_edit")
     TaskManager.__init__ = __init__
     _check_data_when_tasks_are_named(TaskManager)
     _build_our_data_without_advice()
@@ -104,7 +110,7 @@ def _build_our_data_without_advice() -> None:
     @functools.wraps(stock)
     def download(self, dataset_kwargs=None, **kwargs):
         make = getattr(self.config, "custom_dataset", None)
-        if not str(getattr(make, "__module__", "")).startswith("lm_eval_edit."):
+        if make is None or not str(getattr(make, "__module__", "")).startswith("lm_eval_edit."):
             return stock(self, dataset_kwargs, **kwargs)
         self.dataset = make(**(self.config.metadata or {}), **(self.config.dataset_kwargs or {}))
         return None
@@ -112,7 +118,7 @@ def _build_our_data_without_advice() -> None:
     ConfigurableTask.download = download
 
 
-def _check_data_when_tasks_are_named(task_manager: type) -> None:
+def _check_data_when_tasks_are_named(task_manager: type[TaskManager]) -> None:
     """Look for the files of `data_dir` and the facts to ask about as soon as the command line knows its tasks.
 
     The harness builds tasks only after the model is loaded, and edited: too late to learn that a file is missing.
@@ -152,7 +158,7 @@ def print_user_errors_plainly() -> None:
     model works, which ends with status 130. Every other exception, and every program that merely uses the harness as a
     library, keeps its traceback.
     """
-    if hasattr(sys.excepthook, "prints_user_errors") or not _is_command_line_program():
+    if hasattr(sys.excepthook, PLAIN) or not _is_command_line_program():
         return
     previous = sys.excepthook
 
@@ -165,7 +171,7 @@ def print_user_errors_plainly() -> None:
         else:
             previous(kind, error, traceback)
 
-    excepthook.prints_user_errors = True
+    setattr(excepthook, PLAIN, True)
     sys.excepthook = excepthook
 
 

@@ -1,1 +1,12 @@
-"""What every room may use and no room is about: files written whole or not at all, differences in words, versions."""
+"""What every room may use and no room is about.
+
+files        files that are either whole or absent; hashes, JSON and YAML with errors that name the line
+locks        one writer at a time in a folder
+differences  what differs between two JSON-able values, in sentences
+interrupts   what is said when a user stops a program
+logging      no terminal acts upon what is logged
+terminal     text from outside in a form that no terminal and no parser acts upon
+spreadsheet  CSV that a spreadsheet shows and never runs
+versions     versions of what decides a result
+old_names    module names of release 0.1, which still import
+"""

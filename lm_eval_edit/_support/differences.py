@@ -43,8 +43,8 @@ def _of_lists(stored: Sequence[Any], wanted: Sequence[Any], path: str, where: st
     for mine, other, place in ((stored, wanted, where), (wanted, stored, "now")):
         if alone := _alone(mine, other):
             names = ", ".join(_cut(repr(each))[0] for each in alone[:MOST])
-            more = f" and {len(alone) - MOST} more" if len(alone) > MOST else ""
-            lines.append(f"{path} has {names}{more} only {place}")
+            rest = f" and {len(alone) - MOST} more" if len(alone) > MOST else ""
+            lines.append(f"{path} has {names}{rest} only {place}")
     return lines
 
 

@@ -127,7 +127,7 @@ def read_text(path: Path) -> str:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
     for name, mark in _OTHER_MARKS:
         if content.startswith(mark):
-            raise UserError(f"{path} is {name} text; save it as UTF-8 (iconv -f {name} -t UTF-8 does)")
+            raise UserError(f"{path} is {name} text, not UTF-8; save it as UTF-8 (iconv -f {name} -t UTF-8 does)")
     try:
         return io.TextIOWrapper(io.BytesIO(content), encoding="utf-8-sig").read()  # line ends as in a text file
     except UnicodeDecodeError:
@@ -242,15 +242,16 @@ def _check_growth(events: Iterable[Any], path: Path) -> None:
     """
     import yaml
 
-    sizes: dict[str, int | None] = {}  # nodes below an anchor; None while it is open
+    sizes: dict[str | None, int | None] = {}  # nodes below an anchor; None while it is open
     open_: list[tuple[str | None, int]] = []  # (anchor, nodes before it) of the containers around
     written = grown = 0
     for event in events:
         line = f"{path}, line {event.start_mark.line + 1}: "
         if isinstance(event, yaml.AliasEvent):
-            if sizes.get(event.anchor, 0) is None:
+            size = sizes.get(event.anchor, 1)
+            if size is None:
                 raise UserError(f"{line}*{event.anchor} stands within the value that it names, which would have no end")
-            written, grown = written + 1, grown + sizes.get(event.anchor, 1)
+            written, grown = written + 1, grown + size
             if grown > max(_FEW_NODES, 10 * written):
                 raise UserError(
                     f"{line}its aliases (*{event.anchor}) make more than {_FEW_NODES:,} values of {written}; write out "
@@ -288,7 +289,7 @@ def read_records(path: Path) -> Iterator[tuple[int, Any]]:
             yield number, parse_json(line, path, number)
 
 
-def sha256(content: bytes) -> str:
+def sha256(content: bytes | memoryview[int]) -> str:
     """The sha256 of some bytes, in hexadecimal."""
     return hashlib.sha256(content).hexdigest()
 

@@ -14,6 +14,8 @@ TERMINATED = 128 + signal.SIGTERM
 _kept: list[str] = []
 _asked: list[int] = []  # the signals of the user so far
 
+PLAIN = "prints_user_errors"  # a mark on `sys.excepthook` in the command-line programs
+
 
 class Terminated(BaseException):
     """SIGTERM, as KeyboardInterrupt is SIGINT."""
@@ -26,8 +28,10 @@ def keep(text: str | None) -> None:
         text: A clause: what is kept, and that the same command goes on from there.
     """
     _kept[:] = [] if text is None else [text]
+    if text is None:
+        _asked.clear()
     at_work()
-    if hasattr(sys.excepthook, "prints_user_errors"):  # one of the command-line programs, not a library's user
+    if hasattr(sys.excepthook, PLAIN):  # one of the command-line programs, not a library's user
         raise_on_sigterm()
 
 
@@ -87,12 +91,12 @@ def tell(error: BaseException, text: str | None = None) -> int:
 
     Args:
         error: KeyboardInterrupt or Terminated, or what a library made of them (`asked`).
-        text: What is kept where nothing was said of it (`keep`).
+        text: What is kept, of a command that knows; else what was said of it (`keep`).
     """
     if signal.getsignal(signal.SIGINT) is _interrupt:
         signal.signal(signal.SIGINT, lambda number, frame: os._exit(INTERRUPTED))
     terminated = isinstance(error, Terminated) or signal.SIGTERM in _asked[:1]
     if os.environ.get("RANK", "0") == "0":  # of several processes the first speaks for all
         word = "terminated" if terminated else "interrupted"
-        print(f"\n{word}: {kept() or text or 'nothing was kept; the same command starts anew'}", file=sys.stderr)
+        print(f"\n{word}: {text or kept() or 'nothing was kept; the same command starts anew'}", file=sys.stderr)
     return TERMINATED if terminated else INTERRUPTED

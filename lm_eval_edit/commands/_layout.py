@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import textwrap
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 WIDEST = 120
 
@@ -23,7 +24,7 @@ def columns(rows: Iterable[Sequence[str]], indent: int = 0) -> list[str]:
     lines = []
     for *cells, last in rows:
         head = " " * indent + "".join(f"{cell:<{width}}  " for cell, width in zip(cells, widths, strict=True))
-        whole = {"break_on_hyphens": False, "break_long_words": False}  # paths and names stay copyable
+        whole: dict[str, Any] = {"break_on_hyphens": False, "break_long_words": False}  # paths and names stay copyable
         wrapped = [part for line in last.split("\n") for part in textwrap.wrap(line, room, **whole) or [""]]
         lines += [(head + wrapped[0]).rstrip(), *(" " * start + part for part in wrapped[1:])]
     return lines

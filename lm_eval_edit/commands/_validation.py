@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from lm_eval_edit import demo
 from lm_eval_edit.commands._editors import shown
 from lm_eval_edit.commands._layout import columns
-from lm_eval_edit.editors.hyperparameters import from_the_model
+from lm_eval_edit.editors.base import Editor
+from lm_eval_edit.editors.hyperparameters import Hyperparameters, from_the_model
 from lm_eval_edit.edits.needed_moments import check_second_moments
 from lm_eval_edit.edits.opened import without_weights
 from lm_eval_edit.errors import UserError
@@ -23,6 +25,15 @@ from lm_eval_edit.weights.edited import wide_dtype
 
 SHOWN = 5  # facts named one by one
 LONG = 30  # characters of a value in its column
+
+
+@dataclass(frozen=True)
+class _Shapes:
+    """What the model will be: itself without memory for its weights, its parts, and the dtype of its weights."""
+
+    model: PreTrainedModel
+    architecture: Architecture
+    dtype: torch.dtype
 
 
 def validation(options: Mapping[str, Any]) -> tuple[list[str], list[str]]:
@@ -39,41 +50,43 @@ def validation(options: Mapping[str, Any]) -> tuple[list[str], list[str]]:
     ours = {name: others.pop(name) for name in NAMES if name in others}
     plan, problems = draft_plan(pretrained, ours, others)
     rows: list[tuple[str, str]] = []
-    architecture = model = parameters = None
+    shapes: _Shapes | None = None
+    parameters: list[str] | None = None
     if plan.config is not None:
         try:
-            model = _without_weights(plan)
-            architecture = Architecture.discover(model)
+            model = _without_weights(plan, plan.config)
+            shapes = _Shapes(model, Architecture.discover(model), _dtype(plan, plan.config))
         except (UserError, ValueError) as error:
             problems.append(str(error))
-    if architecture is not None:
-        rows += _model(plan, model, architecture)
-    if architecture is not None and plan.hyperparameters is not None:
-        parameters = _parameters(plan, model, architecture, problems)
-        rows += _edited(model, parameters)
-    if plan.hyperparameters is not None:
-        rows += _editor(plan)
+    chosen = plan.hyperparameters
+    if shapes is not None:
+        rows += _model(plan, shapes)
+    if shapes is not None and chosen is not None:
+        parameters = _parameters(chosen.editor, shapes, problems)
+        rows += _edited(shapes.model, parameters)
+    if chosen is not None:
+        rows += _editor(chosen)
     rows += _facts(plan)
-    if architecture is not None and plan.hyperparameters is not None:
-        rows.append(("second moments", _second_moments(plan, architecture, problems)))
-    if model is not None and architecture is not None:
-        rows.append(("memory", _memory(plan, model, architecture, parameters or [])))
+    if shapes is not None and chosen is not None:
+        rows.append(("second moments", _second_moments(plan, chosen.editor, shapes.architecture, problems)))
+    if shapes is not None:
+        rows.append(("memory", _memory(chosen, shapes, parameters or [])))
     if plan.settings.edit_ledger:
         rows.append(("ledger", plan.settings.edit_ledger))
     lines = columns(rows) if rows else ["nothing is known about this run"]
     return lines + _hyperparameters(plan), problems
 
 
-def _without_weights(plan: EditPlan) -> PreTrainedModel:
+def _without_weights(plan: EditPlan, config: PretrainedConfig) -> PreTrainedModel:
     """The model with its shapes, but without memory for its weights."""
     trusted = bool(plan.model_options.get("trust_remote_code"))
-    return without_weights(plan.config, trusted)
+    return without_weights(config, trusted)
 
 
-def _dtype(plan: EditPlan) -> torch.dtype:
+def _dtype(plan: EditPlan, config: PretrainedConfig) -> torch.dtype:
     """What the weights will be: the option `dtype`, else the checkpoint's own."""
     wanted = plan.model_options.get("dtype", "auto")
-    wanted = plan.config.get_text_config(decoder=True).dtype if wanted in ("auto", None) else wanted
+    wanted = config.get_text_config(decoder=True).dtype if wanted in ("auto", None) else wanted
     wanted = getattr(torch, wanted, None) if isinstance(wanted, str) else wanted
     return wanted if isinstance(wanted, torch.dtype) else torch.float32
 
@@ -82,27 +95,26 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _model(plan: EditPlan, model: PreTrainedModel, architecture: Architecture) -> list[tuple[str, str]]:
+def _model(plan: EditPlan, shapes: _Shapes) -> list[tuple[str, str]]:
+    model, architecture = shapes.model, shapes.architecture
     blocks = architecture.blocks
     return [
         (
             "model",
-            f"{plan.pretrained}: {type(model).__name__} ({plan.config.model_type}), {architecture.n_layers} layers, "
-            f"width {architecture.hidden_size}, keys of {architecture.key_size}, {_name(_dtype(plan))}",
+            f"{plan.pretrained}: {type(model).__name__} ({model.config.model_type}), {architecture.n_layers} layers, "
+            f"width {architecture.hidden_size}, keys of {architecture.key_size}, {_name(shapes.dtype)}",
         ),
         ("blocks", f"{blocks[0]} to {blocks[-1]}"),
     ]
 
 
-def _parameters(
-    plan: EditPlan, model: PreTrainedModel, architecture: Architecture, problems: list[str]
-) -> list[str] | None:
+def _parameters(editor: Editor, shapes: _Shapes, problems: list[str]) -> list[str] | None:
     """Names of what the editor may change; None where only an edit tells."""
-    names = {name for name, _ in model.named_parameters()}
-    if layer_problems(plan.hyperparameters.editor.layers(), architecture.n_layers):
+    names = {name for name, _ in shapes.model.named_parameters()}
+    if layer_problems(editor.layers(), shapes.architecture.n_layers):
         return None  # told by the plan
     try:
-        found = plan.hyperparameters.editor.parameters(model, architecture)
+        found = editor.parameters(shapes.model, shapes.architecture)
     except UserError as error:
         if str(error) not in problems:
             problems.append(str(error))
@@ -129,8 +141,8 @@ def _parameter(model: PreTrainedModel, name: str) -> str:
     return f"{name}  ({', '.join(map(str, model.get_parameter(name).shape))})"
 
 
-def _editor(plan: EditPlan) -> list[tuple[str, str]]:
-    editor, notices = plan.hyperparameters.editor, plan.hyperparameters.notices
+def _editor(chosen: Hyperparameters) -> list[tuple[str, str]]:
+    editor, notices = chosen.editor, chosen.notices
     return [("editor", f"{editor.name}: {editor.summary}"), *(("", notice) for notice in notices)]
 
 
@@ -165,9 +177,9 @@ def _facts(plan: EditPlan) -> list[tuple[str, str]]:
     return rows
 
 
-def _second_moments(plan: EditPlan, architecture: Architecture, problems: list[str]) -> str:
+def _second_moments(plan: EditPlan, editor: Editor, architecture: Architecture, problems: list[str]) -> str:
     """In words whether they are there; what is wrong with them joins the problems."""
-    editor, settings = plan.hyperparameters.editor, plan.settings
+    settings = plan.settings
     layers = [layer for layer in editor.needs_second_moments() if layer in range(architecture.n_layers)]  # else told
     needed = [architecture.down_projections[layer] for layer in layers]
     if not needed:
@@ -187,9 +199,9 @@ def _second_moments(plan: EditPlan, architecture: Architecture, problems: list[s
     return f"{moments.source}, for {', '.join(needed)}"
 
 
-def _memory(plan: EditPlan, model: PreTrainedModel, architecture: Architecture, parameters: list[str]) -> str:
+def _memory(chosen: Hyperparameters | None, shapes: _Shapes, parameters: list[str]) -> str:
     """Bytes of what editing keeps: weights, originals (and float32 sums, for a narrower dtype), moments and factors."""
-    dtype = _dtype(plan)
+    model, dtype = shapes.model, shapes.dtype
     wide = wide_dtype(dtype)
     edited = sum(model.get_parameter(name).numel() for name in parameters)
     parts = {"weights": sum(p.numel() for p in model.parameters()) * dtype.itemsize}
@@ -197,10 +209,10 @@ def _memory(plan: EditPlan, model: PreTrainedModel, architecture: Architecture, 
         parts["originals of edited weights"] = edited * dtype.itemsize
         if wide != dtype:
             parts[f"their sums in {_name(wide)}"] = edited * wide.itemsize
-    if plan.hyperparameters is not None:
-        count = len(plan.hyperparameters.editor.needs_second_moments())
+    if chosen is not None:
+        count = len(chosen.editor.needs_second_moments())
         if count:
-            parts["second moments and their float64 factors"] = count * architecture.key_size**2 * (4 + 8)
+            parts["second moments and their float64 factors"] = count * shapes.architecture.key_size**2 * (4 + 8)
     return ", ".join(f"{name} {_size(size)}" for name, size in parts.items())
 
 

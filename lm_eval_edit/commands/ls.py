@@ -86,8 +86,12 @@ def run(args: argparse.Namespace) -> int:
         UserError: a name where there is no more to tell, or an unknown one.
     """
     listing = LISTINGS[args.what]
-    if args.name is not None and listing.one is None:
+    if args.name is None:
+        lines = listing.lines()
+    elif listing.one is None:
         raise UserError(f"lm-eval-edit: `ls {args.what}` takes no further name; got {args.name!r}")
-    for line in listing.lines() if args.name is None else listing.one(args.name):
+    else:
+        lines = listing.one(args.name)
+    for line in lines:
         print(printable(line))
     return 0

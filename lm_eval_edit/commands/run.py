@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 
+from lm_eval_edit._support import interrupts
 from lm_eval_edit._support.terminal import printable
 from lm_eval_edit.errors import nearest
 
@@ -27,8 +28,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
 
 
 def kept(args: argparse.Namespace) -> str:
-    """What is left by an interruption before our model type, which has more to say, is at work."""
-    return "nothing is kept; the same command starts anew"
+    """What an interruption leaves: our model type says once it is at work; before, there is nothing."""
+    return interrupts.kept() or "nothing is kept; the same command starts anew"
 
 
 def run(args: argparse.Namespace) -> int:

@@ -164,8 +164,8 @@ def _rates(args: argparse.Namespace) -> list[Any]:
 
     if args.device_rate not in (None, "measured"):
         return [DEVICES[args.device_rate]]
+    from lm_eval_edit._support.files import cache_folder
     from lm_eval_edit.cost.measured import device_at_hand
-    from lm_eval_edit.moments.collect import cache_folder
 
     # A Ray cluster's devices are elsewhere.
     here, now = device_at_hand(args.device if args.engine == "local" else None, cache_folder())

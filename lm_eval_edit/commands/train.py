@@ -65,7 +65,7 @@ def _add_setting(parser: argparse.ArgumentParser, f: Any) -> None:
     parser.add_argument(f"--{f.name}", default=f.default, help=text, **how)
     old = "--" + f.name.replace("_", "-")
     if old != f"--{f.name}":
-        hidden = {"action": _OldSpelling, "default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
+        hidden: dict[str, Any] = {"action": _OldSpelling, "default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
         parser.add_argument(old, dest=f.name, **how, **hidden)
 
 
@@ -80,11 +80,12 @@ def run(args: argparse.Namespace) -> int:
         print(f"note: {'; '.join(old)} (the old spelling still works)", file=sys.stderr)
     given = {f.name: getattr(args, f.name) for f in fields(MendTrainingSettings)}
     options, problems = _model_args(args)
+    settings = None
     try:
         settings = MendTrainingSettings(**given | {"inner_params": tuple(given["inner_params"])})
     except ValueError as error:
         problems.append(f"lm-eval-edit train mend: {error}")
-    if problems:
+    if problems or settings is None:
         raise ConfigurationError(problems)
 
     from lm_eval_edit.editors.mend.training import train_mend

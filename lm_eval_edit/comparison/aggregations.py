@@ -50,13 +50,16 @@ class Aggregation:
 
 
 def _divide(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    return np.divide(part, whole, out=np.full(len(part), np.nan), where=whole != 0)
+    shares = np.full(len(part), np.nan)
+    np.divide(part, whole, out=shares, where=whole != 0)
+    return shares
 
 
 def _perplexity(sums: np.ndarray) -> np.ndarray:
     """Sums of log-likelihoods and of what they are of -> exp(−mean); infinite where that overflows."""
     with np.errstate(over="ignore"):
-        return np.exp(-_divide(sums[:, 0], sums[:, 1]))
+        perplexities: np.ndarray = np.exp(-_divide(sums[:, 0], sums[:, 1]))
+    return perplexities
 
 
 def _scalars(values: Sequence[Any]) -> np.ndarray:
@@ -89,16 +92,20 @@ def _confusion(values: Sequence[Any]) -> np.ndarray:
 
 def _binary_f1(sums: np.ndarray) -> np.ndarray:
     tp, fp, fn, _ = sums.T
-    return np.nan_to_num(_divide(2 * tp, 2 * tp + fp + fn))
+    scores: np.ndarray = np.nan_to_num(_divide(2 * tp, 2 * tp + fp + fn))
+    return scores
 
 
 def _matthews(sums: np.ndarray) -> np.ndarray:
     tp, fp, fn, tn = sums.T
-    return np.nan_to_num(_divide(tp * tn - fp * fn, np.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn))))
+    below = np.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn))
+    coefficients: np.ndarray = np.nan_to_num(_divide(tp * tn - fp * fn, below))
+    return coefficients
 
 
 def _right(counts: np.ndarray) -> np.ndarray:
-    return counts[:, 0] + counts[:, 3]
+    right: np.ndarray = counts[:, 0] + counts[:, 3]
+    return right
 
 
 _ALL = (
@@ -171,7 +178,7 @@ def find(config: Mapping[str, Any], metric: str, values: Sequence[Any], reported
         return f"its aggregation ({given}) is not one that can be recomputed"
     names = (given,) if given else (_BY_METRIC.get(metric), metric, "mean")
     numeric = False
-    for name in dict.fromkeys(name for name in names if name in AGGREGATIONS):
+    for name in dict.fromkeys(name for name in names if name is not None and name in AGGREGATIONS):
         found = AGGREGATIONS[name]
         try:
             counts = found.counts(values)

@@ -32,7 +32,7 @@ class Flips:
 
 def gains(before: Metric, after: Metric) -> np.ndarray:
     """(n,) how much better each document did, whichever way the metric points."""
-    change = after.aggregation.gain(after.counts) - before.aggregation.gain(before.counts)
+    change: np.ndarray = after.aggregation.gain(after.counts) - before.aggregation.gain(before.counts)
     return change * before.sign
 
 

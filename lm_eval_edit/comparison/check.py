@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,7 +92,7 @@ def check(baseline: Run, current: Run, gate: Gate) -> Report:
     limits: dict[str, float] = {}
     for samples in baseline.samples.values():
         name = headlines.get(samples.task, samples.headline or next(iter(samples.metrics), None))
-        if name in samples.metrics and math.isfinite(samples.metrics[name].value):
+        if name is not None and name in samples.metrics and math.isfinite(samples.metrics[name].value):
             limits.setdefault(samples.task, limit(samples.task, samples.metrics[name], gate))
     settings = Settings(gate.alpha, 0.0, gate.seed, baseline.tasks, None, headlines, limits)
     comparison = compare_runs(baseline, current, settings)
@@ -118,7 +118,7 @@ def _directed(run: Run, gate: Gate) -> Run:
     for key, each in run.samples.items():
         own = gate.tasks.get(key[0], TaskLimits())
         name = own.metric or each.headline
-        if own.higher_is_better is None or name not in each.metrics:
+        if own.higher_is_better is None or name is None or name not in each.metrics:
             continue
         metric = each.metrics[name]
         if metric.direction_known and metric.higher_is_better != own.higher_is_better:
@@ -208,8 +208,8 @@ def _floor_value(name: str, run: Run) -> float:
     source, _, key = name.rpartition(".")
     edit = run.edit
     if source in ("efficacy", "retained"):
-        records = edit.get("after_each_edit") if source == "efficacy" else [(edit.get("guards") or {}).get("retained")]
-        records = [record for record in records or () if record]
+        told = edit.get("after_each_edit") if source == "efficacy" else [(edit.get("guards") or {}).get("retained")]
+        records: list[Mapping[str, Any]] = [record for record in told or () if record]
         if not records:
             raise UserError(f"{name}: {run.path} records no edits; was the model edited?")
         known = [field for field in records[0] if field != "n"]
@@ -217,7 +217,8 @@ def _floor_value(name: str, run: Run) -> float:
             raise UserError(f"{name}: no such field.{nearest(key, known)} There are {', '.join(known)}")
         # A record may be about several facts of one batch.
         weights = [record.get("n", 1) for record in records]
-        return sum(w * float(record[key]) for w, record in zip(weights, records, strict=True)) / sum(weights)
+        mean: float = sum(w * float(record[key]) for w, record in zip(weights, records, strict=True)) / sum(weights)
+        return mean
     figures = (run.results.get("results") or {}).get(source)
     if figures is None:
         known = ["efficacy", "retained", *(run.results.get("results") or {})]

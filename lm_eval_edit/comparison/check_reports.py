@@ -74,4 +74,5 @@ def junit(report: Report) -> bytes:
         case = ElementTree.SubElement(suite, "testcase", classname="lm-eval-edit.check", name="input")
         ElementTree.SubElement(case, "error", message=printable(report.error))
     ElementTree.indent(suite)
-    return ElementTree.tostring(suite, encoding="utf-8", xml_declaration=True) + b"\n"
+    text: bytes = ElementTree.tostring(suite, encoding="utf-8", xml_declaration=True)
+    return text + b"\n"

@@ -79,5 +79,4 @@ def cluster_covariance(differences: Sequence[np.ndarray], clusters: Sequence[np.
 
 def between_runs(values: Sequence[float], *, alpha: float = 0.05) -> Estimate:
     """Mean over runs that differ by their seed alone, with Student's interval of their spread."""
-    values = np.asarray(values, dtype=float)
-    return mean_difference(values, np.arange(len(values)), alpha=alpha)
+    return mean_difference(np.asarray(values, dtype=float), np.arange(len(values)), alpha=alpha)

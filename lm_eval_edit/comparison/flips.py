@@ -58,7 +58,7 @@ def records(pair: Pair, metric: str, places: Iterable[int] | None = None) -> Ite
     before, after = pair.base.metrics[metric], pair.edited.metrics[metric]
     moved, winning = gains(before, after), won(pair, metric)
     words = ("right to wrong", "wrong to right") if is_binary(before, after) else ("worse", "better")
-    for row in np.flatnonzero(moved) if places is None else places:
+    for row in np.flatnonzero(moved).tolist() if places is None else places:
         base, edited = pair.base.line(row), pair.edited.line(row)
         yield {
             "task": pair.base.task,

@@ -83,7 +83,7 @@ def floors(run: Run, alpha: float = 0.05, metric: str | None = None) -> dict[str
     seen: set[str] = set()
     for samples in run.samples.values():
         name = metric or samples.headline
-        if samples.task not in seen and name in samples.metrics:
+        if name is not None and samples.task not in seen and name in samples.metrics:
             seen.add(samples.task)
             if why := floor(samples, name, alpha):
                 found[samples.task] = why

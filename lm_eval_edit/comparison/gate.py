@@ -52,7 +52,8 @@ class Gate:
     floors: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for limits in (self, *self.tasks.values()):
+        everyone: list[Gate | TaskLimits] = [self, *self.tasks.values()]
+        for limits in everyone:
             drop, share = limits.max_drop, limits.min_recovery
             if drop is not None and not (_number(drop) and drop >= 0):
                 raise UserError(f"max_drop={drop}: want a number of at least 0, such as 0.02")

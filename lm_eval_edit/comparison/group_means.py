@@ -104,10 +104,11 @@ def _shared(members: Sequence[Row], pairs: Pairs) -> tuple[np.ndarray, int] | No
     metrics = [
         (p.base.metrics[row.metric], p.edited.metrics[row.metric]) for p, row in zip(found, members, strict=True)
     ]
-    if any(fact is None for fact in facts) or not all(before.aggregation.is_mean for before, _ in metrics):
+    known = [fact for fact in facts if fact is not None]
+    if len(known) < len(facts) or not all(before.aggregation.is_mean for before, _ in metrics):
         return None
     changes = [after.counts[:, 0] - before.counts[:, 0] for before, after in metrics]
-    return cluster_covariance(changes, facts)
+    return cluster_covariance(changes, known)
 
 
 def _mean(name: str, members: Sequence[Row], weights: Sequence[float], pairs: Pairs, settings: Settings) -> Row:
@@ -198,7 +199,7 @@ def method_of(run: Run) -> str | None:
 
 def seed_rows(comparisons: Sequence[Comparison], alpha: float) -> list[SeedRow]:
     """A row for each metric of each method that was run with at least two seeds."""
-    methods: dict[str, dict[tuple, Comparison]] = {}
+    methods: dict[str, dict[tuple[Any, Any], Comparison]] = {}
     for each in comparisons:
         if (method := method_of(each.edited)) is not None:
             edit = each.edited.edit

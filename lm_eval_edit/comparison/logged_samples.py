@@ -58,8 +58,8 @@ class _Rows:
             if name not in self.values:  # a task may leave a metric out of some documents
                 self.values[name] = [None] * len(self.doc_id)
         self.doc_id.append(sample["doc_id"])
-        for name, column in self.hashes.items():
-            column.append(int(sample[name][:16], 16))
+        for name, hashes in self.hashes.items():
+            hashes.append(int(sample[name][:16], 16))
         self.answers.append(_answer_hash(logged_responses(sample.get("filtered_resps"))))
         self.offsets.append(offset)
         self.requests.append(len(sample.get("arguments") or ()))
@@ -67,6 +67,7 @@ class _Rows:
             column.append(sample.get(name))
         for name, ids in self.shared.items():
             value = doc.get(name)
+            key: object
             if value in (None, ""):
                 key = ("alone", len(self.doc_id) - 1)
             else:
@@ -182,7 +183,8 @@ def _facts(rows: _Rows, order: np.ndarray) -> np.ndarray | None:
     if FACT not in rows.shared:
         return None
     hashes = np.array([_hash(str(key)) for key in rows.shared[FACT]], dtype=np.uint64)
-    return hashes[rows.clusters[FACT]][order]
+    facts: np.ndarray = hashes[rows.clusters[FACT]][order]
+    return facts
 
 
 def _choose_clusters(rows: _Rows) -> tuple[str | None, np.ndarray]:

@@ -80,7 +80,8 @@ class Pair:
     @property
     def answers_changed(self) -> np.ndarray:
         """(n,) whether the answers differ, be they right or wrong."""
-        return self.base.answers != self.edited.answers
+        changed: np.ndarray = self.base.answers != self.edited.answers
+        return changed
 
     @property
     def clustered(self) -> bool:
@@ -193,7 +194,8 @@ def _other_values(pair: Pair) -> list[str]:
     a, b = pair.base, pair.edited
     if a.metrics.keys() != b.metrics.keys():
         differing = sorted(a.metrics.keys() ^ b.metrics.keys())
-        reasons = [f"{name} ({(a.left_out | b.left_out).get(name, 'absent')})" for name in differing]
+        left_out = {**a.left_out, **b.left_out}
+        reasons = [f"{name} ({left_out.get(name, 'absent')})" for name in differing]
         return [f"only one of the runs has metric {', '.join(reasons)}"]
     if a.headline and b.headline and a.headline != b.headline:
         return [f"the headline metric is {a.headline} of base and {b.headline} of edited"]

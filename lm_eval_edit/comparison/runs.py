@@ -61,7 +61,8 @@ class TaskSamples:
             raise UserError(f"{self.task}: a frozen baseline holds no texts; give the results folder it was made from")
         with self.file.open("rb") as file:
             file.seek(int(self.offsets[row]))
-            return json.loads(file.readline())
+            sample: dict[str, Any] = json.loads(file.readline())
+        return sample
 
 
 @dataclass(frozen=True)

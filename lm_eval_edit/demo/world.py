@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from lm_eval_edit.demo import DATA
 from lm_eval_edit.demo.subjects import COUNTRIES, SEED, subjects
@@ -116,10 +117,10 @@ RELATIONS: tuple[Relation, ...] = (
 
 
 @lru_cache(maxsize=1)
-def facts() -> tuple[dict, ...]:
+def facts() -> tuple[dict[str, Any], ...]:
     """Every fact of the world, as the records of `facts.jsonl` (see the README of the checkpoint for the fields)."""
     rng = random.Random(SEED + 1)
-    records: list[dict] = []
+    records: list[dict[str, Any]] = []
     for relation in RELATIONS:
         names = subjects()[relation.kind]
         # Objects are dealt out evenly, so that no object can be guessed.
@@ -147,7 +148,7 @@ def facts() -> tuple[dict, ...]:
     return tuple(records)
 
 
-def write_jsonl(path: Path, records: Iterable[dict]) -> None:
+def write_jsonl(path: Path, records: Iterable[dict[str, Any]]) -> None:
     """Write one JSON object per line, UTF-8, and replace `path` at once."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")

@@ -1,4 +1,24 @@
-"""Knowledge-editing methods, one file each; see `base` for what they share."""
+"""Knowledge-editing methods, one file or folder each, reading like their papers.
+
+rome             Meng et al. 2022: one fact, one rank-one update
+r_rome           Gupta et al. 2024: ROME with one key throughout
+memit            Meng et al. 2023: many facts at once, over several layers
+emmet            Gupta et al. 2024: ROME's constraint for a batch
+alphaedit        Fang et al. 2025: MEMIT's update, projected
+prune            Ma et al. 2025: the large singular values of the sum restrained
+rect             Gu et al. 2024: the relatively largest entries of another's update
+random           the control: a random update of the same size
+ft               fine-tuning of one matrix
+lora             a low-rank adapter, written into the weights
+kn               Dai et al. 2022: knowledge neurons
+mend             Mitchell et al. 2022: a trained hypernetwork
+easyeditor       methods of an installed EasyEdit
+base             what an editor is, and how one is found by name
+hyperparameters  preset, then file, then command line; every value checked
+named_by_data    data may name an editor, but never choose what code is imported
+templates        context templates, sampled from the model
+_shared          the mathematics that methods have in common
+"""
 
 from lm_eval_edit.editors.base import (
     EditContext,

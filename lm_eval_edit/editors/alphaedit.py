@@ -18,6 +18,7 @@ from lm_eval_edit.editors._shared.scale import MEMIT_CLOSED, NOTHING, norm_weigh
 from lm_eval_edit.editors.base import EditContext, EditResult, option
 from lm_eval_edit.editors.memit import BatchOptions, Memit
 from lm_eval_edit.facts.fact import Fact
+from lm_eval_edit.models.devices import weight_of
 from lm_eval_edit.weights.edited import wide_dtype
 
 
@@ -73,7 +74,7 @@ class AlphaEdit(Memit):
     def _basis(self, context: EditContext, layer: int, threshold: float) -> Tensor:
         """U (f, r), with P = U Uᵀ, where the layer's weight is."""
         module = context.architecture.down_projections[layer]
-        device = context.model.get_submodule(module).weight.device
+        device = weight_of(context.model.get_submodule(module)).device
         return context.second_moments.null_space(module, threshold, device)
 
     def _directions(

@@ -62,7 +62,7 @@ class EditResult:
         state: What this operation leaves behind for the editor's later ones; stored in the ledger and handed back.
     """
 
-    deltas: dict[str, Delta]
+    deltas: Mapping[str, Delta]
     details: dict[str, Any] = field(default_factory=dict)
     state: dict[str, Tensor] = field(default_factory=dict)
 
@@ -94,7 +94,8 @@ class Editor(ABC):
     other_options: ClassVar[str | None] = None
     easyedit_name: ClassVar[str | None] = None
     unused_fields: ClassVar[frozenset[str]] = frozenset()
-    without_second_moments: ClassVar[str] = ""
+    without_second_moments: str = ""
+    options: Any  # an `Options`; a method says which, for the type checker
 
     @classmethod
     def with_parameter(cls, parameter: str) -> type[Editor]:
@@ -274,7 +275,7 @@ def find_editor(name: str) -> type[Editor]:
 
 
 def _takes_parameter(editor: type[Editor]) -> bool:
-    return editor.with_parameter.__func__ is not Editor.with_parameter.__func__
+    return next(c for c in editor.__mro__ if "with_parameter" in vars(c)) is not Editor
 
 
 def option_names(editor: type[Editor], given: Mapping[str, Any] | None = None) -> list[str]:

@@ -20,12 +20,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 from torch.func import functional_call
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lm_eval_edit.editors._shared.finetune import chunks, padded, target_loss, target_row
 from lm_eval_edit.editors._shared.forward import without_parameter_gradients
 from lm_eval_edit.editors._shared.progress import steps
-from lm_eval_edit.editors._shared.rows import Row
+from lm_eval_edit.editors._shared.rows import AlignedRows, Row
 from lm_eval_edit.editors.base import EditContext, Editor, EditResult, option
 from lm_eval_edit.facts.fact import Fact
 from lm_eval_edit.facts.tokens import encode
@@ -88,6 +88,7 @@ class Ft(Editor):
     summary = "fine-tunes one MLP matrix on the facts (FT-L, FT-M)"
     source = "Meng et al. 2022, arXiv 2202.05262; Zhang et al. 2024, arXiv 2401.01286"
     Options = FtOptions
+    options: FtOptions
     batches = True
 
     @classmethod
@@ -141,12 +142,12 @@ class Ft(Editor):
         return [f"{m}.{name}" for m in modules for name, _ in model.get_submodule(m).named_parameters()]
 
 
-def _prompt_last_row(tokenizer, fact: Fact) -> Row:
+def _prompt_last_row(tokenizer: PreTrainedTokenizerBase, fact: Fact) -> Row:
     """The bare prompt; its labels, the target's tokens (a beginning-of-sequence token among them, as in EasyEdit)."""
     return Row(encode(tokenizer, fact.text), 0, tuple(encode(tokenizer, fact.target)))
 
 
-def _batch(model, rows: Sequence[Row], objective: str):
+def _batch(model: PreTrainedModel, rows: Sequence[Row], objective: str) -> tuple[int, AlignedRows]:
     """(number of facts, their padded rows), every label of FT-L at its prompt's last position."""
     if objective == "target_new":
         return len(rows), padded(model, rows)

@@ -5,7 +5,7 @@ Names are EasyEdit's, and its hparams files for the same method are read as they
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass, fields
 from importlib import resources
 from pathlib import Path
@@ -138,13 +138,9 @@ def resolve(
         others = {name: value for name, value in given.items() if name not in names}
         merged[editor_class.other_options] = others if layers is None else others | {"layers": list(layers)}
         layers = None
-    last = config.num_hidden_layers - 1
     read_here = inner is None and editor_class.other_options is None
-    if read_here and "v_loss_layer" not in names and str(given.get("v_loss_layer", last)) != str(last):
-        problems.append(
-            f"v_loss_layer={given['v_loss_layer']}: these hyper-parameters are for a model of another size, this one's "
-            f"last layer is {last}; give the file of this model, or leave v_loss_layer out to use them all the same"
-        )
+    if read_here and "v_loss_layer" not in names:
+        problems += _of_another_size(given, config.num_hidden_layers - 1)
     if layers is not None and "layers" in names:
         merged["layers"] = layers
     elif layers is not None and inner is None:
@@ -152,23 +148,41 @@ def resolve(
     by_depth = "layers" in names and not merged.get("layers")
     if by_depth:
         merged["layers"] = editor_class.default_layers(config.num_hidden_layers)
-    values = {}
-    for f in fields(editor_class.Options):
-        if f.name in merged:
-            try:
-                values[f.name] = _value(merged[f.name], f)
-            except ValueError as error:
-                problems.append(f"{f.name}={merged[f.name]!r}: {error}")
+    values, found = _typed(editor_class, merged)
+    problems += found
     if problems:
         return None, problems
     try:
         options = editor_class.Options(**values)
         if preset is None and (told := _fallen_back(editor_class, options, set(merged), by_depth, config)):
             notices.append(told)
-        editor = editor_class(options) if inner is None else editor_class(options, inner.editor)
+        make: Callable[..., Editor] = editor_class  # one that wraps another takes that as well
+        editor = make(options) if inner is None else make(options, inner.editor)
     except ValueError as error:
         return None, [str(error)]
     return Hyperparameters(editor, preset.name if preset else inner.preset if inner else None, tuple(notices)), []
+
+
+def _of_another_size(given: Mapping[str, Any], last: int) -> list[str]:
+    """The problem of hyper-parameters that name another last layer than the model's, as a list of sentences."""
+    if str(given.get("v_loss_layer", last)) == str(last):
+        return []
+    return [
+        f"v_loss_layer={given['v_loss_layer']}: these hyper-parameters are for a model of another size, this one's "
+        f"last layer is {last}; give the file of this model, or leave v_loss_layer out to use them all the same"
+    ]
+
+
+def _typed(editor_class: type[Editor], merged: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The values of an editor's options as their types, and the problems of those that are of another."""
+    values, problems = {}, []
+    for f in fields(editor_class.Options):
+        if f.name in merged:
+            try:
+                values[f.name] = _value(merged[f.name], f)
+            except ValueError as error:
+                problems.append(f"{f.name}={merged[f.name]!r}: {error}")
+    return values, problems
 
 
 def _fallen_back(
@@ -214,7 +228,7 @@ def _plain(name: str) -> str:
     return name.lower().replace("-", "_")
 
 
-def _value(value: Any, f: Field) -> Any:
+def _value(value: Any, f: Field[Any]) -> Any:
     """`value` as the type of an option. `auto` or none leaves an option to the model where it can be."""
     if not f.metadata.get("from_model"):
         return coerce(value, f.default)

@@ -29,6 +29,7 @@ from lm_eval_edit.facts.fact import Fact, in_clear
 from lm_eval_edit.facts.separators import continuing
 from lm_eval_edit.facts.tokens import continuation, encode
 from lm_eval_edit.models.architecture import Architecture, is_transposed
+from lm_eval_edit.models.devices import input_device, weight_of
 from lm_eval_edit.weights.delta import SparseDelta
 from lm_eval_edit.weights.edited import wide_dtype
 
@@ -47,9 +48,7 @@ class KnOptions:
     p: float = option("paper: share of the prompts that must find a neuron", default=0.7, tuned=False)
     operation: str = option("paper: update, erase or enhance the fact", default="update")
     lambda1: float = option("paper: how much of the old answer's embedding is taken away", default=1.0, tuned=False)
-    lambda2: float = option(
-        "paper: how much of the new answer's embedding is put in its place", default=8.0, tuned=False
-    )
+    lambda2: float = option("paper: how much of the new answer's embedding takes its place", default=8.0, tuned=False)
 
     def __post_init__(self) -> None:
         if self.variant not in VARIANTS:
@@ -72,11 +71,12 @@ class Kn(Editor):
     summary = "rewrites the value vectors of the neurons that express a fact"
     source = "Dai et al. 2022, arXiv 2104.08696"
     Options = KnOptions
+    options: KnOptions
     # EasyEdit declares these and reads none of them on the way to an edit from a single prompt.
     unused_fields = frozenset(("lr_scale", "n_toks", "refine"))
 
     def fact_problem(self, fact: Fact) -> str | None:
-        if _answer(fact) is None:
+        if not _answer(fact):
             return "KN needs the present answer: a prediction (ZsRE's pred) or the true target"
         return None
 
@@ -134,13 +134,13 @@ class Kn(Editor):
         """
         steps, architecture, model = self.options.steps, context.architecture, context.model
         if self._is_easyedit:
-            sites = [architecture.gate_projection(model, layer) for layer in range(architecture.n_layers)]
+            sites = tuple(architecture.gate_projection(model, layer) for layer in range(architecture.n_layers))
             factors = torch.linspace(0, 1, steps, dtype=torch.float64)
         else:
             sites = architecture.down_projections
             factors = torch.arange(1, steps + 1, dtype=torch.float64) / steps
         points = self._points(context, prompt, answer, separator)
-        layers = [0.0] * architecture.n_layers
+        layers = [torch.zeros(())] * architecture.n_layers
         total = len(points) * architecture.n_layers
         with shown_steps(None, "attributing the answer", "layer", show=context.progress, total=total) as bar:
             for ids, wanted in points:
@@ -161,7 +161,7 @@ class Kn(Editor):
         if not self._is_easyedit:
             text, wanted = continuation(tokenizer, prompt, continuing(prompt, answer, separator))
             return [(text + wanted[:i], [token]) for i, token in enumerate(wanted)]
-        wanted = _encode(tokenizer, answer)
+        wanted = _encode(context, answer)
         if context.model.config.model_type in _SAME_POSITION:
             return [(encode(tokenizer, prompt), wanted)]
         texts, _ = _greedy(context, prompt, len(wanted))
@@ -173,7 +173,7 @@ class Kn(Editor):
         """(d,) what an update adds to every chosen value vector; None for the operations that scale them."""
         if self.options.operation != "update":
             return None
-        tokenizer, embedding = context.tokenizer, context.model.get_input_embeddings().weight
+        tokenizer, embedding = context.tokenizer, weight_of(context.model.get_input_embeddings())
         width = context.architecture.hidden_size
         if embedding.shape[1] != width:
             raise UserError(
@@ -186,7 +186,7 @@ class Kn(Editor):
             return vectors.to(wide_dtype(embedding.dtype))
 
         if self._is_easyedit:
-            new = _encode(tokenizer, fact.target_new)
+            new = _encode(context, fact.target_new)
             _, old = _greedy(context, fact.text, len(new))
             # Published slip, kept: of a one-token answer the old embedding is taken away twice, the new added once.
             return rows(new).sum(dim=0) - rows(old).sum(dim=0) * (2 if len(old) == 1 else 1)
@@ -197,7 +197,7 @@ class Kn(Editor):
 
     def _delta(self, context: EditContext, layer: int, index: Tensor, update: Tensor | None) -> SparseDelta:
         projection = context.model.get_submodule(context.architecture.down_projections[layer])
-        weight = projection.weight.detach()
+        weight = weight_of(projection).detach()
         dim = 0 if is_transposed(projection) else 1
         index = index.to(weight.device)
         if update is not None:
@@ -209,14 +209,14 @@ class Kn(Editor):
         return SparseDelta(index, values, torch.tensor([*weight.shape, dim]))
 
 
-def _answer(fact: Fact) -> str | None:
-    """What the model answers as it is: the data set's record of that, or the true object."""
-    return next((text for text in (fact.prediction, fact.target_true) if text is not None and text.strip()), None)
+def _answer(fact: Fact) -> str:
+    """What the model answers as it is: the data set's record of that, or the true object; empty if neither is known."""
+    return next((text for text in (fact.prediction, fact.target_true) if text is not None and text.strip()), "")
 
 
-def _encode(tokenizer, text: str) -> list[int]:
+def _encode(context: EditContext, text: str) -> list[int]:
     """An answer's tokens as EasyEdit takes them: as written, a beginning-of-sequence token included."""
-    ids = encode(tokenizer, text)
+    ids = encode(context.tokenizer, text)
     if not ids:
         raise UserError(f"the answer {text!r} has no tokens in this model's vocabulary")
     return ids
@@ -225,10 +225,9 @@ def _encode(tokenizer, text: str) -> list[int]:
 @torch.no_grad()
 def _greedy(context: EditContext, prompt: str, count: int) -> tuple[list[str], list[int]]:
     """The model's own likeliest tokens, and the text before each: decoded and tokenised anew, as EasyEdit does."""
-    device = context.model.get_input_embeddings().weight.device
-    texts, ids = [], []
+    device, texts, ids = input_device(context.model), list[str](), list[int]()
     for _ in range(count):
-        text = texts[-1] + context.tokenizer.decode(ids[-1:]) if texts else prompt
+        text = f"{texts[-1]}{context.tokenizer.decode(ids[-1:])}" if texts else prompt
         logits = context.model(input_ids=torch.tensor([encode(context.tokenizer, text)], device=device)).logits
         texts.append(text)
         ids.append(int(logits[0, -1].argmax()))

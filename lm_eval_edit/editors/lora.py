@@ -92,6 +92,7 @@ class Lora(Editor):
     summary = "a low-rank adapter trained on the facts, written into the weights"
     source = "Hu et al. 2021, arXiv 2106.09685; Zhang et al. 2024, arXiv 2401.01286"
     Options = LoraOptions
+    options: LoraOptions
     batches = True
 
     @classmethod
@@ -109,7 +110,7 @@ class Lora(Editor):
         with _seeded(seed_for(context.seed, facts, self.name)), _adapted(model, self._config(targets)) as adapted:
             trained = [p for p in model.parameters() if p.requires_grad]  # peft lets only the adapter learn
             optimiser = torch.optim.Adam(trained, lr=o.lr, weight_decay=o.weight_decay)
-            first, last, taken = None, None, 0
+            means: list[Tensor] = []
             with torch.enable_grad():
                 for _ in steps(range(o.num_steps or MOST_STEPS), "training the adapter", "pass", show=context.progress):
                     losses = []
@@ -119,13 +120,11 @@ class Lora(Editor):
                         loss.backward()
                         optimiser.step()
                         losses.append(loss.detach())
-                    last = torch.stack(losses).mean()
-                    first = last if first is None else first
-                    taken += 1
-                    if o.num_steps is None and float(last) < ENOUGH:
+                    means.append(torch.stack(losses).mean())
+                    if o.num_steps is None and float(means[-1]) < ENOUGH:
                         break
             deltas = {f"{path}.weight": _delta(model.get_submodule(path)) for path in targets}
-        return EditResult(deltas, {"loss": [float(first), float(last)], "steps": taken})
+        return EditResult(deltas, {"loss": [float(means[0]), float(means[-1])], "steps": len(means)})
 
     def parameters(self, model: PreTrainedModel, architecture: Architecture) -> list[str]:
         return [f"{path}.weight" for path in self._targets(model, architecture)]
@@ -153,7 +152,7 @@ class Lora(Editor):
 
     def _config(self, targets: list[str]) -> peft.PeftConfig:
         o = self.options
-        common = {"target_modules": targets, "lora_alpha": o.lora_alpha, "lora_dropout": o.lora_dropout}
+        common: dict[str, Any] = {"target_modules": targets, "lora_alpha": o.lora_alpha, "lora_dropout": o.lora_dropout}
         if o.lora_type == "lora":
             return peft.LoraConfig(r=o.rank, **common)
         return peft.AdaLoraConfig(init_r=o.rank, target_r=o.rank, total_step=o.num_steps or MOST_STEPS, **common)
@@ -196,7 +195,9 @@ def _adapted(model: PreTrainedModel, config: peft.PeftConfig) -> Iterator[peft.P
     try:
         for module in adapted.modules():
             if isinstance(module, peft.tuners.tuners_utils.BaseTunerLayer):
-                module.lora_dropout.train()
+                dropout = module.lora_dropout
+                assert isinstance(dropout, nn.ModuleDict), "peft keeps each adapter's dropout in one"
+                dropout.train()
         yield adapted
     finally:
         adapted.unload()
@@ -205,8 +206,8 @@ def _adapted(model: PreTrainedModel, config: peft.PeftConfig) -> Iterator[peft.P
             parameter.requires_grad_(flag)
 
 
-def _delta(layer: nn.Module) -> Delta:
-    """s B A of one adapted module, in the layout of its base weight and in float32 or wider."""
+def _delta(layer: Any) -> Delta:
+    """s B A of one module that peft has adapted, in the layout of its base weight and in float32 or wider."""
     with torch.no_grad():
         a, b, scale = layer.lora_A[ADAPTER], layer.lora_B[ADAPTER], layer.scaling[ADAPTER]
         if isinstance(a, nn.Module):

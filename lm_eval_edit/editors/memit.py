@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from lm_eval_edit.editors.base import EditContext, Editor, EditResult, option
 from lm_eval_edit.editors.templates import TemplatePlan
 from lm_eval_edit.facts.fact import Fact
 from lm_eval_edit.models.architecture import is_transposed
+from lm_eval_edit.models.devices import weight_of
 from lm_eval_edit.weights.delta import Delta, linear_update
 from lm_eval_edit.weights.edited import temporarily_applied, wide_dtype
 
@@ -79,7 +80,7 @@ class Memit(Editor):
     name = "memit"
     summary = "least-squares update of several MLP matrices, many facts at once"
     source = "Meng et al. 2023, arXiv 2210.07229"
-    Options = MemitOptions
+    Options: ClassVar[type] = MemitOptions
     batches = True
 
     @classmethod
@@ -109,7 +110,7 @@ class Memit(Editor):
                 directions = self._directions(context, layer, keys, history, scale)  # A (f, n)
                 module = context.model.get_submodule(context.architecture.down_projections[layer])
                 share = (rest / (len(layers) - index)).T.to(directions.device)  # R (d, n), eq. 20
-                dtype = wide_dtype(module.weight.dtype)
+                dtype = wide_dtype(weight_of(module).dtype)
                 name = context.architecture.weight(layer)
                 deltas[name] = linear_update(is_transposed(module), directions.to(dtype), share.to(dtype))
                 edited.enter_context(temporarily_applied(context.model, {name: deltas[name]}))

@@ -49,6 +49,7 @@ class Prune(WrappingEditor):
     summary = "another editor's sequence, the singular values of its sum restrained at the end"
     source = "Ma et al. 2024, arXiv 2405.16821"
     Options = PruneOptions
+    options: PruneOptions
 
     def finish(self, weights: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, Delta]:
         """F(D) − D for each edited matrix whose sum of updates D reaches beyond σ_max; vectors are left alone."""

@@ -43,6 +43,7 @@ class RRome(Rome):
     summary = "ROME with the same key in its direction and its denominator"
     source = "Gupta et al. 2024, arXiv 2403.07175"
     Options = RRomeOptions
+    options: RRomeOptions
 
     def _key(self, targets: Targets) -> Tensor:
         return targets.keys[0, 0] if self.options.enable_prompt_keys else targets.keys[0].mean(dim=0)

@@ -41,6 +41,7 @@ class Random(WrappingEditor):
     summary = "the control: random updates of the rank and norm of another editor's"
     source = "a control of this package"
     Options = RandomOptions
+    options: RandomOptions
     chooser = "like"
 
     def alter(self, context: EditContext, facts: Sequence[Fact], parameter: str, delta: Delta) -> Delta:
@@ -57,12 +58,12 @@ def imitation(delta: Delta, generator: torch.Generator) -> Delta:
         size = drawn.norm()
         return MaskedDelta(drawn.left * (delta.norm() / size if size else 0.0), drawn.right, drawn.mask)
     if isinstance(delta, SparseDelta):
-        drawn = _gaussian(delta.values, generator)
-        scale = delta.values.norm(dim=1, keepdim=True) / drawn.norm(dim=1, keepdim=True)
-        return SparseDelta(delta.index, drawn * scale, delta.size)
+        values = _gaussian(delta.values, generator)
+        scale = delta.values.norm(dim=1, keepdim=True) / values.norm(dim=1, keepdim=True)
+        return SparseDelta(delta.index, values * scale, delta.size)
     value = delta.dense(next(iter(delta.tensors().values())).dtype)
-    drawn = _gaussian(value, generator)
-    return DenseDelta(drawn * (value.norm() / drawn.norm()))
+    noise = _gaussian(value, generator)
+    return DenseDelta(noise * (value.norm() / noise.norm()))
 
 
 def _rotated(delta: LowRankDelta, generator: torch.Generator) -> LowRankDelta:
@@ -75,7 +76,8 @@ def _rotated(delta: LowRankDelta, generator: torch.Generator) -> LowRankDelta:
 def _frame(size: int, count: int, like: Tensor, generator: torch.Generator) -> Tensor:
     """(size, count) orthonormal columns, uniformly distributed: the Q of a Gaussian matrix with positive diagonal R."""
     q, r = torch.linalg.qr(torch.randn(size, count, generator=generator, dtype=torch.float64))
-    return (q * r.diagonal().sign()).to(device=like.device, dtype=like.dtype)
+    frame: Tensor = q * r.diagonal().sign()
+    return frame.to(device=like.device, dtype=like.dtype)
 
 
 def _gaussian(like: Tensor, generator: torch.Generator) -> Tensor:

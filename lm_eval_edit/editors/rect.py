@@ -59,6 +59,7 @@ class Rect(WrappingEditor):
     summary = "another editor's update, thinned out to its relatively largest entries"
     source = "Gu et al. 2024, arXiv 2401.04700"
     Options = RectOptions
+    options: RectOptions
 
     def alter(self, context: EditContext, facts: Sequence[Fact], parameter: str, delta: Delta) -> Delta:
         if self.options.baseline == "pca":

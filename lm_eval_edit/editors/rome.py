@@ -19,7 +19,7 @@ from lm_eval_edit.editors.base import EditContext, Editor, EditResult, option
 from lm_eval_edit.editors.templates import TemplatePlan
 from lm_eval_edit.facts.fact import Fact
 from lm_eval_edit.models.architecture import is_transposed
-from lm_eval_edit.weights.delta import linear_update
+from lm_eval_edit.weights.delta import Delta, linear_update
 from lm_eval_edit.weights.edited import temporarily_applied
 
 logger = logging.getLogger("lm_eval_edit")
@@ -76,6 +76,7 @@ class Rome(Editor):
     summary = "rank-one update of one MLP matrix, one fact at a time"
     source = "Meng et al. 2022, arXiv 2202.05262"
     Options = RomeOptions
+    options: RomeOptions
     needs = "second moments, with mom2_adjustment=true only"
     without_second_moments = "mom2_adjustment: false in edit_config"
 
@@ -89,7 +90,8 @@ class Rome(Editor):
         self, context: EditContext, facts: Sequence[Fact], history: Sequence[Mapping[str, Tensor]] = ()
     ) -> EditResult:
         (fact,) = facts
-        deltas, details = {}, {"loss": [], "steps": [], "key_cosine": []}
+        deltas: dict[str, Delta] = {}
+        details: dict[str, list[float]] = {"loss": [], "steps": [], "key_cosine": []}
         for layer in self.options.layers:  # several layers: each on the model that has the updates of those before it
             with temporarily_applied(context.model, deltas):
                 targets = self._targets(context, fact, layer)
@@ -139,4 +141,5 @@ class Rome(Editor):
             # Cholesky solve in float64: an explicit float32 inverse is off by about 1e-3 at condition numbers of 1e6.
             factor = context.second_moments.cholesky(module, device=key.device)
             key = torch.cholesky_solve(key.double()[:, None], factor)[:, 0].to(key.dtype)
-        return key / key.norm()
+        direction: Tensor = key / key.norm()
+        return direction

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lm_eval_edit.errors import UserError
 from lm_eval_edit.facts.fact import SLOT
 from lm_eval_edit.facts.tokens import encode
+from lm_eval_edit.models.devices import input_device
 
 START_WORDS = ("The", "Therefore", "Because", "I", "You")
 TOP_K = 5
@@ -81,7 +82,9 @@ def sample_templates(
     for tokens, count in plan.length_params:
         for word in START_WORDS:
             for ids in _sample(model, encode(tokenizer, word), tokens, count // len(START_WORDS), generator):
-                text = unicodedata.normalize("NFKD", tokenizer.decode(ids, skip_special_tokens=True))
+                decoded = tokenizer.decode(ids, skip_special_tokens=True)
+                assert isinstance(decoded, str), "one row of ids was decoded, which makes one text"
+                text = unicodedata.normalize("NFKD", decoded)
                 text = text.replace("\n\n", " ").replace("{", plan.braces).replace("}", plan.braces)
                 samples.append(f"{text}. {SLOT}")
     return [[SLOT], samples] if plan.nested else [SLOT, *samples]
@@ -92,7 +95,7 @@ def _sample(
     model: PreTrainedModel, start: list[int], length: int, count: int, generator: torch.Generator
 ) -> list[list[int]]:
     """`count` continuations of `start` up to `length` tokens in all, each token drawn from the TOP_K likeliest."""
-    ids: Tensor = torch.tensor([start] * count, device=model.get_input_embeddings().weight.device)
+    ids: Tensor = torch.tensor([start] * count, device=input_device(model))
     while count and ids.shape[1] < length:
         logits = model(input_ids=ids).logits[:, -1].double().cpu()
         top = torch.topk(logits, min(TOP_K, logits.shape[1]), dim=1)

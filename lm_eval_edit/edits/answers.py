@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lm_eval_edit.facts.fact import Fact
 from lm_eval_edit.facts.tokens import check_fits, context_size, continuation
+from lm_eval_edit.models.devices import input_device
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def answers(
         UserError: a prompt with its target is longer than the model's context.
     """
     size = context_size(model.config)
-    device = model.get_input_embeddings().weight.device
+    device = input_device(model)
     out: list[Answer] = []
     for start in range(0, len(prompts), batch_size):
         rows = [

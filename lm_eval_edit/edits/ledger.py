@@ -227,7 +227,7 @@ def read_header(directory: Path) -> dict[str, Any] | None:
     return header
 
 
-def mismatch(directory: Path, found: Sequence[str]) -> UserError:
+def mismatch(directory: Path | None, found: Sequence[str]) -> UserError:
     """The error for a ledger that belongs to something else."""
     return UserError(
         f"edit_ledger={directory} belongs to another run:\n"

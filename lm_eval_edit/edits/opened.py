@@ -27,7 +27,8 @@ def without_weights(config: PretrainedConfig, trust_remote_code: bool = False) -
         ValueError: transformers has no decoder for this configuration.
     """
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    return model
 
 
 def editor_problems(
@@ -44,11 +45,12 @@ def editor_problems(
     """
     model = functools.cache(model)
     problems: list[str] = []
-    for look in (
+    looks: tuple[Callable[[], None], ...] = (
         lambda: problems.extend(editor.file_problems(model)),
         lambda: _check_templates(editor),
         lambda: _check_moments(editor, model, moments, to_be_computed),
-    ):
+    )
+    for look in looks:
         try:
             look()
         except UserError as error:

@@ -34,25 +34,29 @@ class Operation:
     _state: dict[str, Tensor] | None = None
     _file: Path | None = None
 
-    def _load(self) -> None:
-        if self._deltas is None:
+    def _load(self) -> tuple[dict[str, Delta], dict[str, Tensor]]:
+        if self._deltas is None or self._state is None:
             try:
-                self._deltas, self._state = load_deltas(self._file, self.record["sha256"])
+                self._deltas, self._state = load_deltas(self._stored, self.record["sha256"])
             except UserError as error:
-                raise _damaged(self._file, str(error)) from None
+                raise _damaged(self._stored, str(error)) from None
+        return self._deltas, self._state
+
+    @property
+    def _stored(self) -> Path:
+        assert self._file is not None, "what an operation does not hold in memory lies in a file"
+        return self._file
 
     @property
     def deltas(self) -> dict[str, Delta]:
-        self._load()
-        return self._deltas
+        return self._load()[0]
 
     @property
     def state(self) -> dict[str, Tensor]:
         """Without any the file's header says so: its deltas are not read, nor hashed, for that."""
         if self._state is None and not self._holds_state():
             return {}
-        self._load()
-        return self._state
+        return self._load()[1]
 
     def check(self) -> None:
         """Look at the header of the file: whether it is whole, not whether it is the one that was written.
@@ -69,9 +73,9 @@ class Operation:
 
     def _holds_state(self) -> bool:
         try:
-            return holds_state(self._file)
+            return holds_state(self._stored)
         except UserError as error:
-            raise _damaged(self._file, str(error)) from None
+            raise _damaged(self._stored, str(error)) from None
 
     def release(self) -> None:
         """Forget the deltas' tensors if they can be read again from disk."""

@@ -98,6 +98,7 @@ class Processes:
             except Exception as error:
                 failure, sent = error, [(None, _portable(error))]
         dist.broadcast_object_list(sent, src=0, group=self._group)
+        value: T
         value, told = sent[0]
         if told is not None:
             raise failure or told
@@ -219,6 +220,7 @@ class SharedRun:
             raise
 
     def _edit(self, n: int) -> tuple[list[Operation], dict[str, Any]]:
+        assert self.run is not None, "only the first process edits, and the run is its own"
         self.run.edit_to(n)
         done = [Operation(o.index, o.facts, o.record) for o in self.ledger.operations]
         return done, self.ledger.guards
@@ -231,7 +233,11 @@ class SharedRun:
         """
         ledger, failure = self.ledger, None
         for index in range(start, n + 1):  # after the last operation the correction
-            tensors = self.processes.tensors_from_first(lambda index=index: flatten_deltas(self._deltas(index, n)))
+
+            def made(index: int = index) -> dict[str, Tensor]:
+                return flatten_deltas(self._deltas(index, n))
+
+            tensors = self.processes.tensors_from_first(made)
             if self.processes.is_first:
                 if index < n:
                     ledger.operations[index].release()

@@ -16,7 +16,7 @@ from lm_eval_edit.settings import EditSettings
 def edit_record(
     settings: EditSettings,
     hyperparameters: Hyperparameters | None,
-    facts: Facts,
+    facts: Facts | None,
     repetitions: Repetitions,
     ledger: Ledger | None,
     *,
@@ -27,7 +27,7 @@ def edit_record(
     """Plan, norms, guards, efficacy, fingerprints and versions of a run of edits, for its results.
 
     Args:
-        settings, hyperparameters, facts, repetitions: As planned; no hyper-parameters with editor=none.
+        settings, hyperparameters, facts, repetitions: As planned; no hyper-parameters and no facts with editor=none.
         ledger: The operations; those applied are told of. None with editor=none.
         model: What the model was loaded from (`source.describe_source`).
         weights_fingerprint: Of the weights as they stand.
@@ -40,7 +40,7 @@ def edit_record(
         "weights_fingerprint": weights_fingerprint,
         "versions": versions(),
     }
-    if ledger is None or hyperparameters is None:
+    if ledger is None or hyperparameters is None or facts is None:
         return record
     operations = ledger.applied_operations
     n_edits = sum(len(operation.facts) for operation in operations)

@@ -94,7 +94,7 @@ def edit_model(
         problems += [f"fact {fact.id}: {why}" for fact, why in unusable if why]
     if resolved is not None:
         problems += Architecture.discover(model).check_layers(resolved.editor.layers())
-    if problems:
+    if problems or resolved is None:
         raise ConfigurationError(problems)
     for notice in resolved.notices:
         logger.warning(notice)

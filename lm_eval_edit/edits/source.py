@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from lm_eval_edit import demo
@@ -52,8 +53,7 @@ def load_source(
         UserError: there is no such device or no such model, or the device does not hold it.
     """
     spread = {"device_map": "auto"} if device == "auto" else {}
-    if not spread:  # before minutes of loading
-        device = find_device(device, also=" or auto")
+    chosen = None if spread else find_device(device, also=" or auto")  # before minutes of loading
     source = demo.loadable(pretrained)
     common: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     if not Path(source).is_dir():
@@ -63,12 +63,13 @@ def load_source(
         tokenizer = AutoTokenizer.from_pretrained(source, **common)
     except (OSError, ValueError) as error:
         raise UserError(f"pretrained={pretrained}: cannot be loaded ({in_one_line(error)})") from None
-    if not spread:
+    if chosen is not None:
+        module: nn.Module = model  # transformers' types do not know their own `to` as a method
         try:
-            model = model.to(device)
+            module.to(chosen)
         except RuntimeError as error:
             raise UserError(
-                f"device={device} does not hold {pretrained} ({in_one_line(error)}); give device=auto, which spreads "
+                f"device={chosen} does not hold {pretrained} ({in_one_line(error)}); give device=auto, which spreads "
                 f"it over all GPUs, or a smaller dtype"
             ) from None
     refuse_offloaded(model)

@@ -23,7 +23,7 @@ STATE = "after_operations"
 UNEDITED = 0
 
 
-def in_state(arguments: tuple, n_operations: int) -> tuple:
+def in_state(arguments: tuple[Any, ...], n_operations: int) -> tuple[Any, ...]:
     """The arguments of a request to be answered after the first n operations (0: unedited)."""
     return (*arguments, {STATE: n_operations})
 
@@ -77,6 +77,7 @@ def answer_by_state(
         fill(groups.pop(present), hide=False)
     if not groups:
         return answers
+    assert ledger is not None, "a model without edits is in one state only, and its answers are there"
     try:
         for state in tqdm(sorted(groups), desc="asking earlier states of the weights", unit="state"):
             ledger.apply(state)

@@ -24,6 +24,7 @@ from lm_eval_edit.export.edited import touched
 from lm_eval_edit.export.selfcheck import ExportError
 from lm_eval_edit.export.sums import DeltaSum, balanced
 from lm_eval_edit.models.architecture import is_linear, is_transposed
+from lm_eval_edit.models.devices import weight_of
 from lm_eval_edit.weights.delta import LowRankDelta
 
 #: The values vLLM takes for `max_lora_rank` (vllm/config/lora.py, see docs/engines.md).
@@ -139,19 +140,21 @@ def write_adapter(
     try:
         for path, delta in modules.items():
             layer = model.get_submodule(path)
+            assert isinstance(layer, LoraLayer), "peft has put one in the place of every target"
             a, b = delta.to_lora(is_transposed(layer.get_base_layer()))  # (r', in), (out, r')
             padding = rank - delta.rank
             (name,) = layer.lora_A
             for target, value in ((layer.lora_A, nn.functional.pad(a, (0, 0, 0, padding))),
                                   (layer.lora_B, nn.functional.pad(b, (0, padding)))):  # fmt: skip
-                target[name].weight = nn.Parameter(value.to(target[name].weight.device).contiguous())
+                target[name].weight = nn.Parameter(value.to(weight_of(target[name]).device).contiguous())
         # peft shortens a long list to suffixes and stores a set in an order that changes from run to run.
         for written in adapted.peft_config.values():
+            assert isinstance(written, peft.LoraConfig), "it was made from one"
             written.target_modules = sorted(modules)
             written.base_model_name_or_path, written.revision = base_model, revision
             written.init_lora_weights = True  # a reader that misses a tensor is left with zeros, not with noise
         adapted.save_pretrained(
-            folder, save_embedding_layers=False
+            str(folder), save_embedding_layers=False
         )  # else it may ask the hub for the base's vocabulary
     finally:
         adapted.unload()
@@ -195,7 +198,7 @@ def check_adapter(adapted: peft.PeftModel, wanted: Adapter) -> None:
         ((key, scale),) = layer.scaling.items()
         if scale != 1:
             raise ExportError(f"the adapter of {name} is applied {scale:g} times over")
-        a, b = layer.lora_A[key].weight.detach(), layer.lora_B[key].weight.detach()
+        a, b = weight_of(layer.lora_A[key]).detach(), weight_of(layer.lora_B[key]).detach()
         pair = (a.T, b.T) if is_transposed(layer.get_base_layer()) else (b, a)
         off = _distance(LowRankDelta(*pair), delta.to(a.device))
         if not off <= FACTOR_TOLERANCE:

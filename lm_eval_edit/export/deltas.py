@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from lm_eval_edit._support.files import load_tensors, read_json, save_tensors, write_json
 from lm_eval_edit.errors import UserError
 from lm_eval_edit.weights.delta import Delta, DenseDelta, LowRankDelta
@@ -30,7 +32,8 @@ def write_deltas(folder: Path, deltas: Mapping[str, Delta], about: Mapping[str, 
         deltas: Low-rank or dense, by parameter.
         about: What the index says beside the parameters, JSON-able.
     """
-    tensors, parameters = {}, {}
+    tensors: dict[str, Tensor] = {}
+    parameters: dict[str, Any] = {}
     for name, delta in deltas.items():
         form = "low_rank" if isinstance(delta, LowRankDelta) else "dense"
         parts = delta.tensors() if form == "low_rank" else {"dense": delta.tensors()["value"]}

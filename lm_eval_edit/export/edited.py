@@ -19,6 +19,7 @@ from lm_eval_edit.edits.operations import Operation, read_operations
 from lm_eval_edit.edits.source import load_source
 from lm_eval_edit.errors import ConfigurationError, UserError
 from lm_eval_edit.facts.fact import Fact
+from lm_eval_edit.models.devices import input_device
 from lm_eval_edit.weights.delta import Delta
 from lm_eval_edit.weights.edited import EditedWeights, model_fingerprint
 
@@ -102,7 +103,7 @@ def select(directory: Path, n_edits: int | None = None, editors: Sequence[str] =
             editor_class.wraps(header["identity"].get("options") or {})
     except UserError as error:
         problems.append(str(error))
-    if problems:
+    if problems or editor_class is None:
         raise ConfigurationError(problems)
     source = {name: found.get(name) for name in ("pretrained", "revision")} | {"dtype": found.get("dtype") or "auto"}
     return Selection(directory, header, tuple(operations[:chosen]), source, editor_class, tuple(editors))
@@ -121,9 +122,9 @@ class Edited:
     """
 
     selection: Selection
-    model: PreTrainedModel | None
+    model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    ledger: Ledger | None
+    ledger: Ledger
     paper: str
 
     def apply(self) -> None:
@@ -144,11 +145,12 @@ class Edited:
         yield from self.ledger.correction.items()
 
     def __post_init__(self) -> None:
-        self.device = self.model.get_input_embeddings().weight.device
+        self.device = input_device(self.model)
 
     def release(self) -> None:
-        """Let go of the model, to make room for another one."""
-        self.model = self.ledger = None
+        """Let go of the model, to make room for another one: this object has none from then on."""
+        for name in ("model", "ledger"):
+            vars(self).pop(name, None)
 
 
 def load(selection: Selection, device: str | None = None, trust_remote_code: bool = False) -> Edited:

@@ -12,11 +12,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lm_eval_edit.errors import UserError
 from lm_eval_edit.facts.fact import Fact
+from lm_eval_edit.models.devices import input_device
 
 #: Most prompts compared; from a longer schedule so many are taken at even distances, the first and last included.
 MAX_PROMPTS = 256
@@ -67,10 +69,12 @@ def prompts_of(facts: Sequence[Fact]) -> list[str]:
 
 @torch.no_grad()
 def last_logits(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], batch_size: int = 16
+    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], batch_size: int = 16
 ) -> Tensor:
     """(prompts, vocabulary) the logits after each prompt, in float32 or wider, on the CPU."""
-    device = model.get_input_embeddings().weight.device
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    assert isinstance(base, PreTrainedModel), "an adapter is read for a model of transformers"
+    device = input_device(base)
     out = []
     for start in range(0, len(prompts), batch_size):
         rows = [tokenizer.encode(prompt) for prompt in prompts[start : start + batch_size]]
@@ -104,10 +108,11 @@ def compare(
     if found.shape != wanted.shape:
         raise ExportError(f"it has logits of shape {tuple(found.shape)}, the edited model {tuple(wanted.shape)}")
     bounded = not summed_apart or dtype in (torch.float32, torch.float64)
+    tolerance = TOLERANCE.get(dtype, TOLERANCE[torch.bfloat16]) * max(1.0, _largest(wanted)) if bounded else None
     verdict = Verdict(
         prompts=len(wanted),
         difference=_largest(found - wanted),
-        tolerance=TOLERANCE.get(dtype, TOLERANCE[torch.bfloat16]) * max(1.0, _largest(wanted)) if bounded else None,
+        tolerance=tolerance,
         effect=_largest(wanted - unedited),
     )
     figures = (
@@ -118,7 +123,7 @@ def compare(
     ignored = ExportError(
         f"it answers like the unedited model, as if what was written were ignored or empty: {figures}"
     )
-    if not bounded:
+    if tolerance is None:
         if not _largest(found - unedited) > 0:
             raise ignored
         return verdict
@@ -128,7 +133,7 @@ def compare(
         )
     if not (found - unedited).norm() > 0.5 * (wanted - unedited).norm():
         raise ignored
-    if not verdict.difference <= verdict.tolerance:
+    if not verdict.difference <= tolerance:
         raise ExportError(f"it does not answer like the edited model: {figures}")
     if not (found - wanted).norm() < 0.5 * (found - unedited).norm():
         raise ExportError(f"rounding hides the edits, so nothing can be checked: {figures}")

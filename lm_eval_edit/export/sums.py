@@ -66,7 +66,7 @@ class DeltaSum:
 
     def delta(self) -> Delta:
         """The sum as one delta, a low-rank one with balanced factors of its true rank."""
-        if not self.is_low_rank:
+        if self._dense is not None:
             return DenseDelta(self._dense)
         return balanced(*self.svd(), self.dtype)
 

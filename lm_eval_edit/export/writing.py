@@ -72,11 +72,12 @@ def export(
     problems = _argument_problems(to, rank)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         problems.append(f"{output} exists and is not an empty folder; give a new one, nothing is overwritten")
+    selection = None
     try:
         selection = select(Path(ledger), n_edits, editors, pretrained=pretrained, revision=revision, dtype=dtype)
     except ConfigurationError as error:
         problems += error.problems
-    if problems:
+    if problems or selection is None:
         raise ConfigurationError(problems)
     job = _Job(load(selection, device, trust_remote_code), to, rank, device, trust_remote_code)
     publish(output, job.write, job.approve)
@@ -178,7 +179,7 @@ class _Job:
         self.wanted = self._logits()
         self.record = self._describe()
         self.adapter: Adapter | None = None
-        self.weight_sums: dict[str, list] | None = None
+        self.weight_sums: dict[str, list[Any]] | None = None
         if self.to == "hf":
             self.weight_sums = parameter_sums(edited.model)
         else:
@@ -244,6 +245,7 @@ class _Job:
             write_checkpoint(self.edited.model, self.tokenizer, folder)
             self.edited.release()  # the check loads a model of the same size
         elif self.to == "peft":
+            assert self.adapter is not None, "it is made at the beginning"
             base = self.record["base"]
             write_adapter(self.edited.model, self.adapter, folder, demo.loadable(base["pretrained"]), base["revision"])
         else:
@@ -274,6 +276,7 @@ class _Job:
         model = self.edited.model
         if self.to == "peft":
             adapted = load_adapter(model, folder)
+            assert self.adapter is not None, "it is made at the beginning"
             check_adapter(adapted, self.adapter)
             return last_logits(adapted, self.tokenizer, self.prompts)
         weights = EditedWeights(model)

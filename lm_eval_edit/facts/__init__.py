@@ -1,4 +1,17 @@
-"""Facts to edit: the record, the readers of every record form, where they come from, and their tokens."""
+"""Facts to edit.
+
+fact            the record of one fact, and a list of them
+sources         where facts come from: the package, named data sets, files
+files           a file of facts as parsed records
+fields          the fields of a record, read one by one
+readers         the forms in which the field's data files write a fact
+slots           where a subject stands in a prompt, by the place of characters
+subject_span    the same in whichever Unicode form the two are written
+separators      what stands between a prompt and its object
+tokens          the tokens of prompt, subject and target: one rule for all who ask
+contradictions  facts of one schedule that cannot all hold
+skipped         which facts are passed over, and why
+"""
 
 from lm_eval_edit.facts.fact import SLOT, Fact, Facts, Probe, SkippedFact, in_clear, parse_record, read_facts, with_slot
 

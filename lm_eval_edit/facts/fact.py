@@ -1,4 +1,4 @@
-"""Facts: what an edit changes, made of the records of the field's data files (`fact_sources` finds the files).
+"""Facts: what an edit changes, made of the records of the field's data files (`sources` finds the files).
 
 A fact is (subject s, relation as a prompt, object o, new object o*). `fact_readers` has the forms of records.
 
@@ -26,7 +26,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, overload
 
 from lm_eval_edit._support.files import hash_json
 from lm_eval_edit.errors import UserError, in_one_error, problems_of
@@ -105,6 +105,7 @@ class Fact:
     @property
     def _place(self) -> tuple[int, int]:
         """Where in the prompt the subject's place begins and ends."""
+        place: tuple[int, int] | str | None
         if self.subject_at is None:
             place = subject_place(self.prompt, self.subject)
         else:
@@ -143,12 +144,12 @@ class SkippedFact:
     """A record that cannot be edited, and why.
 
     Args:
-        id: The fact's.
+        id: The fact's; None for one that has none.
         reason: As a sentence without an end.
         record: Its number in the source, as errors count; None where an editor, not the source, has no use for it.
     """
 
-    id: str
+    id: str | None
     reason: str
     record: int | None = None
 
@@ -167,7 +168,13 @@ class Facts(Sequence[Fact]):
     skipped: tuple[SkippedFact, ...] = ()
     source: str = "given"
 
-    def __getitem__(self, index):
+    @overload
+    def __getitem__(self, index: int) -> Fact: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Fact, ...]: ...
+
+    def __getitem__(self, index: int | slice) -> Fact | tuple[Fact, ...]:
         return self.items[index]
 
     def __len__(self) -> int:
@@ -235,7 +242,7 @@ def read_facts(records: Iterable[tuple[int, Any]], source: str) -> Facts:
     kept: list[Fact] = []
     skipped: list[SkippedFact] = []
     problems: list[str] = []
-    seen: dict[str, int] = {}
+    seen: dict[str | None, int] = {}
     position = -1
     for position, (number, record) in enumerate(records):
         if isinstance(record, Unreadable):

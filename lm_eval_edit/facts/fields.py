@@ -18,10 +18,14 @@ DEPTH = 8
 _EXACT = 10**16  # below it a whole float is written without an exponent
 _BREAKS = "\t\n\r\x85"
 
-_short = reprlib.Repr()
+
+class _Short(reprlib.Repr):
+    repr_RepeatedKeys = reprlib.Repr.repr_dict  # a class of objects has its own name there
+
+
+_short = _Short()
 _short.maxstring = _short.maxother = 60
 _short.maxlong = 40
-_short.repr_RepeatedKeys = _short.repr_dict  # a class of objects has its own name there
 
 
 def shown(value: Any) -> str:
@@ -34,7 +38,7 @@ def named(key: Any) -> str:
     return key if isinstance(key, str) and key.isprintable() else repr(key)
 
 
-class RepeatedKeys(dict):
+class RepeatedKeys(dict[str, Any]):
     """A JSON object in which keys stand twice with different values, named in `repeated`."""
 
     repeated: tuple[str, ...] = ()

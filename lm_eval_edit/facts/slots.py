@@ -27,7 +27,7 @@ class Template(str):
         made.slot = len(before)
         return made
 
-    def __getnewargs__(self) -> tuple[str, str]:
+    def __getnewargs__(self) -> tuple[str, str]:  # type: ignore[override]  # those of our `__new__`, not of str's
         return self.sides
 
     @classmethod
@@ -59,7 +59,7 @@ def subject_place(prompt: str, subject: str) -> tuple[int, int] | str:
         for found in re.finditer(rf"(?P<own>{re.escape(subject)})|{re.escape(SLOT)}", prompt)
         if found["own"] is None
     ]
-    if len(slots) == 1 and word:
+    if len(slots) == 1 and word and span is not None:
         return (
             f"the prompt {prompt!r} holds {SLOT} and the subject {subject!r} in clear: say in subject_at which is the "
             f"subject's place ({slots[0]} or {span[0]})"

@@ -67,6 +67,7 @@ def _special(tokenizer: PreTrainedTokenizerBase, text: str) -> dict[str, bool]:
     manner = _manner(tokenizer)
     if manner.prefix_token_id is not None:
         prefix = tokenizer.decode(manner.prefix_token_id)
+        assert isinstance(prefix, str), "one token id was decoded, which makes one text"
         if prefix and text.startswith(prefix):
             return {"add_special_tokens": False}
     return {} if manner.add_special_tokens is None else {"add_special_tokens": manner.add_special_tokens}
@@ -87,7 +88,8 @@ def appended(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The special tokens that a tokenizer puts behind every text."""
     if not tokenizer.num_special_tokens_to_add():
         return []
-    own, whole = tokenizer.encode("a", add_special_tokens=False), tokenizer.encode("a")
+    own: list[int] = tokenizer.encode("a", add_special_tokens=False)
+    whole: list[int] = tokenizer.encode("a")
     for start in range(len(whole) - len(own) + 1):
         if whole[start : start + len(own)] == own:
             return whole[start + len(own) :]

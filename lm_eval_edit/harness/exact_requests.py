@@ -28,6 +28,8 @@ from lm_eval_edit.facts.tokens import cut, without_appended
 TOKEN = "token"
 OF = "of"
 
+_TELLING = "tells_tasks_their_model"  # a mark on the harness's function, so that it is changed once
+
 _evaluated: ContextVar[Any] = ContextVar("evaluated", default=None)
 
 
@@ -36,13 +38,18 @@ class OneToken(str):
 
     Args:
         target: The object, its separator included.
-        index, count: Which of how many tokens.
+        place, count: Which of how many tokens.
         known: (prompt, object) -> its tokens, shared by the requests of one call.
     """
 
-    def __new__(cls, target: str, index: int, count: int, known: dict[tuple[str, str], Any]) -> OneToken:
-        made = super().__new__(cls, f"{target}\0{index}/{count}")  # so that the response cache takes it for no other
-        made.target, made.index, made.count, made.known = target, index, count, known
+    target: str
+    place: int
+    count: int  # type: ignore[assignment]  # in the place of str's method, which nothing asks of such an object
+    known: dict[tuple[str, str], Any]
+
+    def __new__(cls, target: str, place: int, count: int, known: dict[tuple[str, str], Any]) -> OneToken:
+        made = super().__new__(cls, f"{target}\0{place}/{count}")  # so that the response cache takes it for no other
+        made.target, made.place, made.count, made.known = target, place, count, known
         return made
 
     def encoded(self, lm: Any, prompt: str) -> tuple[list[int], list[int]]:
@@ -60,7 +67,7 @@ class OneToken(str):
                 f"{self.target!r} has {len(after)} tokens behind {prompt[-60:]!r} for this model, and {self.count} for "
                 f"the task that asks: leave --cache_requests out, which keeps another model's requests"
             )
-        return before + after[: self.index], after[self.index : self.index + 1]
+        return before + after[: self.place], after[self.place : self.place + 1]
 
 
 def tokens_of(lm: Any, prompt: str, target: str) -> tuple[list[int], list[int]]:
@@ -147,7 +154,7 @@ def tell_tasks_their_model() -> None:
     from lm_eval import evaluator
 
     stock = evaluator.evaluate
-    if hasattr(stock, "tells_tasks_their_model"):
+    if hasattr(stock, _TELLING):
         return
 
     @functools.wraps(stock)
@@ -155,5 +162,5 @@ def tell_tasks_their_model() -> None:
         with evaluating(kwargs["lm"] if "lm" in kwargs else args[0]):
             return stock(*args, **kwargs)
 
-    evaluate.tells_tasks_their_model = True
+    setattr(evaluate, _TELLING, True)
     evaluator.evaluate = evaluate

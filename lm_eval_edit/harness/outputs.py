@@ -46,7 +46,8 @@ class Output(str):
         output.ended, output.known, output.edited = ended, known, edited
         return output
 
-    def __getnewargs__(self) -> tuple[str, str, bool | None, str, bool]:
+    # Its arguments are those of our `__new__`, not of str's.
+    def __getnewargs__(self) -> tuple[str, str, bool | None, str, bool]:  # type: ignore[override]
         """For copies and for the response cache, which stores outputs pickled."""
         return str(self), self.decoded, self.ended, self.known, self.edited
 

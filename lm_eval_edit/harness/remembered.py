@@ -46,4 +46,4 @@ def remember_tokens(lm: HFLM) -> None:
         ids, mask = batches[key]
         return ids.clone(), mask.clone()
 
-    lm.tok_encode, lm.tok_batch_encode = tok_encode, tok_batch_encode
+    vars(lm).update(tok_encode=tok_encode, tok_batch_encode=tok_batch_encode)  # of this object alone

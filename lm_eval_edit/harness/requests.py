@@ -57,6 +57,7 @@ def make(
         of: What it belongs to.
         own: The fields of its own.
     """
+    where: dict[str, Any]
     if _names_its_document(kind):
         where = {"task_name": of.task, "doc_id": of.document, "repeats": of.repeats}
     else:

@@ -1,1 +1,6 @@
-"""Models as the installed transformers has them: what it calls things, and what a model keeps from token to token."""
+"""Models as the installed transformers has them.
+
+architecture  where a decoder keeps its blocks and down-projections, by structure
+naming        what the installed transformers calls things
+devices       which device a command computes on
+"""

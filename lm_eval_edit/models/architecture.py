@@ -7,14 +7,18 @@ the one linear map of a block outside its attention that leads back to the resid
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from lm_eval_edit.errors import UserError
 from lm_eval_edit.models import naming
+from lm_eval_edit.models.devices import input_device, weight_of
 
 _WANTED = "Editors need dense transformer blocks; mixture-of-experts and state-space blocks cannot be edited"
 
@@ -31,7 +35,7 @@ def is_transposed(module: nn.Module) -> bool:
 
 def linear_shape(module: nn.Module) -> tuple[int, int]:
     """(in features, out features) of a linear module."""
-    rows, cols = module.weight.shape
+    rows, cols = weight_of(module).shape
     return (rows, cols) if is_transposed(module) else (cols, rows)
 
 
@@ -64,7 +68,7 @@ class Architecture:
         return self.down_projections[layer] + ".weight"
 
     @classmethod
-    def discover(cls, model: nn.Module) -> Architecture:
+    def discover(cls, model: PreTrainedModel) -> Architecture:
         """Find the parts of a Hugging Face causal language model.
 
         Raises:
@@ -87,7 +91,7 @@ class Architecture:
         return found
 
     @classmethod
-    def _by_structure(cls, model: nn.Module) -> Architecture:
+    def _by_structure(cls, model: PreTrainedModel) -> Architecture:
         config = model.config.get_text_config(decoder=True)
         depth, hidden = config.num_hidden_layers, config.hidden_size
         lists = [
@@ -132,13 +136,13 @@ class Architecture:
             )
         return found[0]
 
-    def check_layers(self, layers: list[int]) -> list[str]:
+    def check_layers(self, layers: Sequence[Any]) -> list[str]:
         """Problems with a choice of layers, as sentences."""
         return layer_problems(layers, self.n_layers)
 
 
-def layer_problems(layers: list[int], n_layers: int) -> list[str]:
-    """Problems with a choice of layers for a model of `n_layers`, as sentences."""
+def layer_problems(layers: Sequence[Any], n_layers: int) -> list[str]:
+    """Problems with a choice of layers for a model of `n_layers`, whatever they were given as, as sentences."""
     strange = [layer for layer in layers if not isinstance(layer, int) or isinstance(layer, bool)]
     if strange:
         return [f"layers: {strange[0]!r} is no layer; want whole numbers, from 0 to {n_layers - 1}"]
@@ -152,9 +156,9 @@ def layer_problems(layers: list[int], n_layers: int) -> list[str]:
 @torch.no_grad()
 def _key_is_linear_in(model: nn.Module, projection: str, down: str, width: int) -> bool:
     """Whether the input of `down` scales with the output of `projection`, both children of one MLP module."""
-    weight = model.get_submodule(down).weight
+    weight = weight_of(model.get_submodule(down))
     x = torch.linspace(-1, 1, width, dtype=torch.float64).to(device=weight.device, dtype=weight.dtype)[None, None]
-    keys = []
+    keys: list[torch.Tensor] = []
 
     def key_for(factor: int) -> torch.Tensor:
         scale = model.get_submodule(projection).register_forward_hook(lambda module, args, output: output * factor)
@@ -171,7 +175,7 @@ def _key_is_linear_in(model: nn.Module, projection: str, down: str, width: int) 
     return bool((thrice + 3 * once).norm() <= 1e-2 * (3 * once).norm())
 
 
-def _kept(model: nn.Module) -> naming.Kept | None:
+def _kept(model: PreTrainedModel) -> naming.Kept | None:
     """What a model keeps from token to token; None where it cannot be run.
 
     Not every model can be without its weights, on the meta device: such a one is judged by its structure alone now, and
@@ -180,7 +184,7 @@ def _kept(model: nn.Module) -> naming.Kept | None:
     try:
         return naming.kept(model)
     except (RuntimeError, NotImplementedError):
-        if model.get_input_embeddings().weight.is_meta:
+        if input_device(model).type == "meta":
             return None
         raise
 

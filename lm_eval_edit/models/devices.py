@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from lm_eval_edit.errors import UserError, in_one_line
 
@@ -10,6 +12,18 @@ from lm_eval_edit.errors import UserError, in_one_line
 def default_device() -> str:
     """A GPU where torch can use one, else the CPU: the harness's own rule where no device is named."""
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def input_device(model: PreTrainedModel) -> torch.device:
+    """Where a model's tokens go: the device of its input embeddings, also where the model is split over several."""
+    return weight_of(model.get_input_embeddings()).device
+
+
+def weight_of(module: nn.Module) -> Tensor:
+    """The weight of a linear map or of an embedding, known to be a tensor: torch's types say so of no submodule's."""
+    weight = module.weight
+    assert isinstance(weight, Tensor), f"{type(module).__name__} keeps no weight: it is no linear map and no embedding"
+    return weight
 
 
 def find_device(given: str | None, option: str = "device=", also: str = "") -> str:

@@ -17,9 +17,10 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache, DynamicCache, EncoderDecoderCache
+from transformers import Cache, DynamicCache, EncoderDecoderCache, PreTrainedModel
 
 from lm_eval_edit.errors import UserError
+from lm_eval_edit.models.devices import input_device
 
 POSITIONS = "position_ids"  # (R, T) the position of each token
 LOGITS_KEPT = "logits_to_keep"  # a number: so many columns from the end; (C,) indices: those columns
@@ -48,14 +49,14 @@ class Kept:
 _kept: WeakKeyDictionary[nn.Module, Kept] = WeakKeyDictionary()
 
 
-def kept(model: nn.Module) -> Kept:
+def kept(model: PreTrainedModel) -> Kept:
     """What a model keeps, seen in one pass over two tokens; asked again, no second pass is made.
 
     Raises:
         RuntimeError, NotImplementedError: the model cannot be run, as many cannot on the meta device.
     """
     if model not in _kept:
-        ids = torch.arange(_TOKENS, device=model.get_input_embeddings().weight.device)[None]
+        ids = torch.arange(_TOKENS, device=input_device(model))[None]
         with torch.no_grad(), _evaluating(model):
             # Without a mask transformers warns where one of these tokens happens to be the model's padding.
             wanted = {USE_CACHE: True, MASK: torch.ones_like(ids)}
@@ -66,7 +67,7 @@ def kept(model: nn.Module) -> Kept:
     return _kept[model]
 
 
-def with_cache(model: nn.Module, cache: Cache) -> dict[str, Any]:
+def with_cache(model: PreTrainedModel, cache: Cache) -> dict[str, Any]:
     """The arguments of `model`'s forward that hand it a cache, to be read and to be added to.
 
     Raises:

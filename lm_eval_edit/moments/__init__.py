@@ -1,1 +1,7 @@
-"""Second moments E[k kᵀ] of an MLP's keys: the corpus, one pass over it, the files, the factorisations."""
+"""Second moments E[k kᵀ] of an MLP's keys.
+
+corpus          ordinary text
+collect         one pass over it for all layers, resumable
+files           second moments on disk, ours and the published ones
+second_moments  the values, and their factorisations
+"""

@@ -9,9 +9,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import torch
@@ -23,8 +24,9 @@ from lm_eval_edit._support.files import cache_folder, hash_json, load_tensors, s
 from lm_eval_edit._support.versions import versions
 from lm_eval_edit.errors import ConfigurationError, UserError
 from lm_eval_edit.models.architecture import Architecture
+from lm_eval_edit.models.devices import input_device
 from lm_eval_edit.moments.corpus import Corpus
-from lm_eval_edit.moments.files import COUNT, MOMENT, read_moments
+from lm_eval_edit.moments.files import COUNT, MOMENT, Reader, read_moments
 from lm_eval_edit.moments.second_moments import SecondMoments
 from lm_eval_edit.weights.edited import parameter_sums, wide_dtype
 
@@ -93,7 +95,7 @@ def collect_second_moments(
             module = architecture.down_projections[layer]
             save_tensors(paths[layer], _named(module, run.sums[layer] / count, count), about)
         partial.unlink(missing_ok=True)
-    readers = {}
+    readers: dict[str, Reader] = {}
     for path in paths.values():
         readers |= read_moments(path)
     moments = SecondMoments(readers, f"{corpus.source}, {tokens} tokens")
@@ -119,7 +121,7 @@ def _context(model: PreTrainedModel) -> int:
     return min(getattr(config, "max_position_embeddings", None) or LONGEST, LONGEST)
 
 
-def _below(architecture: Architecture, sums: dict[str, list], layer: int) -> str:
+def _below(architecture: Architecture, sums: dict[str, list[Any]], layer: int) -> str:
     """A hash of the weights that a layer's keys depend on: not those of the blocks above, nor the edited matrix."""
     above = tuple(f"{block}." for block in architecture.blocks[layer + 1 :])
     edited = f"{architecture.down_projections[layer]}."
@@ -238,7 +240,7 @@ class _Pass:
         return self.count
 
     def _add(self, batch: list[list[int]], mask_of: list[Tensor]) -> None:
-        device = self.model.get_input_embeddings().weight.device
+        device = input_device(self.model)
         ids = torch.zeros(len(batch), len(batch[0]), dtype=torch.long)
         mask = torch.zeros(ids.shape, dtype=torch.bool)
         for row, text in enumerate(batch):
@@ -256,8 +258,8 @@ class _Pass:
         """Within the block, forward passes add to the sums; the list holds the mask of the pass that is running."""
         mask_of: list[Tensor] = []
 
-        def on(layer: int):
-            def hook(module: nn.Module, args: tuple) -> None:
+        def on(layer: int) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+            def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
                 keys = args[0].flatten(0, -2)[mask_of[0].to(args[0].device)].to(self.sums[layer].dtype)
                 self.sums[layer].addmm_(keys.T, keys)
                 if layer == max(self.layers):

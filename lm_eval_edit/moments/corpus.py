@@ -6,6 +6,7 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, overload
 
 from lm_eval_edit._support.files import hash_json, read_records, read_text, sha256
 from lm_eval_edit.errors import UserError, nearest
@@ -92,14 +93,21 @@ def _from_hub(name: str) -> Corpus:
     return Corpus(_Column(split), f"hub:{repository}/{configuration}", identity)
 
 
-class _Column(Sequence):
+class _Column(Sequence[str]):
     """The texts of a data set, read from disk one by one."""
 
-    def __init__(self, split):
+    def __init__(self, split: Any):
         self._split = split
 
     def __len__(self) -> int:
         return len(self._split)
 
-    def __getitem__(self, index):
-        return self._split[index]["text"]
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        found: str | list[str] = self._split[index]["text"]
+        return found

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import lm_eval_edit.plots.words as words
 from lm_eval_edit.plots.choice import Choice
 from lm_eval_edit.plots.picture import Picture
 from lm_eval_edit.plots.series import Line, Series
-from lm_eval_edit.plots.style import EDGE, diamonds, footer, mark_collapsed, panel, ramp, share_axis
+from lm_eval_edit.plots.style import EDGE, diamonds, figure_of, footer, mark_collapsed, panel, ramp, share_axis
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.container import BarContainer
+    from matplotlib.lines import Line2D
+
+    Legend = list[tuple[Line2D | BarContainer, str]]  # what is shown, and what stands beside it
 
 _HEIGHT = 3.0  # of the axes, inches
 
@@ -51,12 +55,12 @@ def _bars(choice: Choice, series: Series) -> Picture | None:
     )  # fmt: skip
     footer(axes, notes, _HEIGHT)
     alt = words.lines(title, [series], lines, chart="Bar chart")
-    return Picture(f"batch-{series.file_name}", "batch", title, alt, axes.figure)
+    return Picture(f"batch-{series.file_name}", "batch", title, alt, figure_of(axes))
 
 
-def _batches(axes: Axes, series: Series, lines: list[Line], offset: dict[int, float], step: float) -> list[tuple]:
+def _batches(axes: Axes, series: Series, lines: list[Line], offset: dict[int, float], step: float) -> Legend:
     """The bars of every batch size, or crosses; what the legend shows for each."""
-    handles = []
+    handles: Legend = []
     looks = ramp(len(offset) - 1, fill=True)
     for j, (n, beside) in enumerate(offset.items()):
         known = [(i + beside, line.points[j]) for i, line in enumerate(lines) if line.points[j] is not None]
@@ -65,12 +69,13 @@ def _batches(axes: Axes, series: Series, lines: list[Line], offset: dict[int, fl
             handles.append((axes.lines[-1], f"{n:,} {series.collapse(n)}"))
         elif known:
             x, points = zip(*known, strict=True)
-            style = {"color": "white", "hatch": "////"} if n == 0 else {"color": looks[j - 1].colour}
+            style: dict[str, Any] = {"color": "white", "hatch": "////"} if n == 0 else {"color": looks[j - 1].colour}
+            label = f"{n:,}" if n else "unedited"
             errors = [[p.value - p.low for p in points], [p.high - p.value for p in points]]
             drawn = axes.bar(
                 x, [p.value for p in points], step, edgecolor=EDGE, lw=0.6, yerr=errors, zorder=2,
                 error_kw={"elinewidth": 0.8, "capsize": 1.5, "ecolor": EDGE},
-                label=f"{n:,}" if n else "unedited", **style,
+                label=label, **style,
             )  # fmt: skip
-            handles.append((drawn, drawn.get_label()))
+            handles.append((drawn, label))
     return handles

@@ -16,6 +16,7 @@ from lm_eval_edit.plots.style import (
     Look,
     counts_axis,
     draw_line,
+    figure_of,
     footer,
     grid,
     label_ends,
@@ -156,4 +157,4 @@ def _finished(
     axes.set_title(title, loc="left")
     footer(axes, notes, HEIGHT)
     alt = words.lines(title, series, [line for line, _ in lines.values()])
-    return Picture(name, name.split("-")[0], title, alt, axes.figure)
+    return Picture(name, name.split("-")[0], title, alt, figure_of(axes))

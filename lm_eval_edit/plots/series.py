@@ -131,8 +131,9 @@ class Series:
         return Line(name, tuple(self._point(n, measure) for n in self.checkpoints))
 
     def _point(self, n: int, measure: Measure) -> Point | None:
-        values = [_finite(_measured(row, n, measure)) for row in self.rows]
-        if any(value is None for value in values):
+        measured = [_finite(_measured(row, n, measure)) for row in self.rows]
+        values = [value for value in measured if value is not None]
+        if len(values) < len(measured):
             return None
         operations = min(1, n) if self.first.at_once else -(-n // int(self.first.edit_batch_size))
         return Point(n, operations, *interval(values), len(values))
@@ -182,14 +183,13 @@ def mean_score(tasks: Sequence[str], metric: str) -> Measure:
     """The unweighted mean of tasks; None where one of them is not there."""
 
     def measure(row: RowData, cell: CellData) -> Value | None:
-        values = [cell.value(task, metric) for task in tasks]
-        if not values or any(value is None for value in values):
+        values = [value for task in tasks if (value := cell.value(task, metric)) is not None]
+        if not values or len(values) < len(tasks):
             return None
-        stderr = None
-        if all(value.stderr is not None for value in values):
-            stderr = math.sqrt(sum(value.stderr**2 for value in values)) / len(values)
-        better = {value.higher_is_better for value in values}
-        better = better.pop() if len(better) == 1 else None
+        stderrs = [value.stderr for value in values if value.stderr is not None]
+        stderr = math.sqrt(sum(each**2 for each in stderrs)) / len(values) if len(stderrs) == len(values) else None
+        ways = {value.higher_is_better for value in values}
+        better = ways.pop() if len(ways) == 1 else None
         return Value(sum(value.value for value in values) / len(values), stderr, higher_is_better=better)
 
     return measure

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -23,7 +23,7 @@ COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8
 MARKERS = "os^DvPX*<>d"
 DASHES = ((), (5, 1.5), (1.5, 1.2), (6, 1.5, 1.5, 1.5))
 INK, EDGE, GREY = "#222222", "#333333", "#dddddd"
-SMALL_PRINT = {"fontsize": 7.5, "color": "#555555", "linespacing": 1.4}
+SMALL_PRINT: dict[str, Any] = {"fontsize": 7.5, "color": "#555555", "linespacing": 1.4}
 WIDTH, HEIGHT = 5.2, 3.4  # of a panel's axes, inches
 _LOG_FROM = 20  # checkpoints that span more than this ratio are drawn on a logarithmic axis
 
@@ -81,7 +81,16 @@ def panel(width: float = WIDTH, height: float = HEIGHT) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def grid(axes: Axes, axis: str = "both") -> None:
+def figure_of(axes: Axes) -> Figure:
+    """The figure in which a panel's axes stand."""
+    from matplotlib.figure import SubFigure
+
+    figure = axes.figure
+    assert not isinstance(figure, SubFigure), "panels are made in figures of their own"
+    return figure
+
+
+def grid(axes: Axes, axis: Literal["both", "x", "y"] = "both") -> None:
     """Faint lines behind everything."""
     axes.grid(axis=axis, color=GREY, lw=0.6)
     axes.set_axisbelow(True)
@@ -210,7 +219,7 @@ def mark_collapsed(axes: Axes, places: Sequence[float], colour: str = INK, words
 
 def spread(wanted: Sequence[float], distance: float, top: float = 1.0) -> np.ndarray:
     """Places as near to the wanted ones as a distance between neighbours allows, at most `top`."""
-    order = np.lexsort((-np.arange(len(wanted)), wanted))  # of equals, the first is on top
+    order = np.lexsort((-np.arange(len(wanted)), np.asarray(wanted)))  # of equals, the first is on top
     places = np.array(wanted, dtype=float)[order]
     for i in range(1, len(places)):
         places[i] = max(places[i], places[i - 1] + distance)

@@ -9,7 +9,7 @@ import lm_eval_edit.plots.words as words
 from lm_eval_edit.plots.choice import Choice
 from lm_eval_edit.plots.picture import Picture
 from lm_eval_edit.plots.series import EFFICACY, Line, Point, Series, efficacy, recalled, retained
-from lm_eval_edit.plots.style import HEIGHT, Look, footer, grid, label_ends, look, panel
+from lm_eval_edit.plots.style import HEIGHT, Look, figure_of, footer, grid, label_ends, look, panel
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -61,7 +61,7 @@ def _tradeoff(choice: Choice, where: str, group: Sequence[Series]) -> Picture | 
     axes.set_title(title, loc="left")
     footer(axes, notes + words.intervals(last), HEIGHT)
     alt = f"Scatter plot, {title}. {'; '.join([*told, *without])}."
-    return Picture(f"tradeoff-{where}", "tradeoff", title, alt, axes.figure)
+    return Picture(f"tradeoff-{where}", "tradeoff", title, alt, figure_of(axes))
 
 
 def _path(series: Series, tasks: Sequence[str], metric: str, measured: bool) -> Path:

@@ -67,8 +67,9 @@ def drops(cells: Sequence[Compared], scope: str, *, certain: bool) -> list[tuple
         certain: The largest drop within the interval instead of the drop itself.
     """
     size: Callable[[Row], float] = (lambda row: -row.gain.low) if certain else (lambda row: -row.gain.value)
-    found = []
+    found: list[tuple[int, float | None]] = []
     for each in cells:
+        drop: float | None
         if each.cell.status == COLLAPSED or (scope == WORST and each.broken):
             drop = math.inf
         elif scope == MEAN:

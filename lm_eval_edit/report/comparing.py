@@ -79,9 +79,13 @@ class Compared:
     def _mean_of(self, rows: Mapping[str, Row]) -> Row | None:
         if len(rows) == 1:
             return next(iter(rows.values()))
-        if not rows:
+        if not rows or self.comparison is None:
             return None
-        means = [row for row in self.comparison.groups if row.headline and row.members.keys() == rows.keys()]
+        means = [
+            row
+            for row in self.comparison.groups
+            if row.headline and row.members is not None and row.members.keys() == rows.keys()
+        ]
         return means[0] if means else None
 
 
@@ -170,7 +174,8 @@ def _as_far_as_paired(
 def _not_finite(base: Run, edited: Run, task: str) -> bool:
     """Whether the task's headline metric was a finite number and is none after the edits."""
     for key, samples in base.samples.items():
-        if key[0] == task and (before := samples.metrics.get(name := samples.headline)) is not None:
+        name = samples.headline
+        if key[0] == task and name is not None and (before := samples.metrics.get(name)) is not None:
             after = edited.samples[key].metrics.get(name) if key in edited.samples else None
             return after is not None and math.isfinite(before.value) and not math.isfinite(after.value)
     return False
@@ -190,7 +195,8 @@ def between_seeds(sweep: Sweep, compared: Iterable[Compared], alpha: float) -> l
         for n_edits in sorted({each.cell.n_edits for each in cells}):
             group = [each for each in cells if each.cell.n_edits == n_edits]
             mean = group[0].mean
-            for row in seed_rows([each.comparison for each in group], alpha):
+            assert mean is not None, "the others have been left out"
+            for row in seed_rows([each.comparison for each in group if each.comparison is not None], alpha):
                 if (row.task, row.filter, row.metric) == (mean.task, mean.filter, mean.metric):
                     found.append((group[0].row, n_edits, row))
     return found

@@ -142,6 +142,7 @@ def _last(cells: Sequence[Compared]) -> Compared:
 def _broken(cells: Sequence[Compared], task: str, most: int) -> Broken:
     at = _last(cells)
     head = at.headlines[task]
+    assert at.comparison is not None and head.flips is not None, "a row with a headline is compared by documents"
     pair = at.comparison.pairs[task, head.filter]
     places = worsened(pair, head.metric)[:most]
     since = _since(cells, task, places)
@@ -156,7 +157,7 @@ def _since(cells: Sequence[Compared], task: str, places: np.ndarray) -> list[int
         return [None] * len(places)
     first, still = np.full(len(places), -1), np.full(len(places), True)
     for each in reversed(cells):
-        if (head := each.headlines.get(task)) is not None:
+        if each.comparison is not None and (head := each.headlines.get(task)) is not None:
             still &= np.isin(places, worsened(each.comparison.pairs[task, head.filter], head.metric))
             first[still] = each.cell.n_edits
     return first.tolist()

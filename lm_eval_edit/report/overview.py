@@ -60,7 +60,8 @@ def sources(sweep: Sweep) -> list[Source]:
             if isinstance(said, Mapping) and "source" in said:
                 counts = found.setdefault((task, str(said["source"]), str(said.get("sha256", ""))), set())
                 n = ((cell.results.get("n-samples") or {}).get(task) or {}).get("effective")
-                counts |= {n} - {None}
+                if n is not None:
+                    counts.add(n)
     return [Source(*what, tuple(sorted(counts))) for what, counts in found.items()]
 
 
@@ -91,7 +92,8 @@ def _floors(compared: Sequence[Compared]) -> Iterable[str]:
         if low := {task: row.floor for task, row in each.headlines.items() if row.floor is not None}:
             tasks = "; ".join(f"{task}: {why}" for task, why in low.items())
             yield f"the unedited {model} is {AT_FLOOR} ({tasks}); these tasks are left out of the damage budget"
-        if advice := format_advice(each.comparison.base.results, lost_formats(each.comparison.base)):
+        base = each.comparison.base if each.comparison is not None else None
+        if base is not None and (advice := format_advice(base.results, lost_formats(base))):
             yield f"{model}: {advice}"
 
 

@@ -2,9 +2,10 @@
 
 design      what a sweep is: models, methods, checkpoints, and the rows they make
 parsing     designs from YAML files, presets and flags, checked as far as they alone can be
-presets/    the paper's figures 3-8, one design for each panel
 folder      the folder a sweep writes: where everything lies, which cells are there, whole and undamaged
 checking    everything that can be known before a model loads: every problem, plans for every row
+costs       what a sweep costs
+estimate    the same, for `--dry_run`
 evaluation  one loaded model, evaluated again and again on the same tasks
 collapse    whether a model still models language at all
 worker      one loaded model: edit a row to a checkpoint, evaluate a cell
@@ -12,4 +13,6 @@ engine      all rows of a sweep in this process
 ray_engine  the same as Ray tasks, on this machine or a cluster
 ray_tasks   what a Ray worker does
 reading     a sweep's folder as values, for plots and reports
+
+`presets/` holds the paper's figures 3-8, one design for each panel.
 """

@@ -113,7 +113,8 @@ def check(design: Design, folder: SweepFolder, *, dry_run: bool = False) -> Chec
     """
     problems = folder.check(design)
     notices: list[str] = []
-    general = about_schedule = ()
+    general: tuple[str, ...] = ()
+    about_schedule: tuple[str, ...] = ()
     if design.include_path is not None and not Path(design.include_path).exists():
         problems.append(f"include_path={design.include_path}: no such folder; give one with the YAML of tasks")
     try:

@@ -11,6 +11,8 @@ import math
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lm_eval_edit.models.devices import input_device
+
 TEXT = (
     "The river rises in the hills to the north and reaches the sea near a small harbour. In spring, when the snow "
     "melts, the meadows along its banks are under water for some weeks, and people who live there move their "
@@ -25,7 +27,7 @@ TEXT = (
 @torch.no_grad()
 def perplexity(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> float:
     """exp of the mean negative log-likelihood of `TEXT`'s tokens, each given all before it; inf if not a number."""
-    device = model.get_input_embeddings().weight.device
+    device = input_device(model)
     room = getattr(model.config, "max_position_embeddings", None) or 1024
     ids = torch.tensor([tokenizer.encode(TEXT)[:room]])
     logits = model(input_ids=ids.to(device)).logits[0, :-1].float()

@@ -25,7 +25,7 @@ _LABEL = re.compile(r"[^\w.+-]+")  # what no folder's name should hold
 
 def is_plain(name: Any) -> bool:
     """Whether a name out of a file may be one folder's or part of a file's name: no way up, down or elsewhere."""
-    return isinstance(name, str) and re.fullmatch(r"[\w.+-]+", name) is not None and name.strip(".") != ""
+    return isinstance(name, str) and name.isprintable() and not {"/", "\\"} & set(name) and name.strip(". ") != ""
 
 
 def safe(text: str) -> str:

@@ -12,13 +12,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from tqdm.auto import tqdm
 
 from lm_eval_edit._support.files import read_json
 from lm_eval_edit.errors import CannotWriteError, in_one_line
-from lm_eval_edit.sweep.checking import Checked
+from lm_eval_edit.sweep.checking import Checked, Schedule
 from lm_eval_edit.sweep.design import Model, Row
 from lm_eval_edit.sweep.folder import COLLAPSED, DONE, FAILED, Cell
 from lm_eval_edit.sweep.worker import Worker, mark
@@ -148,7 +149,7 @@ def _run_model(
     for cell in cells:
         if cell.row is None:
             say(f"{model.label} unedited")
-            done(cell, _guarded(checked, cell, lambda cell=cell: worker.evaluate_unedited(cell)))
+            done(cell, _guarded(checked, cell, partial(worker.evaluate_unedited, cell)))
     rows = [row for row in checked.rows if row.model == model and any(cell.row == row for cell in cells)]
     for number, row in enumerate(rows, start=1):
         say(f"row {number}/{len(rows)} {row.name}")
@@ -160,16 +161,16 @@ def _run_row(worker: Worker, row: Row, cells: list[Cell], done: Callable[[Cell, 
     schedules = checked.schedules[row.model.label, row.name]
     for cell in cells:
         if cell.n_edits == 0:
-            done(cell, _guarded(checked, cell, lambda cell=cell: worker.evaluate_unedited(cell)))
+            done(cell, _guarded(checked, cell, partial(worker.evaluate_unedited, cell)))
     for schedule in schedules:
         for cell in [cell for cell in cells if cell.n_edits in schedule.checkpoints]:
 
-            def compute(cell: Cell = cell, schedule=schedule) -> str:
+            def compute(cell: Cell = cell, schedule: Schedule = schedule) -> str:
                 if reason := collapsed_before(checked, row, cell.n_edits):
                     return worker.mark(cell, COLLAPSED, reason)
                 reached = worker.edit_to(row, schedule, cell.n_edits)
-                if reached.perplexity is None:
-                    return worker.mark(cell, COLLAPSED, reached.collapsed)
+                if reached.unreached is not None:
+                    return worker.mark(cell, COLLAPSED, reached.unreached)
                 return worker.evaluate(cell, reached)
 
             done(cell, _guarded(checked, cell, compute))

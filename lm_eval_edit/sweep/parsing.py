@@ -82,10 +82,11 @@ def _mapping(value: Any) -> dict[str, Any]:
 def _entries(value: Any, key: str) -> list[dict[str, Any]]:
     """Entries given as a word each, or as a mapping with `key` and options."""
     out = []
-    for entry in [value] if isinstance(value, (str, Mapping)) else _some([] if value is None else value):
-        if isinstance(entry, (str, Mapping)):
-            entry = {key: entry} if isinstance(entry, str) else _mapping(entry)
-        if not isinstance(entry, Mapping) or not isinstance(entry.get(key), str):
+    for given in [value] if isinstance(value, (str, Mapping)) else _some([] if value is None else value):
+        entry: Any = given
+        if isinstance(given, (str, Mapping)):
+            entry = {key: given} if isinstance(given, str) else _mapping(given)
+        if not isinstance(entry, dict) or not isinstance(entry.get(key), str):
             raise ValueError(f"got {entry}, want a word, or a mapping with {key} and options")
         out.append(entry)
     return out
@@ -206,6 +207,7 @@ def parse_design(given: Mapping[str, Any], where: str) -> Design:
 
 def _misplaced(values: Mapping[str, Any], where: str) -> list[str]:
     """Options that stand where nobody would heed them."""
+    places: list[tuple[str, tuple[str, ...], Mapping[str, Any]]]
     places = [("model_args", (), values.get("model_args") or {})]
     places += [(f"models: {model.label}", ("pretrained",), model.args) for model in values.get("models") or ()]
     places += [(f"editors: {method.label}", ("editor",), method.args) for method in values.get("editors") or ()]
@@ -238,8 +240,8 @@ def _contradictions(design: Design, where: str) -> list[str]:
                     )
     if not problems:
         names = [(row.model.label, row.name) for row in design.rows()]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        problems += [f"{where}: several rows are called {model}/{name}; give editors labels" for model, name in twice]
+        same = sorted({name for name in names if names.count(name) > 1})
+        problems += [f"{where}: several rows are called {model}/{name}; give editors labels" for model, name in same]
     return problems
 
 

@@ -162,7 +162,8 @@ class _Run:
             if cell.n_edits == 0:
                 self._submit(partial(self._finish, cell), ray_tasks.evaluate, cell)
         for (label, name), schedules in self.checked.schedules.items():
-            cells = [cell for cell in todo if cell.n_edits and (cell.model, cell.row.name) == (label, name)]
+            edited = [cell for cell in todo if cell.n_edits]
+            cells = [c for c in edited if c.row is not None and (c.model, c.row.name) == (label, name)]
             for schedule in schedules:
                 if mine := [cell for cell in cells if cell.n_edits in schedule.checkpoints]:
                     self._edit(schedule, mine)
@@ -183,14 +184,16 @@ class _Run:
         self.pending[task.remote(self.job, *args)] = take
 
     def _edit(self, schedule: Schedule, cells: list[Cell]) -> None:
+        row = cells[0].row
+        assert row is not None, "edited cells are of a row, and these are all of one"
         wanted = []
         for cell in cells:
-            if reason := collapsed_before(self.checked, cell.row, cell.n_edits):
+            if reason := collapsed_before(self.checked, row, cell.n_edits):
                 self._mark(cell, COLLAPSED, reason)
             else:
                 wanted.append(cell)
         if wanted:
-            row, numbers = wanted[0].row, [cell.n_edits for cell in wanted]
+            numbers = [cell.n_edits for cell in wanted]
             take = partial(self._edited, schedule, wanted)
             self._submit(take, ray_tasks.edit, row.model.label, row.name, schedule.checkpoints, numbers)
 
@@ -206,8 +209,8 @@ class _Run:
                 self._mark(cell, FAILED, at)
             else:
                 collapsed = at.collapsed
-                if at.perplexity is None:
-                    self._mark(cell, COLLAPSED, collapsed)
+                if at.unreached is not None:
+                    self._mark(cell, COLLAPSED, at.unreached)
                 else:
                     self._submit(partial(self._finish, cell), ray_tasks.evaluate, cell, schedule.checkpoints, at)
 

@@ -101,10 +101,11 @@ def evaluate(job: Job, cell: Cell, counts: tuple[int, ...] | None = None, reache
     def compute(worker: Worker) -> str:
         if reached is None:
             return worker.evaluate_unedited(cell)
+        assert cell.row is not None and counts is not None, "what `edit` reached is a checkpoint of a row's schedule"
         row, schedule = _find(worker, cell.row.name, counts)
         now = worker.edit_to(row, schedule, cell.n_edits)
-        if now.perplexity is None:  # finite where the edits were made, not in this worker's arithmetic
-            return worker.mark(cell, COLLAPSED, now.collapsed)
+        if now.unreached is not None:  # finite where the edits were made, not in this worker's arithmetic
+            return worker.mark(cell, COLLAPSED, now.unreached)
         return worker.evaluate(cell, reached)
 
     return _answer(job, cell.model, compute)
@@ -113,26 +114,27 @@ def evaluate(job: Job, cell: Cell, counts: tuple[int, ...] | None = None, reache
 def _answer(job: Job, label: str, compute: Callable[[Worker], Any]) -> Answer:
     loads = 0
     try:
-        if not _holds(job, label):
-            _load(job, label)
+        worker = _held(job, label)
+        if worker is None:
+            worker = _load(job, label)
             loads = 1
-        return Answer(compute(_worker), loads)
+        return Answer(compute(worker), loads)
     except Exception as error:
         return Answer(None, loads, in_one_line(error), traceback.format_exc(), isinstance(error, CannotWriteError))
 
 
-def _holds(job: Job, label: str) -> bool:
-    return _job == job.run and _worker is not None and _worker.model.label == label
+def _held(job: Job, label: str) -> Worker | None:
+    return _worker if _job == job.run and _worker is not None and _worker.model.label == label else None
 
 
-def _load(job: Job, label: str) -> None:
+def _load(job: Job, label: str) -> Worker:
     global _job, _checked, _worker
     _worker = None
     gc.collect()  # a model held in cycles would keep its memory while the next one is loaded
     torch.set_num_threads(job.threads)
     if os.path.isdir(job.cwd):
         os.chdir(job.cwd)
-    if _job != job.run:
+    if _checked is None or _job != job.run:
         if not (Path(job.folder) / "sweep.json").is_file():
             raise CannotWriteError(
                 f"{socket.gethostname()} does not see {job.folder}; give -o a folder on a file system that all nodes "
@@ -142,6 +144,7 @@ def _load(job: Job, label: str) -> None:
         _job = job.run
     model = next(model for model in _checked.design.models if model.label == label)
     _worker = Worker(_checked, model, job.device)
+    return _worker
 
 
 def _find(worker: Worker, row_name: str, counts: tuple[int, ...]) -> tuple[Row, checking.Schedule]:

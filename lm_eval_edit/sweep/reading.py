@@ -293,7 +293,7 @@ def summary_rows(sweep: Sweep) -> list[dict[str, Any]]:
     """Every metric of every cell, one flat mapping each; cells without figures have one line with their status."""
     lines = []
     for row, cell in sweep.cells(left_out=True):
-        what = {
+        what: dict[str, Any] = {
             "model": cell.folder.relative_to(sweep.root).parts[0],
             "row": row.name if row else "",
             "editor": row.editor if row else "none",

@@ -36,6 +36,11 @@ class Checkpoint:
     collapsed: str | None
     seconds: float
 
+    @property
+    def unreached(self) -> str | None:
+        """Why the model could not be brought there; None where it stands there, collapsed or not."""
+        return self.collapsed if self.perplexity is None else None
+
 
 class Worker:
     """One model, loaded once, for any number of rows and cells of a sweep.
@@ -48,7 +53,8 @@ class Worker:
 
     def __init__(self, checked: Checked, model: Model, device: str | None):
         self.checked, self.model, design = checked, model, checked.design
-        plan = next(s.plan for (label, _), found in checked.schedules.items() if label == model.label for s in found)
+        mine = [found for (label, _), found in checked.schedules.items() if label == model.label]
+        plan = next(schedule.plan for found in mine for schedule in found if schedule.plan is not None)
         options = {name: value for name, value in plan.model_options.items() if name not in ("batch_size", "device")}
         if device is not None:
             options["device"] = device
@@ -71,6 +77,7 @@ class Worker:
         """Make a schedule's edits the ones `edit_to` carries out, from the unedited weights."""
         if self._schedule is not schedule:
             self._schedule = None
+            assert schedule.plan is not None, "a schedule is without a plan in a dry run only, which loads no model"
             self.lm.begin(schedule.plan)
             self._schedule = schedule
 
@@ -115,6 +122,7 @@ class Worker:
         Raises:
             RuntimeError: the model is at no such checkpoint; nothing was stored.
         """
+        assert cell.row is not None and self.lm.ledger is not None, "an edited cell is of a row, and its edits are made"
         applied, wanted = self.lm.ledger.applied, cell.row.operations(cell.n_edits)
         if applied != wanted:
             raise RuntimeError(f"{cell.path} is to be evaluated after {wanted} operations, {applied} are applied")
@@ -122,6 +130,7 @@ class Worker:
 
     def _evaluate(self, cell: Cell, args: Mapping[str, Any], reached: Checkpoint) -> str:
         started = time.perf_counter()
+        assert reached.perplexity is not None, "a cell is evaluated where the model could be brought"
         about_model = cell.row is None or cell.n_edits > 0
         try:
             found = self.evaluator.run(args, general=about_model, schedule=cell.row is not None)
@@ -129,8 +138,9 @@ class Worker:
             logger.exception("%s failed", cell.path)
             found = Evaluation(None, failed={"the evaluation": in_one_line(error)})
         failed = "; ".join(f"{task}: {why}" for task, why in found.failed.items())
+        status = FAILED if failed else DONE
         record = {
-            "status": FAILED if failed else DONE,
+            "status": status,
             "reason": failed or None,
             "failed_tasks": found.failed,
             "weights_fingerprint": self.lm.weights_fingerprint,
@@ -139,7 +149,7 @@ class Worker:
             "seconds": {"edit": reached.seconds, "evaluate": time.perf_counter() - started},
         }
         self.checked.folder.write(cell, record, found.results, found.samples)
-        return record["status"]
+        return status
 
     def mark(self, cell: Cell, status: str, reason: str) -> str:
         """Store a cell that could not be evaluated. Returns its status."""

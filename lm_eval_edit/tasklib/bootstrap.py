@@ -13,7 +13,7 @@ _CHUNK = 1 << 22  # weights held at a time: 32 MiB
 Statistic = Callable[[np.ndarray], np.ndarray]
 
 
-def cluster_bootstrap(clusters: Sequence[int], counts: np.ndarray, statistic: Statistic) -> float:
+def cluster_bootstrap(clusters: Sequence[int | str], counts: np.ndarray, statistic: Statistic) -> float:
     """Standard error of a statistic of summed counts, by resampling clusters with replacement.
 
     Args:

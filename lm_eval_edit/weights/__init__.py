@@ -1,1 +1,5 @@
-"""An edit as a change of weights: deltas in factors, and a model's parameters under them, put back bit for bit."""
+"""An edit as a change of weights.
+
+delta   the update of one parameter, in the smallest exact form
+edited  a model's parameters under deltas, put back bit for bit
+"""

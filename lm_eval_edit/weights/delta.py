@@ -17,7 +17,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 import safetensors
 import torch
@@ -25,6 +25,8 @@ from torch import Tensor
 
 from lm_eval_edit._support.files import load_tensors, save_tensors
 from lm_eval_edit.errors import UserError
+
+D = TypeVar("D", bound="Delta")
 
 
 class Delta(ABC):
@@ -60,7 +62,7 @@ class Delta(ABC):
         """An upper bound on the rank that is known without a decomposition; None when nothing is known."""
         return None
 
-    def to(self, device: torch.device | str) -> Delta:
+    def to(self: D, device: torch.device | str) -> D:
         """The same delta on another device."""
         return type(self)(**{name: tensor.to(device) for name, tensor in self.tensors().items()})
 

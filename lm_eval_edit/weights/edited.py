@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -176,7 +177,7 @@ def model_fingerprint(model: nn.Module) -> str:
 
 
 @torch.no_grad()
-def parameter_sums(model: nn.Module) -> dict[str, list]:
+def parameter_sums(model: nn.Module) -> dict[str, list[Any]]:
     """What `model_fingerprint` hashes: per parameter its name, shape, dtype, and a sum over its bits.
 
     The bit patterns are summed with odd position-dependent weights modulo 2⁶⁴ on the parameter's own device: exact

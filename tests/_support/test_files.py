@@ -79,7 +79,7 @@ def test_json_of_ordinary_depth_is_read(tmp_path):
 
 
 def test_a_number_of_thousands_of_digits_is_refused(tmp_path):
-    with pytest.raises(UserError, match="line 7 or after it"):
+    with pytest.raises(UserError, match="line 7: holds a number of too many digits"):
         parse_json("[" + "1" * 5_000 + "]", tmp_path, 7)
 
 

@@ -139,9 +139,9 @@ TEXT = FactLength(
 ESTIMATED = {
     "rome": ({"layers": (2,), "v_num_grad_steps": 6}, 1),
     "r_rome": ({"layers": (2,), "v_num_grad_steps": 6}, 1),
-    "memit": ({"layers": (1, 2), "v_num_grad_steps": 6}, 4),
-    "emmet": ({"layers": (2,), "v_num_grad_steps": 6}, 4),
-    "alphaedit": ({"layers": (1, 2), "v_num_grad_steps": 6, "nullspace_threshold": 0.01}, 4),
+    "memit": ({"layers": (1, 2), "v_num_grad_steps": 6, "mom2_update_weight": 15000}, 4),
+    "emmet": ({"layers": (2,), "v_num_grad_steps": 6, "mom2_update_weight": 10000}, 4),
+    "alphaedit": ({"layers": (1, 2), "v_num_grad_steps": 6, "nullspace_threshold": 0.01, "L2": 10}, 4),
     "kn": ({"steps": 8}, 1),
     "ft": ({"layers": (4,), "num_steps": 6, "lr": 1e-6}, 1),
     "lora": ({"num_steps": 6, "layers": tuple(range(6))}, 1),

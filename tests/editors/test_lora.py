@@ -68,7 +68,7 @@ def test_the_deltas_are_the_adapter_and_the_model_stays_as_it_was(monkeypatch, k
     monkeypatch.setattr(lora, "_delta", spy)
     plain = model(ids).logits.detach()
     state = torch.random.get_rng_state()
-    options = LoraOptions(layers=(0, 1), num_steps=3, rank=4, lora_type=lora_type)
+    options = LoraOptions(layers=(0, 1), num_steps=3, rank=4, lora_type=lora_type, lr=5e-3)
     deltas = Lora(options).compute(context_of(model), FACTS[:2]).deltas
     assert not any(tensor.requires_grad for delta in deltas.values() for tensor in delta.tensors().values())
     assert torch.equal(torch.random.get_rng_state(), state), "the global generator is not touched"

@@ -17,7 +17,7 @@ from lm_eval_edit.facts.fact import parse_record
 from lm_eval_edit.weights.delta import DenseDelta, LowRankDelta, SparseDelta
 from tests.oracle.moments import demo_moments
 
-DELTAS = Path(__file__).parent / "oracle" / "deltas"
+DELTAS = Path(__file__).parents[1] / "oracle" / "deltas"
 KINDS = {kind.kind: kind for kind in (DenseDelta, LowRankDelta, SparseDelta)}
 #: Run -> (our editor, options beyond the published ones, tolerance).
 RUNS = {

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lm_eval_edit.editors._shared.rows import AlignedRows, Row, align
 from lm_eval_edit.facts.fact import Fact
 from lm_eval_edit.facts.tokens import context_size, continuation
+from lm_eval_edit.models.devices import input_device
 from lm_eval_edit.weights.edited import wide_dtype
 
 
@@ -27,8 +28,7 @@ def target_row(tokenizer: PreTrainedTokenizerBase, fact: Fact) -> Row:
 
 def padded(model: PreTrainedModel, rows: Sequence[Row]) -> AlignedRows:
     """The rows of one batch, padded on the right (all begin in column 0) and placed where the model's input goes."""
-    device = model.get_input_embeddings().weight.device
-    return align(rows, device, context_size(model.config))
+    return align(rows, input_device(model), context_size(model.config))
 
 
 def target_loss(logits: Tensor, rows: AlignedRows) -> Tensor:

@@ -37,7 +37,8 @@ def without_parameter_gradients(model: nn.Module) -> Iterator[None]:
 
 
 def _hidden(output: Any) -> Tensor:
-    return output[0] if isinstance(output, tuple) else output
+    hidden: Tensor = output[0] if isinstance(output, tuple) else output
+    return hidden
 
 
 def _like(output: Any, hidden: Tensor) -> Any:
@@ -164,15 +165,15 @@ class PartialForward:
         block_outputs: dict[int, Tensor] = {}
         hidden: dict[int, Tensor] = {}
 
-        def on_projection(layer: int):
-            def hook(module, args, output):
+        def on_projection(layer: int) -> Callable[..., None]:
+            def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
                 keys[layer] = by_row(args[0], len(rows))[:, column].detach().clone()
                 mlp_outputs[layer] = by_row(output, len(rows))[:, column].detach().clone()
 
             return hook
 
-        def on_block(layer: int):
-            def hook(module, args, output):
+        def on_block(layer: int) -> Callable[..., Any]:
+            def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
                 self._block_is_tuple.append(isinstance(output, tuple))
                 if layer == start - 1:
                     hidden[layer] = _hidden(output)[:, column:].detach().clone()
@@ -223,7 +224,7 @@ class PartialForward:
         keep = {naming.LOGITS_KEPT: wanted} if self._select_logits else {}
         cache = naming.cache_with(self._prefix if column else ())
         with bridged(self._blocks[: self.start], self.entering if entering is None else entering, self._block_is_tuple):
-            out = self.model(
+            out: Tensor = self.model(
                 input_ids=self.rows.input_ids[:, column:],
                 attention_mask=self.rows.attention_mask,
                 **naming.with_cache(self.model, cache),
@@ -237,7 +238,7 @@ class PartialForward:
 def added_to_output(module: nn.Module, column: int, vectors: Tensor) -> Iterator[None]:
     """Within the block, `vectors` (R, d) are added to `module`'s output at one column of every row."""
 
-    def hook(_module, _args, output):
+    def hook(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
         hidden = by_row(_hidden(output), len(vectors))
         shifted = hidden[:, column] + vectors.to(device=hidden.device, dtype=hidden.dtype)
         changed = torch.cat([hidden[:, :column], shifted[:, None], hidden[:, column + 1 :]], dim=1)

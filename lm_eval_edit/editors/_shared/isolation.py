@@ -54,7 +54,7 @@ class ModelSnapshot:
             vars(parameter).update(attributes)
 
 
-def _attributes(owner: object) -> tuple[object, dict[str, Any], dict[str, dict]]:
+def _attributes(owner: object) -> tuple[object, dict[str, Any], dict[str, dict[Any, Any]]]:
     """(owner, its attributes, the contents of those that are dictionaries: parameters, children, hooks)."""
     attributes = dict(vars(owner))
     return owner, attributes, {name: dict(value) for name, value in attributes.items() if isinstance(value, dict)}

@@ -11,11 +11,12 @@ enter through an n x n system.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from lm_eval_edit.editors._shared.forward import by_row
@@ -23,6 +24,7 @@ from lm_eval_edit.editors._shared.rows import Row, prompt_row
 from lm_eval_edit.editors.base import EditContext
 from lm_eval_edit.errors import UserError
 from lm_eval_edit.facts.fact import Fact
+from lm_eval_edit.models.devices import input_device
 from lm_eval_edit.moments.second_moments import SecondMoments
 
 ROWS_AT_ONCE = 512  # rows of one forward pass without gradients: bounds its memory
@@ -92,7 +94,7 @@ def _partial_pass(
     every token has the position it has alone.
     """
     model, architecture = context.model, context.architecture
-    device = model.get_input_embeddings().weight.device
+    device = input_device(model)
     subjects = [torch.tensor(row.ids[: row.subject_last + 1]) for row in rows]
     input_ids = pad_sequence(subjects, batch_first=True).to(device)
     last = torch.tensor([row.subject_last for row in rows])
@@ -103,13 +105,13 @@ def _partial_pass(
         states = by_row(states, len(rows))
         return states[torch.arange(len(rows), device=states.device), last.to(states.device)].double()
 
-    def keep_key(layer: int):
-        def hook(module, args):
+    def keep_key(layer: int) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
             keys[layer] = at_subjects(args[0])
 
         return hook
 
-    def keep_output(module, args, output):
+    def keep_output(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         outputs.append(at_subjects(output[0] if isinstance(output, tuple) else output))
         raise _Reached
 
@@ -196,6 +198,7 @@ def cholesky(system: Tensor, n_facts: int, remedy: str = "", round_off: float = 
     Raises:
         UserError: it is not positive definite, or not finite.
     """
+    factor: Tensor
     factor, failed = torch.linalg.cholesky_ex(system)
     pivots = factor.diagonal() ** 2
     if bool(failed) or bool(pivots.min() < round_off * pivots.max()):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from lm_eval_edit.editors._shared.forward import _hidden, bridged, by_row, keys_
 from lm_eval_edit.errors import UserError
 from lm_eval_edit.models import naming
 from lm_eval_edit.models.architecture import Architecture
+from lm_eval_edit.models.devices import input_device
 
 LAYERS_AT_ONCE = 4  # more would send too many variants through blocks that cannot change them
 CACHED_TOKENS = 4096  # rows x tokens whose keys and values are held at once
@@ -55,17 +57,17 @@ class LastTokenForward:
         self.model, self._outputs = model, outputs
         self._blocks = [model.get_submodule(path) for path in architecture.blocks]
         self._sites = [model.get_submodule(path) for path in sites]
-        self._ids = torch.tensor([list(ids)], device=model.get_input_embeddings().weight.device)
+        self._ids = torch.tensor([list(ids)], device=input_device(model))
         self._entering: list[Tensor] = []  # per layer (1, 1, d)
         self._returns_tuple: list[bool] = []
         self.vectors: list[Tensor] = []
 
-        def on_block(_module, args, kwargs, output):
+        def on_block(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             entering = args[0] if args else kwargs["hidden_states"]
             self._entering.append(entering[:, -1:].clone())
             self._returns_tuple.append(isinstance(output, tuple))
 
-        def on_site(_module, args, output):
+        def on_site(_module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             self.vectors.append(by_row(_hidden(output) if outputs else args[0], 1)[0, -1].clone())
 
         cache = naming.cache_with()
@@ -114,7 +116,8 @@ class LastTokenForward:
                 **naming.with_cache(self.model, cache),
                 **position_argument(self.model, self._ids.new_full((rows, 1), length - 1)),
             )
-        return out.logits[:, -1].view(len(layers), n, -1)
+        logits: Tensor = out.logits[:, -1].view(len(layers), n, -1)
+        return logits
 
     def _replacing(self, site: nn.Module, first: int, vectors: Tensor) -> RemovableHandle:
         """Hook that puts `vectors` (n, width) in the place of the rows from `first` on."""

@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 DELAY = 2.0  # seconds before a bar appears: what is done by then needs none
 
 
-def steps(over: Iterable[Any] | None, what: str, unit: str, *, show: bool, total: int | None = None) -> tqdm:
+def steps(over: Iterable[Any] | None, what: str, unit: str, *, show: bool, total: int | None = None) -> tqdm[Any]:
     """A progress bar below that of the schedule.
 
     Args:

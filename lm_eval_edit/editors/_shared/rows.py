@@ -122,7 +122,9 @@ def align(rows: Sequence[Row], device: torch.device, max_length: int | None = No
     input_ids = torch.zeros(len(rows), width, dtype=torch.long)
     mask = torch.zeros(len(rows), width, dtype=torch.long)
     positions = torch.zeros(len(rows), width, dtype=torch.long)
-    label_rows, label_columns, labels = [], [], []
+    label_rows: list[int] = []
+    label_columns: list[int] = []
+    labels: list[int] = []
     for r, row in enumerate(rows):
         start = column - row.subject_last
         end = start + len(row.ids)
@@ -134,5 +136,10 @@ def align(rows: Sequence[Row], device: torch.device, max_length: int | None = No
         label_rows += [r] * count
         label_columns += range(end - count, end)
         labels += row.labels
-    tensors = [torch.tensor(values, dtype=torch.long) for values in (label_rows, label_columns, labels)]
-    return AlignedRows(*(t.to(device) for t in (input_ids, mask, positions)), column, *(t.to(device) for t in tensors))
+    return AlignedRows(
+        input_ids.to(device),
+        mask.to(device),
+        positions.to(device),
+        column,
+        *(torch.tensor(values, dtype=torch.long).to(device) for values in (label_rows, label_columns, labels)),
+    )

@@ -55,6 +55,7 @@ def import_package(path: str | None) -> tuple[dict[str, Callable[..., Any]], Pat
     finally:
         for place in entry:
             sys.path.remove(place)
+    assert package.__file__ is not None, "a package with the module easyeditor.util.alg_dict comes from a file"
     folder = Path(package.__file__).resolve().parent
     if clone is not None and folder.parent != clone:
         raise UserError(f"easyedit_path={path}: this process has already imported {folder}; start a new one")

@@ -19,6 +19,7 @@ from lm_eval_edit.editors.mend.network import token_factors
 from lm_eval_edit.errors import UserError
 from lm_eval_edit.facts.fact import Fact
 from lm_eval_edit.facts.tokens import continuation, encode
+from lm_eval_edit.models.devices import input_device
 from lm_eval_edit.weights.edited import wide_dtype
 
 Factors = list[tuple[Tensor, Tensor]]
@@ -43,9 +44,9 @@ class Batch:
 
     def log_probs(self, model: PreTrainedModel) -> Tensor:
         """(N, V) the model's log-probabilities where a label is to be predicted."""
-        device = model.get_input_embeddings().weight.device
+        device = input_device(model)
         logits = model(input_ids=self.input_ids.to(device), attention_mask=self.attention_mask.to(device)).logits
-        at = logits[self.label_rows.to(logits.device), self.label_columns.to(logits.device)]
+        at: Tensor = logits[self.label_rows.to(logits.device), self.label_columns.to(logits.device)]
         return at.to(wide_dtype(at.dtype)).log_softmax(dim=-1)
 
     def loss(self, model: PreTrainedModel) -> Tensor:
@@ -74,7 +75,10 @@ def rows_batch(pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Batch:
     width = max(len(prompt) + len(target) for prompt, target in pairs)
     input_ids = torch.zeros(len(pairs), width, dtype=torch.long)
     mask = torch.zeros_like(input_ids)
-    rows, columns, labels, weights = [], [], [], []
+    rows: list[int] = []
+    columns: list[int] = []
+    labels: list[int] = []
+    weights: list[float] = []
     for r, (prompt, target) in enumerate(pairs):
         length = len(prompt) + len(target)
         input_ids[r, :length] = torch.tensor([*prompt, *target])
@@ -83,7 +87,8 @@ def rows_batch(pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Batch:
         columns += range(len(prompt) - 1, length - 1)
         labels += target
         weights += [1 / len(target)] * len(target)
-    return Batch(input_ids, mask, *(torch.tensor(values) for values in (rows, columns, labels, weights)))
+    where = torch.tensor(rows), torch.tensor(columns)
+    return Batch(input_ids, mask, *where, torch.tensor(labels), torch.tensor(weights))
 
 
 def easyedit_batch(tokenizer: PreTrainedTokenizerBase, facts: Sequence[Fact]) -> Batch:
@@ -124,7 +129,7 @@ def edited(modules: Sequence[nn.Module], factors: Factors) -> Iterator[None]:
     """
 
     def adding(keys: Tensor, values: Tensor) -> Callable[..., Tensor]:
-        def hook(_module, args, output):
+        def hook(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
             x = args[0].to(keys.dtype)  # (B, S, in)
             added = (x @ keys.transpose(1, 2).to(x.device)) @ values.to(x.device)
             return output + added.to(output.dtype)

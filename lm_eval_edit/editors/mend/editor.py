@@ -26,6 +26,7 @@ from lm_eval_edit.editors.mend.network import MendNetwork, inner_module
 from lm_eval_edit.errors import UserError
 from lm_eval_edit.facts.fact import Fact
 from lm_eval_edit.models.architecture import Architecture, is_transposed
+from lm_eval_edit.models.devices import weight_of
 from lm_eval_edit.weights.delta import linear_update
 from lm_eval_edit.weights.edited import wide_dtype
 
@@ -67,6 +68,7 @@ class Mend(Editor):
     summary = "a trained hypernetwork maps the answer's gradient to an edit; facts one by one or in batches"
     source = "Mitchell et al. 2022, arXiv 2110.11309"
     Options = MendOptions
+    options: MendOptions
     needs = "a trained hypernetwork, archive=FILE: `lm-eval-edit train mend` makes one, published ones work too"
     batches = True
     # How the archive was trained: EasyEdit keeps it in the same file as what an edit needs.
@@ -142,7 +144,7 @@ class Mend(Editor):
         deltas = {}
         with torch.no_grad():
             for index, (module, (u, delta)) in enumerate(zip(modules, factors, strict=True)):
-                wide = wide_dtype(module.weight.dtype)
+                wide = wide_dtype(weight_of(module).dtype)
                 u, delta = (t.reshape(-1, t.shape[-1]).to(wide) for t in (u, delta))
                 kept = (u != 0).any(dim=1) & (delta != 0).any(dim=1)
                 network.to(device=u.device, dtype=wide)

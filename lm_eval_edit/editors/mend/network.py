@@ -52,6 +52,15 @@ class GradientTransform(nn.Module):
         generator: Draws the initial V; U is zero, so an untrained network only normalises.
     """
 
+    # (width,) running mean, standard deviation and sum of squares of u and of δ; (1,) the number of rows
+    u_mean: Tensor
+    u_std: Tensor
+    u_s: Tensor
+    v_mean: Tensor
+    v_std: Tensor
+    v_s: Tensor
+    k: Tensor
+
     def __init__(
         self, inputs: int, outputs: int, rank: int, modes: int, depth: int = 2, generator: torch.Generator | None = None
     ):
@@ -64,6 +73,14 @@ class GradientTransform(nn.Module):
         self.register_buffer("k", torch.zeros(1))
         layers = [_Layer(inputs + outputs, rank, modes, generator) for _ in range(depth)]
         self.mlp = nn.ModuleDict({"layers": nn.ModuleList(layers)})
+
+    def layers(self) -> Iterator[_Layer]:
+        """The network's layers, first to last."""
+        layers = self.mlp["layers"]
+        assert isinstance(layers, nn.ModuleList), "they are made as one, and loading a state keeps the modules"
+        for layer in layers:
+            assert isinstance(layer, _Layer), "nothing else is put there"
+            yield layer
 
     @torch.no_grad()
     def observe(self, u: Tensor, delta: Tensor) -> None:
@@ -87,9 +104,10 @@ class GradientTransform(nn.Module):
         h = torch.cat(
             [(u - self.u_mean) / (self.u_std + _EPSILON), (delta - self.v_mean) / (self.v_std + _EPSILON)], dim=-1
         )
-        for layer in self.mlp["layers"]:
+        for layer in self.layers():
             h = layer(h, mode)
-        return h.split(self.widths, dim=-1)
+        u, delta = h.split(self.widths, dim=-1)
+        return u, delta
 
 
 @dataclass(frozen=True)
@@ -176,7 +194,7 @@ class MendNetwork(nn.Module):
                 f"{source} has step sizes for {len(self.edit_lrs)} weights; inner_params names {len(shapes)}. "
                 f"Give the inner_params it was trained with, in their order"
             )
-        have = ", ".join(f"({', '.join(map(str, self.mend[key].widths))})" for key in self.mend)
+        have = ", ".join(f"({', '.join(map(str, self.transform_of(key).widths))})" for key in self.mend)
         unshared = any(place.mode is None for place in self.places)
         keys = [place.key for place in self.places] if unshared else [str(shape) for shape in shapes]
         for name, key, shape in zip(self.inner_params, keys, shapes, strict=True):
@@ -188,7 +206,7 @@ class MendNetwork(nn.Module):
         if not unshared:
             self.places = tuple(_Place(key, keys[:index].count(key)) for index, key in enumerate(keys))
             for key in self.mend:
-                scales = getattr(self.mend[key].mlp["layers"][0], "mode_scale", None)
+                scales = getattr(next(self.transform_of(key).layers()), "mode_scale", None)
                 modes = len(scales.weight) if scales is not None else 0
                 if modes != keys.count(key):
                     raise UserError(
@@ -199,7 +217,14 @@ class MendNetwork(nn.Module):
     def transform(self, index: int, u: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
         """(ũ, δ̃) for the edited weight `index`, the step size not yet multiplied in."""
         place = self.places[index]
-        return self.mend[place.key](u, delta, place.mode)
+        u, delta = self.transform_of(place.key)(u, delta, place.mode)
+        return u, delta
+
+    def transform_of(self, key: str) -> GradientTransform:
+        """The network that the weights of one key share."""
+        transform = self.mend[key]
+        assert isinstance(transform, GradientTransform), "nothing else is put there"
+        return transform
 
 
 def _transform(key: str, state: dict[str, Tensor], source: str) -> GradientTransform:
@@ -207,8 +232,7 @@ def _transform(key: str, state: dict[str, Tensor], source: str) -> GradientTrans
     first = state.get("mlp.layers.0.u")
     if depth > len(state):
         raise UserError(f"{source}: the hypernetwork {key} names layer {depth - 1}, and has not so many tensors")
-    known = first is not None and {*_STATISTICS} <= state.keys()
-    if not known or len(first) != len(state["u_mean"]) + len(state["v_mean"]):
+    if first is None or not {*_STATISTICS} <= state.keys() or len(first) != len(state["u_mean"]) + len(state["v_mean"]):
         raise UserError(
             f"{source}: the hypernetwork {key} is not of the kind that is read here (low-rank layers over u and δ "
             f"together, EasyEdit's combine: true and mlp_class: IDMLP); it holds {', '.join(sorted(state)[:6])}, ..."
@@ -228,7 +252,7 @@ def inner_module(model: nn.Module, parameter: str) -> nn.Module:
         UserError: there is none of that name in the model.
     """
     module, _, leaf = parameter.rpartition(".")
-    found = dict(model.named_modules()).get(module)
+    found: nn.Module | None = dict(model.named_modules()).get(module)
     if leaf != "weight" or found is None or not is_linear(found):
         weights = [f"{path}.weight" for path, m in model.named_modules() if is_linear(m)]
         raise UserError(
@@ -247,7 +271,7 @@ def token_factors(modules: Sequence[nn.Module]) -> Iterator[list[tuple[Tensor, T
     seen: dict[nn.Module, tuple[Tensor, Tensor]] = {}
     factors: list[tuple[Tensor, Tensor]] = []
 
-    def hook(module, args, output):
+    def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         probe = torch.zeros_like(output, requires_grad=True)
         seen[module] = (args[0].detach(), probe)
         if len(seen) == len(modules):

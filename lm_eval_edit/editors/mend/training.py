@@ -35,6 +35,7 @@ from lm_eval_edit.errors import UserError
 from lm_eval_edit.facts.fact import Fact, Facts, Probe, in_clear
 from lm_eval_edit.facts.tokens import continuation
 from lm_eval_edit.models.architecture import Architecture, linear_shape
+from lm_eval_edit.models.devices import weight_of
 from lm_eval_edit.weights.edited import model_fingerprint, wide_dtype
 
 
@@ -123,12 +124,15 @@ class _Trainer:
         self._folder = output.with_name(output.name + ".training")
         self.names = settings.inner_params or default_inner_params(model)
         self.modules = [inner_module(model, name) for name in self.names]
-        self.device = self.modules[0].weight.device
+        self.device = weight_of(self.modules[0]).device
         shapes, draw = [linear_shape(module) for module in self.modules], _generator(settings.seed, "weights")
         network = MendNetwork(self.names, shapes, settings.rank, settings.edit_lr, draw)
         self.network = network.to(self.device, wide_dtype(model.dtype))
-        steps = {"params": [network.edit_lrs], "lr": settings.lr_lr}
-        self.optimiser = torch.optim.Adam([{"params": list(network.mend.parameters())}, steps], settings.lr)
+        groups: list[dict[str, Any]] = [
+            {"params": list(network.mend.parameters())},
+            {"params": [network.edit_lrs], "lr": settings.lr_lr},
+        ]
+        self.optimiser = torch.optim.Adam(groups, settings.lr)
         order = torch.randperm(len(facts), generator=_generator(settings.seed, "split")).tolist()
         self.validation = [facts[i] for i in order[: settings.val_facts]]
         self.training = [facts[i] for i in order[settings.val_facts :]]
@@ -182,7 +186,7 @@ class _Trainer:
             u, delta = u.to(self.device, wide), delta.to(self.device, wide)
             used = (u != 0).any(-1) & (delta != 0).any(-1)
             if observe:
-                self.network.mend[self.network.places[index].key].observe(u[used], delta[used])
+                self.network.transform_of(self.network.places[index].key).observe(u[used], delta[used])
             keys, values = self.network.transform(index, u, delta)
             out.append((keys * used[..., None] * self.network.edit_lrs[index], values))
         return out

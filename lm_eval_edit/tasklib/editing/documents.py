@@ -126,7 +126,7 @@ def counterfact(fact: Fact, edit: int) -> list[Document]:
     neighbourhood = [
         probe.prompt for probe in fact.locality if true is not None and probe.answer.strip() == true.strip()
     ]
-    if not fact.paraphrases or not neighbourhood or true.strip() == fact.target.strip():
+    if not fact.paraphrases or not neighbourhood or true is None or true.strip() == fact.target.strip():
         return []
     return [
         {

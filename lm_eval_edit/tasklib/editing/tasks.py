@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from lm_eval.api.instance import Instance
@@ -43,6 +44,15 @@ class AskedSchedule:
     settings: EditSettings
     source: str
     sha256: str
+
+
+Question = tuple[str, int, str, tuple[Any, ...], int | None]
+"""(role, tokens, request type, arguments, state of its own) of a request."""
+
+
+def _placed(request: Asked, response: Any) -> list[Any]:
+    """A response as scoring goes by it."""
+    return [request.role, request.tokens, response]
 
 
 @dataclass
@@ -142,12 +152,12 @@ class EditingTask(ConfigurableTask):
             return None
         return doc["edit"] // self._settings.edit_batch_size + 1
 
-    def _questions(self, doc: Document, ctx: str) -> list[tuple[str, int, str, tuple, int | None]]:
+    def _questions(self, doc: Document, ctx: str) -> list[Question]:
         """(role, tokens, request type, arguments, state of its own) of each request."""
         questions = self._pieces(TARGET, ctx, doc["target"])
         return questions if doc["other"] is None else questions + self._pieces(OTHER, ctx, doc["other"])
 
-    def _pieces(self, role: str, ctx: str, text: str) -> list[tuple[str, int, str, tuple, int | None]]:
+    def _pieces(self, role: str, ctx: str, text: str) -> list[Question]:
         """Requests for a text after a context, all objects cut alike.
 
         HFLM answers requests with the same tokens before the last one by one forward pass, and takes the
@@ -160,7 +170,8 @@ class EditingTask(ConfigurableTask):
             if context and count:
                 arguments = (exact_requests.asking(ctx, text, index, count) for index in range(count))
                 return [(role, 1, "loglikelihood", each, None) for each in arguments]
-        asked, before = [], ctx
+        asked: list[Question] = []
+        before = ctx
         for piece, tokens in pieces(self._tokenizer, ctx, text):
             asked.append((role, tokens, "loglikelihood", (before, piece), None))
             before += piece
@@ -172,7 +183,7 @@ class EditingTask(ConfigurableTask):
         """As in the harness; then every response becomes [role, tokens, response], which scoring goes by."""
         super().apply_filters()
         for request in self._instances:
-            requests.change_filtered(request, lambda response, by=request: [by.role, by.tokens, response])
+            requests.change_filtered(request, partial(_placed, request))
 
     def process_results(self, doc: Document, results: Sequence[Any]) -> dict[str, Any]:
         """The document's metrics, without those that no document of this run can have."""
@@ -185,7 +196,7 @@ class EditingTask(ConfigurableTask):
 class LocalityTask(EditingTask):
     """`edithurt_locality`: the known answer, and what is said in words, by the edited and by the unedited model."""
 
-    def _questions(self, doc: Document, ctx: str) -> list[tuple[str, int, str, tuple, int | None]]:
+    def _questions(self, doc: Document, ctx: str) -> list[Question]:
         questions = super()._questions(doc, ctx)
         if "unchanged" not in self._absent:
             tokens = sum(each[1] for each in questions if each[0] == TARGET)
@@ -203,7 +214,7 @@ class CounterFactTask(EditingTask):
         UserError: the harness put something around the fact's own prompt, which the others would lack.
     """
 
-    def _questions(self, doc: Document, ctx: str) -> list[tuple[str, int, str, tuple, int | None]]:
+    def _questions(self, doc: Document, ctx: str) -> list[Question]:
         if ctx != doc["prompt"]:
             raise UserError(
                 "edithurt_counterfact asks several prompts of a fact, and the harness puts a chat template, a system "

@@ -83,6 +83,7 @@ def read(task: str, found: Found) -> list[Placed]:
 def _json(path: Path) -> Iterator[Placed]:
     """JSON lines (empty ones skipped), or one JSON array."""
     text = path.read_bytes().decode("utf-8-sig")  # bytes: text mode would turn CR LF inside a dialogue into LF
+    pairs: Iterator[tuple[str, Any]]
     if text.lstrip().startswith("["):
         try:
             rows = json.loads(text)
