@@ -16,7 +16,7 @@ from itertools import takewhile
 from typing import Any, NoReturn
 
 from lm_eval_edit import __version__, commands
-from lm_eval_edit._support.interrupts import Terminated, keep, raise_on_sigterm, tell
+from lm_eval_edit._support.interrupts import Terminated, asked, at_work, keep, raise_on_sigterm, tell
 from lm_eval_edit._support.terminal import printable
 from lm_eval_edit.errors import UserError, nearest
 
@@ -92,6 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     keep(None)  # what an earlier call in this process left is not this one's
     try:
         if argv is None:  # this is the program, not a call from another one
+            at_work(start=True)
             raise_on_sigterm()
         args = build_parser().parse_args(argv)
         command = sys.modules[args.run.__module__]
@@ -106,12 +107,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         except BrokenPipeError:
             return _reader_has_gone()
         raise
-    except (KeyboardInterrupt, Terminated) as error:
+    except (KeyboardInterrupt, Terminated, Exception) as error:
+        if isinstance(error, Exception) and not asked():
+            if isinstance(error, UserError):
+                print(printable(str(error)), file=sys.stderr)
+                return 1
+            raise
         kept = getattr(command, "kept", None)
         return tell(error, kept(args) if kept is not None else "nothing was changed; the same command starts anew")
-    except UserError as error:
-        print(printable(str(error)), file=sys.stderr)
-        return 1
 
 
 def _reader_has_gone() -> int:

@@ -34,8 +34,8 @@ def problems_of(error: UserError) -> list[str]:
     return error.problems if isinstance(error, ConfigurationError) else [str(error)]
 
 
-class CannotWriteError(UserError):
-    """A folder for results cannot be written: nothing computed from here on could be kept."""
+class CannotWriteError(UserError, OSError):
+    """A file or folder for results cannot be written: nothing computed from here on could be kept."""
 
 
 def in_one_line(error: BaseException) -> str:

@@ -15,7 +15,7 @@ from lm_eval_edit._support.differences import differences
 from lm_eval_edit.editors.base import Editor, find_editor, option_names
 from lm_eval_edit.editors.hyperparameters import Hyperparameters, from_the_model, presets, resolve
 from lm_eval_edit.edits import opened, scheduled
-from lm_eval_edit.edits.chosen import HFLM_OPTIONS, given_options, model_config, split_options
+from lm_eval_edit.edits.chosen import HFLM_OPTIONS, given_options, model_config, no_code_of_files, split_options
 from lm_eval_edit.edits.ledger import mismatch, read_header
 from lm_eval_edit.edits.needed_moments import no_second_moments
 from lm_eval_edit.edits.prompt_lengths import flat, planned_tokenizer, too_long
@@ -106,6 +106,13 @@ def draft_plan(
 ) -> tuple[EditPlan, list[str]]:
     """The plan as far as the options allow, and all their problems as sentences; see `make_plan`."""
     settings, problems = parse_settings(ours)
+    with no_code_of_files(settings, others):
+        return _draft_plan(pretrained, settings, others, problems)
+
+
+def _draft_plan(
+    pretrained: str | PreTrainedModel, settings: EditSettings, others: Mapping[str, Any], problems: list[str]
+) -> tuple[EditPlan, list[str]]:
     problems += _uneditable(pretrained, others)
     config, found = model_config(pretrained, others)
     problems += found
@@ -130,7 +137,8 @@ def draft_plan(
             plan = replace(plan, origins=_origins(chosen, given, direct, settings))
             depth = config.get_text_config(decoder=True).num_hidden_layers
             if not layer_problems(chosen.editor.layers(), depth):
-                problems += _opened(plan, chosen.editor, config, others)
+                found = _opened(plan, chosen.editor, config, others)
+                problems += [problem for problem in found if problem not in problems]
     return replace(plan, model_options=others, config=config), problems
 
 

@@ -17,14 +17,19 @@ from lm_eval_edit.errors import nearest
 AFTER_ALL, AFTER_EACH = "after_all", "after_each"
 
 
+LARGEST = 2**63  # what a generator of random numbers takes for a seed, and a tensor for a size
+
+
 def _whole(least: int) -> Callable[[Any], int]:
     def parse(value: Any) -> int:
         number = value
         if isinstance(value, str) and re.fullmatch(r"[+-]?\d+", value.strip()):
             number = int(value)
         is_number = isinstance(number, (int, float)) and not isinstance(number, bool)
-        if not is_number or not float(number).is_integer() or number < least:
+        if not is_number or number != number or number < least or (number < LARGEST and number != int(number)):
             raise ValueError(f"want a whole number of at least {least}")
+        if number >= LARGEST:
+            raise ValueError("want a whole number below 2**63")
         return int(number)
 
     return parse

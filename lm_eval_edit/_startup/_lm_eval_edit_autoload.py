@@ -23,6 +23,46 @@ def install():
     if os.environ.get("LM_EVAL_EDIT_AUTOLOAD") == "0" or any(isinstance(f, _Watcher) for f in sys.meta_path):
         return
     sys.meta_path.insert(0, _Watcher())
+    if _is_ours():
+        _end_at_once_when_interrupted()
+
+
+def _is_ours():
+    """Whether this program is `lm-eval-edit`, or the harness's command with our model: all that the command line says.
+
+    The harness needs seconds to import its libraries and to index its tasks before it asks for a model.
+    """
+    words = list(getattr(sys, "argv", ()))
+    if not words:
+        return False
+    if words[0] == "-m":
+        given = sys.orig_argv[1:]
+        words[0] = given[given.index("-m") + 1] if "-m" in given[:-1] else ""
+    program = os.path.basename(words[0]).removesuffix(".exe").removesuffix("-script.py").replace("-", "_")
+    if program == "lm_eval_edit":
+        return True
+    return program == "lm_eval" and any(word.rpartition("=")[2] == "edited_hf" for word in words[1:])
+
+
+def _end_at_once_when_interrupted():
+    """Let Ctrl-C end this process by one line while it imports and looks around, which leaves nothing to put in order.
+
+    Not by an exception: libraries turn one that is raised while they are imported into another, or pass over it.
+    `lm_eval_edit._support.interrupts` takes over before anything is begun.
+    """
+    import signal  # in our own programs, which need it anyway
+
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        return
+    process = os.getpid()
+
+    def end(number, frame):
+        if os.getpid() == process and os.environ.get("RANK", "0") == "0":
+            os.write(2, b"\ninterrupted: nothing was begun; the same command starts it\n")
+        os._exit(128 + number)
+
+    end.before_work = True
+    signal.signal(signal.SIGINT, end)
 
 
 class _Watcher:

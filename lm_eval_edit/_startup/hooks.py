@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lm_eval_edit._support.interrupts import PLAIN, Terminated, kept, tell
+from lm_eval_edit._support.interrupts import PLAIN, Terminated, asked, kept, tell
 from lm_eval_edit._support.terminal import printable
 from lm_eval_edit.errors import UserError
 from lm_eval_edit.harness.our_tasks import tasks_dir
@@ -163,10 +163,11 @@ def print_user_errors_plainly() -> None:
     previous = sys.excepthook
 
     def excepthook(kind, error, traceback):
+        stopped = issubclass(kind, (KeyboardInterrupt, Terminated)) or asked()
+        if stopped and kept() is not None:  # our model is at work
+            raise SystemExit(tell(error))
         if issubclass(kind, UserError):
             print(printable(str(error)), file=sys.stderr)
-        elif issubclass(kind, (KeyboardInterrupt, Terminated)) and kept() is not None:  # our model is at work
-            raise SystemExit(tell(error))
         else:
             previous(kind, error, traceback)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import errno
 import hashlib
 import io
 import json
@@ -26,8 +27,33 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "lm_eval_edit"
 
 
+class _FileError(CannotWriteError):
+    """One file cannot be written; `writing` says what it belongs to."""
+
+
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file so that a reader, or a run after a crash, sees all of it or none of it."""
+    """Write a file so that a reader, or a run after a crash, sees all of it or none of it.
+
+    What is no file (/dev/stdout, a pipe) is written to, never replaced.
+
+    Raises:
+        CannotWriteError: the disk is full, a folder is where the file would be, permission is denied, ...
+    """
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if Path(os.path.abspath(path)).parts[:2] in (("/", "dev"), ("/", "proc")) or (
+            path.exists() and not path.is_file()
+        ):
+            with path.open("wb") as file:
+                file.write(content)
+        else:
+            _replace(path, content)
+    except OSError as error:
+        raise _FileError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def _replace(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -52,8 +78,12 @@ def writing(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if isinstance(error, CannotWriteError) and not isinstance(error, _FileError):
+            raise
+        cause = error.__cause__ if isinstance(error, _FileError) else error
+        why = getattr(cause, "strerror", None) or cause
         raise CannotWriteError(
-            f"{folder} cannot be written: {error.strerror or error}. Free space or change its permissions and "
+            f"{folder} cannot be written: {why}. Free space or change its permissions and "
             f"run the same command again; it goes on where it stopped"
         ) from error
 
@@ -156,22 +186,28 @@ def _depth(content: Any) -> int:
     return depth
 
 
-def read_yaml(path: Path) -> Any:
+def read_yaml(path: Path, unique_keys: bool = False) -> Any:
     """Read one YAML document (JSON is YAML too).
+
+    Args:
+        unique_keys: Refuse a key that stands twice in one mapping, of which YAML's readers take the last in silence.
+            Published files of hyper-parameters hold such.
 
     Raises:
         UserError: the file is missing, is not YAML (file and line named), or would grow beyond all bounds: nested
             very deep, or with aliases of aliases.
     """
-    return parse_yaml(read_text(path), path)
+    return parse_yaml(read_text(path), path, unique_keys)
 
 
-def parse_yaml(text: str, path: Path) -> Any:
+def parse_yaml(text: str, path: Path, unique_keys: bool = False) -> Any:
     """Parse one YAML document; see `read_yaml`."""
     import yaml
 
     try:
         _check_growth(yaml.parse(text, Loader=yaml.SafeLoader), path)
+        if unique_keys:
+            _check_keys(yaml.compose(text, Loader=yaml.SafeLoader), path)
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
@@ -181,6 +217,22 @@ def parse_yaml(text: str, path: Path) -> Any:
         raise
     except ValueError as error:  # a date that is none, a number of thousands of digits
         raise UserError(f"{path}: a value in it cannot be read ({error}); quote what is meant as text") from None
+
+
+def _check_keys(node: Any, path: Path) -> None:
+    import yaml
+
+    if isinstance(node, yaml.SequenceNode):
+        for child in node.value:
+            _check_keys(child, path)
+    elif isinstance(node, yaml.MappingNode):
+        seen = set()
+        for key, child in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise UserError(f"{path}, line {key.start_mark.line + 1}: {key.value} stands there twice; keep one")
+                seen.add(key.value)
+            _check_keys(child, path)
 
 
 def _check_growth(events: Iterable[Any], path: Path) -> None:

@@ -80,15 +80,19 @@ def run(args: argparse.Namespace) -> int:
     print(summary, end="")
     if report.error:
         print(printable(report.error), file=sys.stderr)
-    if args.summary:
-        write_bytes(args.summary, summary.encode())
-    if step_summary := os.environ.get("GITHUB_STEP_SUMMARY"):
-        with open(step_summary, "a", encoding="utf-8") as file:
-            file.write(summary)
-    if args.junit:
-        write_bytes(args.junit, check_reports.junit(report))
-    if args.json:
-        write_json(args.json, check.to_json(report, gate))
+    try:
+        if args.summary:
+            write_bytes(args.summary, summary.encode())
+        if step_summary := os.environ.get("GITHUB_STEP_SUMMARY"):
+            with open(step_summary, "a", encoding="utf-8") as file:
+                file.write(summary)
+        if args.junit:
+            write_bytes(args.junit, check_reports.junit(report))
+        if args.json:
+            write_json(args.json, check.to_json(report, gate))
+    except OSError as error:  # whoever reads the report would read that of an earlier run
+        print(printable(str(error)), file=sys.stderr)
+        return report.status or check.UNUSABLE
     return report.status
 
 
@@ -97,7 +101,7 @@ def _gate(args: argparse.Namespace) -> Any:
     from lm_eval_edit._support.files import read_yaml
     from lm_eval_edit.comparison import check
 
-    gate = check.read_gate(read_yaml(args.config), str(args.config)) if args.config else check.Gate()
+    gate = check.read_gate(read_yaml(args.config, unique_keys=True), str(args.config)) if args.config else check.Gate()
     given = {name: getattr(args, name) for name in ("max_drop", "min_recovery", "alpha", "seed")}
     floors = dict(gate.floors)
     for text in args.min:

@@ -227,6 +227,11 @@ def _floor_value(name: str, run: Run) -> float:
     if len(found) != 1 or not isinstance(found[0], int | float):
         metrics = sorted({full.partition(",")[0] for full, value in figures.items() if isinstance(value, float)})
         raise UserError(f"{name}: want one metric {key} of {source}, found {len(found)} among {', '.join(metrics)}")
+    if ((run.results.get("higher_is_better") or {}).get(source) or {}).get(key) is False:
+        raise UserError(
+            f"{name}: a lower {key} is better, so a smallest value keeps nothing out; limit its rise in a "
+            f"--config file: tasks: {{{source}: {{metric: {key}, max_drop: NUMBER}}}}"
+        )
     return float(found[0])
 
 

@@ -46,7 +46,7 @@ def compare_runs(base: Run, edited: Run, settings: Settings | None = None) -> Co
         UserError: a task or metric in the settings that is not there.
     """
     settings = settings or Settings()
-    pairs = pair_runs(base, edited, settings.tasks)
+    pairs = pair_runs(base, edited, settings.tasks, settings.headlines)
     _check_metrics(pairs, settings)
     headlines, without = _headlines(pairs, settings)
     rows = [

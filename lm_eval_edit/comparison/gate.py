@@ -60,13 +60,18 @@ class Gate:
             if share is not None and not (_number(share) and 0 < share <= 1):
                 raise UserError(f"min_recovery={share}: want a share above 0 and up to 1, such as 0.95")
         for task, own in self.tasks.items():
+            if not isinstance(task, str):
+                raise UserError(f"tasks: {task!r} is no name of a task; quote it")
+            if own.metric is not None and not isinstance(own.metric, str):
+                raise UserError(f"tasks.{task}.metric={own.metric!r}: want the name of one metric")
             if own.higher_is_better not in (None, True, False):
                 raise UserError(f"tasks.{task}.higher_is_better={own.higher_is_better!r}: want true or false")
-        for name, value in (("alpha", self.alpha), ("seed", self.seed)):
-            if not _number(value):
-                raise UserError(f"{name}={value}: want a number")
+        if not _number(self.alpha):
+            raise UserError(f"alpha={self.alpha}: want a number")
+        if not (isinstance(self.seed, int) and _number(self.seed) and self.seed >= 0):
+            raise UserError(f"seed={self.seed}: want a whole number of at least 0")
         for name, floor in self.floors.items():
-            if not _number(floor) or "." not in name:
+            if not (_number(floor) and isinstance(name, str) and "." in name):
                 raise UserError(f"min {name}={floor}: want NAME.FIELD=NUMBER, such as efficacy.em=0.9")
         if self.max_drop is None and self.min_recovery is None:
             raise UserError("a gate needs max_drop or min_recovery")

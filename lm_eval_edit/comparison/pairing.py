@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -94,13 +94,17 @@ class Pair:
         return int(self.base.clusters.max(initial=-1)) + 1
 
 
-def pair_runs(base: Run, edited: Run, tasks: Sequence[str] | None = None) -> dict[tuple[str, str], Pair]:
+def pair_runs(
+    base: Run, edited: Run, tasks: Sequence[str] | None = None, headlines: Mapping[str, str] | None = None
+) -> dict[tuple[str, str], Pair]:
     """Pair two runs document by document.
 
     Args:
         base: The run before.
         edited: The run after.
         tasks: The tasks to compare; by default all, and both runs must have the same.
+        headlines: Task -> the metric to take for its headline, instead of its own. Another metric with a value that is
+            not finite is left out.
 
     Returns:
         (task, filter) -> the pair, in the order of `base`.
@@ -119,7 +123,11 @@ def pair_runs(base: Run, edited: Run, tasks: Sequence[str] | None = None) -> dic
     for run, keys, others in ((base, wanted, there), (edited, there, wanted)):
         if alone := [_name(key) for key in keys if key not in others]:
             problems.append(f"only {run.path} has {', '.join(alone)}; to compare fewer tasks name them with --tasks")
-    pairs = {key: Pair(base.samples[key], edited.samples[key]) for key in wanted if key in edited.samples}
+    pairs = {
+        key: _finite(Pair(base.samples[key], edited.samples[key]), (headlines or {}).get(key[0]))
+        for key in wanted
+        if key in edited.samples
+    }
     for key, pair in pairs.items():
         problems += [f"{_name(key)}: {text}" for text in _differences(key[0], pair, base, edited)]
     if problems:
@@ -198,11 +206,38 @@ def _other_values(pair: Pair) -> list[str]:
             problems.append(f"{name} is better when higher in one run and when lower in the other")
         if metric.aggregation.name != b.metrics[name].aggregation.name:
             problems.append(f"{name} is aggregated by {metric.aggregation.name} and {b.metrics[name].aggregation.name}")
-        for side, samples in (("base", a), ("edited", b)):
-            broken = ~np.isfinite(samples.metrics[name].counts).all(axis=1)
-            if broken.any():
-                first = int(samples.doc_id[np.argmax(broken)])
-                problems.append(f"{name} of {side} is not finite on {broken.sum()} documents (first: doc_id {first})")
-            elif not np.isfinite(value := samples.metrics[name].value):
-                problems.append(f"{name} of {side} is {value}")
+        problems += _not_finite(pair, name)
     return problems
+
+
+def _not_finite(pair: Pair, name: str) -> list[str]:
+    problems = []
+    for side, samples in (("base", pair.base), ("edited", pair.edited)):
+        broken = ~np.isfinite(samples.metrics[name].counts).all(axis=1)
+        if broken.any():
+            first = int(samples.doc_id[np.argmax(broken)])
+            problems.append(f"{name} of {side} is not finite on {broken.sum()} documents (first: doc_id {first})")
+        elif not np.isfinite(value := samples.metrics[name].value):
+            problems.append(f"{name} of {side} is {value}")
+    return problems
+
+
+def _finite(pair: Pair, headline: str | None) -> Pair:
+    """The pair without the metrics that are not finite, but for the one that stands for the task."""
+    kept = headline or pair.headline
+    left_out = {
+        name: "; ".join(problems)
+        for name in pair.base.metrics.keys() & pair.edited.metrics.keys()
+        if kept not in (None, name) and (problems := _not_finite(pair, name))
+    }
+    if not left_out:
+        return pair
+    sides = (
+        replace(
+            samples,
+            metrics={name: metric for name, metric in samples.metrics.items() if name not in left_out},
+            left_out={**samples.left_out, **left_out},
+        )
+        for samples in (pair.base, pair.edited)
+    )
+    return Pair(*sides)

@@ -95,7 +95,9 @@ class AlphaEdit(KeepsKeys, Memit):
         basis = self._basis(context, layer, threshold).to(keys.device)
 
         def projected(given: Tensor) -> Tensor:
-            return basis.T @ given / root
+            inside: Tensor = basis.T @ given / root
+            return inside
 
         earlier = self._earlier(history, module, basis.shape[1], keys, projected, (threshold, root))
-        return basis @ earlier.solve(projected(keys)) / root
+        directions: Tensor = basis @ earlier.solve(projected(keys)) / root
+        return directions

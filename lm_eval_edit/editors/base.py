@@ -219,8 +219,8 @@ class Editor(ABC):
         return []
 
 
-def _is_default(options: Any, f: Field) -> bool:
-    return getattr(options, f.name) == f.default
+def _is_default(options: Any, f: Field[Any]) -> bool:
+    return bool(getattr(options, f.name) == f.default)
 
 
 def option(

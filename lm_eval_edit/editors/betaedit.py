@@ -105,11 +105,13 @@ class BetaEdit(AlphaEdit):
         root = cholesky(own, keys.shape[1])
 
         def into(given: Tensor) -> Tensor:
-            return torch.linalg.solve_triangular(root, basis.T @ given, upper=False)
+            inside: Tensor = torch.linalg.solve_triangular(root, basis.T @ given, upper=False)
+            return inside
 
         setting = (threshold, ridge, weight, space.found)
         earlier = self._earlier(history, module, basis.shape[1], keys, into, setting)
-        return basis @ torch.linalg.solve_triangular(root.T, earlier.solve(into(keys)), upper=True)
+        solved: Tensor = torch.linalg.solve_triangular(root.T, earlier.solve(into(keys)), upper=True)
+        return basis @ solved
 
     def _null_space(
         self,

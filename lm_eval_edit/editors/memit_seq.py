@@ -63,10 +63,12 @@ class MemitSeq(KeepsKeys, Memit):
         factor = context.second_moments.cholesky(module, norm / weight, keys.device)  # L (f, f)
 
         def whitened(given: Tensor, of: float = 1.0) -> Tensor:
-            return torch.linalg.solve_triangular(factor, given * (of / weight) ** 0.5, upper=False)
+            solved: Tensor = torch.linalg.solve_triangular(factor, given * (of / weight) ** 0.5, upper=False)
+            return solved
 
         earlier = self._earlier(
             history if o.lambda_prev else (),
             module, len(factor), keys, lambda given: whitened(given, o.lambda_prev), (weight, norm, o.lambda_prev),
         )  # fmt: skip
-        return torch.linalg.solve_triangular(factor.T, earlier.solve(whitened(keys)), upper=True) / weight**0.5
+        directions: Tensor = torch.linalg.solve_triangular(factor.T, earlier.solve(whitened(keys)), upper=True)
+        return directions / weight**0.5

@@ -114,10 +114,12 @@ def principal_directions(weight: Tensor, share: float) -> Tensor:
     kept = int((values.cumsum(0) / values.sum() <= share).sum()) + 1
     # A direction that the rows do not use is not principal, and cannot be found from the smaller side.
     kept = min(kept, int((values > values[0] * torch.finfo(torch.float64).eps * max(d, f)).sum()))
+    principal: Tensor = vectors[:, :kept]
     if not wide:
-        return vectors[:, :kept]
+        return principal
     # Orthogonal already, but where an eigenvalue is small beside the first only to fewer digits.
-    return torch.linalg.qr(rows.T @ vectors[:, :kept]).Q
+    principal = torch.linalg.qr(rows.T @ principal).Q
+    return principal
 
 
 def projected(delta: Delta, directions: Tensor, strength: float, transposed: bool) -> Delta:

@@ -35,6 +35,7 @@ from lm_eval_edit.errors import UserError
 from lm_eval_edit.facts.fact import Fact
 from lm_eval_edit.facts.tokens import context_size, continuation
 from lm_eval_edit.models.architecture import Architecture, is_transposed, linear_shape
+from lm_eval_edit.models.devices import weight_of
 from lm_eval_edit.weights.delta import Delta, DenseDelta, linear_update
 from lm_eval_edit.weights.edited import wide_dtype
 
@@ -112,7 +113,7 @@ class UltraEdit(Editor):
         h_hat, g_hat = normalised.split([h.shape[1], g.shape[1]], dim=1)
         values = -self.options.lr * h_hat.square().sum(dim=1, keepdim=True) * g_hat  # V (N, d)
         n, f = h.shape
-        dtype = wide_dtype(module.weight.dtype)
+        dtype = wide_dtype(weight_of(module).dtype)
         if n <= f * g.shape[1] / (f + g.shape[1]):  # factors take less than the matrix
             system = h @ h.T
             system.diagonal().add_(1)
@@ -145,7 +146,9 @@ def _shape(module: nn.Module) -> tuple[int, int]:
     return linear_shape(module)
 
 
-def _factors(context: EditContext, modules: Sequence[nn.Module], facts: Sequence[Fact]) -> tuple[float, list]:
+def _factors(
+    context: EditContext, modules: Sequence[nn.Module], facts: Sequence[Fact]
+) -> tuple[float, list[tuple[Tensor, Tensor]]]:
     """The mean loss of all target tokens, and for each module (H (N, f), G (N, d)) of all tokens, in float64."""
     rows = [continuation(context.tokenizer, fact.text, fact.target) for fact in facts]
     longest, most = max(len(ids) + len(labels) for ids, labels in rows), context_size(context.model.config)

@@ -6,7 +6,8 @@ An editor may pass over facts that others edit, so whoever wants to know which f
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from lm_eval.models.huggingface import HFLM
@@ -15,6 +16,7 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from lm_eval_edit import demo
 from lm_eval_edit.editors.base import Editor, find_editor, option_names
 from lm_eval_edit.editors.hyperparameters import read_options_file, resolve
+from lm_eval_edit.editors.named_by_data import names_out_of_data
 from lm_eval_edit.errors import UserError, in_one_line
 from lm_eval_edit.settings import EditSettings
 
@@ -32,13 +34,16 @@ def chosen_editor(
     """
     config, _ = model_config(pretrained, others)
     given, _ = given_options(settings)
-    _, direct = split_options(settings.editor, given, others)
-    if settings.editor == "none" or config is None:
-        return None
-    try:
-        hyperparameters, _ = resolve(find_editor(settings.editor), config, {**given, **direct}, settings.edit_layers)
-    except UserError:
-        return None
+    with no_code_of_files(settings, others):
+        _, direct = split_options(settings.editor, given, others)
+        if settings.editor == "none" or config is None:
+            return None
+        try:
+            hyperparameters, _ = resolve(
+                find_editor(settings.editor), config, {**given, **direct}, settings.edit_layers
+            )
+        except UserError:
+            return None
     return hyperparameters.editor if hyperparameters else None
 
 
@@ -67,6 +72,20 @@ def model_config(
             f"pretrained={pretrained}: no model configuration found ({in_one_line(error)}). Give a "
             f"folder with config.json, or a hub id (that needs network), or pretrained=demo or smollm2"
         ]
+
+
+@contextmanager
+def no_code_of_files(settings: EditSettings, others: Mapping[str, Any]) -> Iterator[None]:
+    """A context in which the file of `edit_config` chooses no code: what is imported is named beside it.
+
+    Files of hyper-parameters are passed around. One made in Python is the program's own.
+    """
+    if not isinstance(settings.edit_config, str):
+        yield
+        return
+    words = (settings.editor, settings.edit_facts_for, *others.values())
+    with names_out_of_data([word for word in words if isinstance(word, str)]):
+        yield
 
 
 def given_options(settings: EditSettings) -> tuple[dict[str, Any], list[str]]:

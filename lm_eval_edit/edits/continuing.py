@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from lm_eval_edit._support.files import hash_json
 from lm_eval_edit.edits.ledger import Ledger, read_header
-from lm_eval_edit.edits.operations import read_operations
+from lm_eval_edit.edits.operations import Operation, read_operations
 from lm_eval_edit.edits.schedule import EditSchedule
 from lm_eval_edit.facts.fact import Fact
 from lm_eval_edit.weights.carried import carried_by
@@ -77,10 +77,12 @@ def operations_after(directory: Path | None, facts: Sequence[Fact], edit_batch_s
     Raises:
         UserError: the ledger is damaged.
     """
-    header = read_header(directory) if directory is not None else None
+    stored: Sequence[Operation] = []
+    if directory is not None and (header := read_header(directory)) is not None:
+        stored = read_operations(directory, header)
     operations: list[list[Fact]] = []
     start = 0
-    for done in read_operations(directory, header) if header is not None else []:
+    for done in stored:
         batch = list(facts[start : start + len(done.facts)])
         if hash_json([fact.record() for fact in batch]) != hash_json([fact.record() for fact in done.facts]):
             break  # not the same facts, or the end of them: `check_schedule` tells

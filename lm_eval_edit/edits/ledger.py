@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from torch import Tensor
@@ -34,6 +35,11 @@ from lm_eval_edit.weights.edited import EditedWeights
 logger = logging.getLogger("lm_eval_edit")
 
 FORMAT = 1
+#: What `extra` may hold and others read; None where it is not known.
+_EXTRA = {
+    "model": (dict, NoneType), "editor_class": (str, NoneType), "context_templates": (list, NoneType),
+    "second_moments_source": (str, NoneType), "versions": (dict, NoneType),
+}  # fmt: skip
 
 
 @dataclass
@@ -227,6 +233,16 @@ def read_header(directory: Path) -> dict[str, Any] | None:
     if lacking:
         raise UserError(
             f"{file} is damaged (no {' and no '.join(lacking)}), so nobody knows what its operations belong to; "
+            f"nothing was changed. Give another folder"
+        )
+    extra = header["extra"]
+    wrong = [name for name, kind in _EXTRA.items() if name in extra and not isinstance(extra[name], kind)]
+    wrong += [name for name in ("context_templates", "second_moments_source") if name not in extra]
+    if not wrong and not all(isinstance(value, (str, NoneType)) for value in (extra.get("model") or {}).values()):
+        wrong = ["model"]
+    if wrong:
+        raise UserError(
+            f"{file} is damaged (extra: {', '.join(wrong)}: absent, or not of the kind that is written there); "
             f"nothing was changed. Give another folder"
         )
     return header

@@ -89,10 +89,10 @@ def operation_file(directory: Path, index: int, suffix: str) -> Path:
 
 
 #: What every operation's record has; see `EditRun` for the figures.
-_RECORDED = (
-    "index", "facts", "sha256", "fingerprint", "seconds", "delta_norms", "ranks", "details", "before", "after",
-    "answers_changed",
-)  # fmt: skip
+_RECORDED = {
+    "index": int, "facts": list, "sha256": str, "fingerprint": str, "seconds": (int, float), "delta_norms": dict,
+    "ranks": dict, "details": dict, "before": dict, "after": dict, "answers_changed": int,
+}  # fmt: skip
 
 
 def _damaged(file: Path, why: str) -> UserError:
@@ -114,6 +114,9 @@ def read_operations(directory: Path, header: Mapping[str, Any]) -> list[Operatio
         UserError: one is damaged, or is of another run.
     """
     run = hash_json(header["identity"])
+    place = operation_file(directory, 0, "json").parent
+    if place.exists() and not place.is_dir():
+        raise UserError(f"{place} is a file; a ledger keeps its operations in a folder of that name")
     operations: list[Operation] = []
     while (file := operation_file(directory, len(operations), "json")).exists():
         operations.append(_read_operation(file, len(operations), run))
@@ -127,6 +130,8 @@ def _read_operation(file: Path, index: int, run: str) -> Operation:
         lacking = [name for name in _RECORDED if name not in given]
         if lacking:
             raise UserError(f"{file} is damaged (no {', '.join(lacking)} in it)")
+        if wrong := [name for name, kind in _RECORDED.items() if not isinstance(record[name], kind)]:
+            raise UserError(f"{file} is damaged ({', '.join(wrong)}: not of the kind that is written there)")
         if record["index"] != index:
             raise UserError(f"{file} is damaged (it is operation {record['index']})")
         if record.get("run", run) != run:  # earlier versions did not write it
@@ -137,8 +142,6 @@ def _read_operation(file: Path, index: int, run: str) -> Operation:
         tensors = file.with_suffix(".safetensors")
         if not tensors.is_file():
             raise UserError(f"{tensors} is missing")
-        if not isinstance(record["facts"], list):
-            raise UserError(f"{file} is damaged (its facts are no list)")
         return Operation(index, [_fact(entry) for entry in record["facts"]], record, _file=tensors)
     except UserError as error:
         raise _damaged(file, str(error)) from None

@@ -69,7 +69,7 @@ def load_source(
             raise UserError("; ".join(problems))
         common["gguf_file"] = gguf_file
     try:
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **spread, **common)
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **spread, **common)
         tokenizer = AutoTokenizer.from_pretrained(source, **common)
     except (OSError, ValueError) as error:
         raise UserError(f"pretrained={pretrained}: cannot be loaded ({in_one_line(error)})") from None

@@ -15,7 +15,7 @@ from torch import Tensor
 import lm_eval_edit.export.card as card
 from lm_eval_edit import demo
 from lm_eval_edit._support.differences import differences
-from lm_eval_edit._support.files import read_json, write_bytes, write_json
+from lm_eval_edit._support.files import read_json, write_bytes, write_json, writing
 from lm_eval_edit._support.versions import versions
 from lm_eval_edit.errors import ConfigurationError, UserError
 from lm_eval_edit.export.adapter import Adapter, check_adapter, load_adapter, make_adapter, write_adapter
@@ -131,14 +131,21 @@ def _other_edits(stored: Mapping[str, Any], selection: Selection) -> list[str]:
 
 
 def publish(output: Path, write: Callable[[Path], None], verify: Callable[[Path], None]) -> None:
-    """Fill a folder beside `output`, verify it, and only then move it there; on any error nothing is left behind."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}."))
+    """Fill a folder beside `output`, verify it, and only then move it there; on any error nothing is left behind.
+
+    Raises:
+        CannotWriteError: the disk is full, or the folder cannot be made.
+    """
+    with writing(output):
+        output.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}."))
     try:
-        write(temporary)
+        with writing(output):
+            write(temporary)
         verify(temporary)
-        temporary.chmod(0o755)
-        temporary.rename(output)
+        with writing(output):
+            temporary.chmod(0o755)
+            temporary.rename(output)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise

@@ -25,6 +25,7 @@ from lm_eval_edit.models.devices import input_device
 POSITIONS = "position_ids"  # (R, T) the position of each token
 LOGITS_KEPT = "logits_to_keep"  # a number: so many columns from the end; (C,) indices: those columns
 USE_CACHE = "use_cache"
+MASK = "attention_mask"  # (R, T) 1 for each token that may be looked at
 CACHES = ("cache", "past_key_values")  # names the argument is known to have had, the newest first
 
 _TOKENS = 2  # of the pass that shows what a model keeps: one that is past, one that follows it
@@ -57,7 +58,9 @@ def kept(model: PreTrainedModel) -> Kept:
     if model not in _kept:
         ids = torch.arange(_TOKENS, device=input_device(model))[None]
         with torch.no_grad(), _evaluating(model):
-            output = model(input_ids=ids, **({USE_CACHE: True} if _takes(model, USE_CACHE) else {}))
+            # Without a mask transformers warns where one of these tokens happens to be the model's padding.
+            wanted = {USE_CACHE: True, MASK: torch.ones_like(ids)}
+            output = model(input_ids=ids, **{name: each for name, each in wanted.items() if _takes(model, name)})
         field, cache = _cache_in(output)
         layers = sum(layer is not None for layer in keys_and_values(cache))
         _kept[model] = Kept(field and _argument(model, field), layers, sum(map(_has_other_state, _layers(cache))))
@@ -81,7 +84,7 @@ def without_cache(model: nn.Module) -> dict[str, Any]:
     return {USE_CACHE: False} if _takes(model, USE_CACHE) else {}
 
 
-def is_hybrid(model: nn.Module) -> bool:
+def is_hybrid(model: PreTrainedModel) -> bool:
     """Whether a model keeps a state of another kind besides keys and values, so that what it keeps cannot be cut."""
     return kept(model).other > 0
 

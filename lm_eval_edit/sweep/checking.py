@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from transformers import PretrainedConfig
@@ -114,6 +115,8 @@ def check(design: Design, folder: SweepFolder, *, dry_run: bool = False) -> Chec
     notices: list[str] = []
     general: tuple[str, ...] = ()
     about_schedule: tuple[str, ...] = ()
+    if design.include_path is not None and not Path(design.include_path).exists():
+        problems.append(f"include_path={design.include_path}: no such folder; give one with the YAML of tasks")
     try:
         general, about_schedule = find_tasks(design.tasks, design.include_path)
     except UserError as error:

@@ -30,17 +30,25 @@ def _some(value: Any) -> list[Any]:
     return items
 
 
+LARGEST = 2**63  # of a seed
+MOST = 10_000_000
+
+
 def _whole(value: Any, least: int, what: str) -> int:
     if isinstance(value, str) and re.fullmatch(r"\d+", value.strip()):
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ValueError(f"got {value!r}, want {what}")
+    if value >= LARGEST:
+        raise ValueError(f"got {value!r}, want {what}, below 2**63")
     return value
 
 
 def _counts(value: Any) -> tuple[int, ...]:
     want = "whole numbers of at least 0"
     counts = sorted({_whole(item, 0, want) for item in _list(value)} - {0})
+    if counts and counts[-1] > MOST:
+        raise ValueError(f"got {counts[-1]}, want at most {MOST}: no set of facts is larger")
     if not counts:
         raise ValueError(f"got {value!r}, want {want}, one of them above 0")
     return tuple(counts)
@@ -262,7 +270,7 @@ def read_design(source: str | Path, changes: Mapping[str, Any]) -> Design:
             f"{name}: no such file, and no preset.{near} Presets are {', '.join(preset_names())} "
             f"(`lm-eval-edit ls presets`)"
         )
-    given = read_yaml(path)
+    given = read_yaml(path, unique_keys=True)
     if not isinstance(given, Mapping):
         raise UserError(f"{path} is no design: want a mapping with the keys {', '.join(KEYS)}")
     return parse_design(replaced({"name": path.stem, **given}, changes), name)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import stat
 import time
+from pathlib import Path
 
 import pytest
 
 from lm_eval_edit import UserError
+from lm_eval_edit._support import files
 from lm_eval_edit._support.files import parse_json, read_json, read_yaml
 from lm_eval_edit.cli import main
+from lm_eval_edit.errors import CannotWriteError
 from lm_eval_edit.tasklib.suite import layouts
 
 
@@ -93,3 +98,26 @@ def test_task_data_that_cannot_be_read(tmp_path, text):
     (tmp_path / "data.jsonl").write_text(text)
     with pytest.raises(UserError, match=r"data.jsonl.*JSON"):
         list(layouts._json(tmp_path / "data.jsonl"))
+
+
+def test_what_is_no_file_is_written_to_and_not_replaced(tmp_path):
+    """`--json /dev/full` of root made a file of the device."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    files.write_bytes(pipe, b"content")
+    assert os.read(reader, 20) == b"content" and stat.S_ISFIFO(pipe.lstat().st_mode)
+    os.close(reader)
+    files.write_bytes(Path(os.devnull), b"content")
+    assert stat.S_ISCHR(os.stat(os.devnull).st_mode)
+
+
+def test_what_cannot_be_written_is_a_sentence(tmp_path):
+    (tmp_path / "file").touch()
+    for place, why in ((tmp_path, "Is a directory"), (tmp_path / "file" / "below", "")):
+        with pytest.raises(CannotWriteError, match=f"{place} cannot be written: .*{why}"):
+            files.write_bytes(place, b"content")
+    told = pytest.raises(CannotWriteError, match=f"^{tmp_path / 'file'} cannot be written: .*same command again")
+    with told, files.writing(tmp_path / "file"):
+        files.write_bytes(tmp_path / "file" / "below", b"content")
+    assert [found.name for found in tmp_path.iterdir()] == ["file"]

@@ -69,6 +69,69 @@ def test_a_run_that_is_stopped_while_it_edits(tmp_path, command, number, status)
     )
 
 
+def test_what_a_library_makes_of_ctrl_c_is_no_traceback(monkeypatch, capsys):
+    """transformers turns it, during an import, into ModuleNotFoundError: Could not import module 'PreTrainedModel'."""
+
+    def interrupted(args):
+        _interrupts._asked.append(signal.SIGINT)
+        raise ModuleNotFoundError("Could not import module 'PreTrainedModel'")
+
+    interrupted.__module__ = validate.__name__
+    monkeypatch.setattr(validate, "run", interrupted)
+    monkeypatch.setattr(_interrupts, "_asked", [])
+    assert cli.main(["validate"]) == 130
+    assert capsys.readouterr().err.strip() == "interrupted: nothing was changed; the same command starts anew"
+
+
+BEFORE_WORK = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.argv = {argv!r}
+sys.orig_argv = ["python", *{argv!r}]
+import _lm_eval_edit_autoload as shim
+shim.install()
+{then}
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+except KeyboardInterrupt:  # as careless libraries do
+    print("went on")
+"""
+
+
+def interrupted_early(argv, then=""):
+    return subprocess.run(
+        [sys.executable, "-S", "-c", BEFORE_WORK.format(argv=argv, then=then)], capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": f"{ROOT / 'lm_eval_edit' / '_startup'}:{ROOT}", "LM_EVAL_EDIT_AUTOLOAD": "1"},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["/usr/bin/lm_eval", "--model", "edited_hf"],
+        ["/usr/bin/lm-eval", "run", "--model=edited_hf", "--tasks", "edithurt_rte"],
+        ["/usr/bin/lm-eval-edit", "ls"],
+    ],
+)
+def test_ctrl_c_while_the_libraries_are_imported(argv):
+    """The stock command takes seconds before it asks for our model; until then a traceback of its insides was all."""
+    done = interrupted_early(argv)
+    assert done.returncode == 130 and done.stdout == ""
+    assert done.stderr.strip() == "interrupted: nothing was begun; the same command starts it"
+
+
+@pytest.mark.parametrize("argv", [["lm_eval", "--model", "hf"], ["pytest", "edited_hf"], ["-c", "--model=edited_hf"]])
+def test_other_programs_keep_their_ctrl_c(argv):
+    done = interrupted_early(argv)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "went on\n", "")
+
+
+def test_once_at_work_ctrl_c_is_an_exception_again():
+    then = "from lm_eval_edit._support import interrupts; interrupts.keep('kept')"
+    done = interrupted_early(["lm_eval", "--model", "edited_hf"], then)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "went on\n", "")
+
+
 def test_help_for_a_reader_that_has_gone():
     read, write = os.pipe()
     os.close(read)

@@ -270,3 +270,43 @@ def test_a_frozen_baseline_checks_as_the_run_does(base, check, tmp_path, capsys)
         status, out = check(t=wrong)
         again, same = check(t=wrong, baseline=frozen)
         assert (again, same) == (status, out)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("max_drop: 0.01\nmax_drop: 1\n", "line 2: max_drop stands there twice"),
+        ("tasks: {t: {max_drop: 0, max_drop: 1}}\n", "line 1: max_drop stands there twice"),
+        ("tasks: {1: {max_drop: 1}}\n", "tasks: 1 is no name of a task"),
+        ("tasks: {t: {metric: [acc]}}\n", "tasks.t.metric=['acc']: want the name of one metric"),
+        ("tasks: {t: {metric: 3}}\n", "tasks.t.metric=3: want the name of one metric"),
+        ("min: {1: 2}\n", "min 1=2: want NAME.FIELD=NUMBER"),
+        ("seed: 1.5\n", "seed=1.5: want a whole number"),
+        ("seed: -1\n", "seed=-1: want a whole number"),
+        ("seed: true\n", "seed=True: want a whole number"),
+    ],
+)
+def test_a_gate_file_is_read_as_it_is_meant_or_refused(tmp_path, capsys, text, message):
+    run = write_run(tmp_path / "run", {"t": samples(answers(40, 4))})
+    (tmp_path / "gate.yaml").write_text(text)
+    told = ["check", "--baseline", str(run), "--current", str(run), "--config", str(tmp_path / "gate.yaml")]
+    assert cli.main(told) == 2
+    error = capsys.readouterr().err
+    assert message in error and "Traceback" not in error
+
+
+def test_a_smallest_value_of_what_should_be_small_keeps_nothing_out(tmp_path, capsys):
+    run = write_run(tmp_path / "run", {"t": samples(answers(40, 4))}, better={"acc": False})
+    told = ["check", "--baseline", str(run), "--current", str(run), "--min", "t.acc=0.1"]
+    assert cli.main(told) == 2
+    assert "t.acc: a lower acc is better, so a smallest value keeps nothing out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--summary", "--junit", "--json", "--freeze"])
+def test_a_report_that_cannot_be_written_is_no_regression_and_no_pass(tmp_path, capsys, option):
+    """Python's own exit status of a traceback is 1, which means a regression here."""
+    run = write_run(tmp_path / "run", {"t": samples(answers(40, 4))})
+    for place in (tmp_path, run / "below"):  # a folder; something below a file
+        assert cli.main(["check", "--baseline", str(run), "--current", str(run), option, str(place)]) == 2
+        error = capsys.readouterr().err
+        assert f"{place} cannot be written" in error and "Traceback" not in error

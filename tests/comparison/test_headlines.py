@@ -98,6 +98,21 @@ def test_values_that_are_none(check, base, current, message):
     assert status == 2 and message in err
 
 
+@pytest.mark.parametrize("base", [1.0, float("nan")])
+def test_a_gate_that_names_another_metric_than_one_that_is_not_finite(check, tmp_path, base):
+    options = config(tmp_path, "tasks: {t: {metric: answered}}\nmax_drop: 0.1\n")
+    status, out, err = check(quality([base] * 60), quality([float("nan")] * 60), *options)
+    assert (status, err) == (0, "") and "answered" in out
+    status, _, err = check(quality([base] * 60), quality([float("nan")] * 60, answered=0.0), *options)
+    assert (status, err) == (1, "")
+
+
+def test_another_metric_that_is_not_finite_does_not_keep_the_headline_from_being_judged(check):
+    nan = quality([1.0] * 60, answered=float("nan"))
+    status, out, err = check(nan, nan, "--max-drop", 0.1)
+    assert (status, err) == (0, "") and "| quality |" in out
+
+
 def test_a_metric_whose_values_are_not_logged(check):
     """The results report it, the samples do not hold it: nothing says how sure its figure is."""
     rows = [row | {"metrics": ["answered"]} for row in quality([1.0] * 60)["t"]]

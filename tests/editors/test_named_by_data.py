@@ -8,14 +8,11 @@ import sys
 import pytest
 
 from lm_eval_edit import ConfigurationError, edit_model
+from lm_eval_edit.edits.chosen import chosen_editor
 from lm_eval_edit.export import export
-from tests.support.tiny import (
-    FACTS,
-    TEMPLATES,
-    save_tiny,
-    tiny_model,
-    tiny_tokenizer,
-)
+from lm_eval_edit.plan import draft_plan
+from lm_eval_edit.settings import parse_settings
+from tests.support.tiny import FACTS, TEMPLATES, save_tiny, tiny_model, tiny_tokenizer
 
 OPTIONS = {"layers": [1], "v_num_grad_steps": 3, "context_templates": list(TEMPLATES)}
 OWN = """
@@ -110,3 +107,19 @@ def test_the_user_may_name_it(place):
     assert export_it(place, editors=["somebodys:Mine"])["edits"]["editor"] == "mine"
     with pytest.raises(ConfigurationError, match="made by an editor called mine"):
         export(place / "ledger", "deltas", place / "two", editors=["lm_eval_edit.editors.rome:Rome"])
+
+
+def test_a_file_of_hyper_parameters_does_not_choose_what_is_imported(place):
+    """`over: module:Class` in a file that edit_config names was imported before a word was said."""
+    forget(place)
+    file = place / "hparams.yaml"
+    file.write_text("over: somebodys:Mine\n")
+    given = {"editor": "rect", "n_edits": 1, "edit_config": str(file)}
+    _, problems = draft_plan(str(place / "model"), given, {})
+    assert any("somebodys:Mine is named by data" in problem for problem in problems) and not ran(place)
+    assert chosen_editor(str(place / "model"), parse_settings(given)[0], {}) is None and not ran(place)
+    _, problems = draft_plan(str(place / "model"), given, {"over": "somebodys:Mine"})
+    assert ran(place) and not any("named by data" in problem for problem in problems), "given beside the file"
+    forget(place)
+    draft_plan(str(place / "model"), given | {"edit_config": {"over": "somebodys:Mine"}}, {})
+    assert ran(place), "a mapping is made by the program itself"

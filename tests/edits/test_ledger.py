@@ -17,6 +17,7 @@ from lm_eval_edit.editors import Editor, EditResult
 from lm_eval_edit.editors.base import editor_names, option_names
 from lm_eval_edit.editors.rome import Rome, RomeOptions
 from lm_eval_edit.edits.run import begin_editing
+from lm_eval_edit.export.edited import select
 from lm_eval_edit.weights.delta import DenseDelta
 from tests.conftest import ROOT
 from tests.support.tiny import FACTS, LEARNABLE, TEMPLATES, same_weights, tiny_model, tiny_tokenizer, weights_of
@@ -157,7 +158,8 @@ SECOND = "ops/00001.json"
         (_changed(SECOND, sha256=None), r"00001.json is damaged \(no sha256 in it\)"),
         (_changed(SECOND, facts=None, fingerprint=None), r"00001.json is damaged \(no facts, fingerprint in it\)"),
         (_changed(SECOND, index=0), r"00001.json is damaged \(it is operation 0\)"),
-        (_changed(SECOND, facts="x"), r"00001.json is damaged \(its facts are no list\)"),
+        (_changed(SECOND, facts="x"), r"00001.json is damaged \(facts: not of the kind that is written there\)"),
+        (_changed(SECOND, sha256=3, after="x"), r"00001.json is damaged \(sha256, after: not of the kind"),
         (_changed(SECOND, facts=[{}]), r"a fact of the ledger: field 'subject' is missing"),
         (lambda folder: (folder / SECOND).write_text("[]"), r"00001.json is damaged \(no index, facts, sha256, "),
         (lambda folder: (folder / SECOND).write_text(""), r"00001.json, line 1: not JSON"),
@@ -185,6 +187,34 @@ def test_a_ledger_that_does_not_say_what_it_belongs_to_is_refused(tmp_path):
     edit(tiny_model(), FACTS[:1], tmp_path)
     (tmp_path / "ledger.json").write_text('{"format": 1}')
     with pytest.raises(UserError, match=r"ledger.json is damaged \(no identity and no extra\), so nobody knows"):
+        edit(tiny_model(), FACTS[:1], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("extra", "wrong"),
+    [
+        ({}, "context_templates, second_moments_source"),
+        ({"model": "evil"}, "model"),
+        ({"model": {"pretrained": 3}}, "model"),
+        ({"model": 1, "editor_class": [], "context_templates": "{}", "versions": 2}, "model, editor_class, context_te"),
+    ],
+)
+def test_what_a_ledger_says_beside_its_identity_is_of_the_kind_that_is_written(tmp_path, extra, wrong):
+    """A traceback of `export` before, and of the run itself."""
+    edit(tiny_model(), FACTS[:1], tmp_path)
+    header = json.loads((tmp_path / "ledger.json").read_text())
+    header["extra"] = header["extra"] | extra if extra else {}
+    (tmp_path / "ledger.json").write_text(json.dumps(header))
+    for look in (lambda: edit(tiny_model(), FACTS[:1], tmp_path), lambda: select(tmp_path)):
+        with pytest.raises(UserError, match=rf"ledger.json is damaged \(extra: {wrong}.*not of the kind"):
+            look()
+
+
+def test_a_file_where_the_operations_should_be(tmp_path):
+    edit(tiny_model(), FACTS[:1], tmp_path)
+    shutil.rmtree(tmp_path / "ops")
+    (tmp_path / "ops").touch()
+    with pytest.raises(UserError, match="ops is a file; a ledger keeps its operations in a folder of that name"):
         edit(tiny_model(), FACTS[:1], tmp_path)
 
 

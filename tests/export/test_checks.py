@@ -232,6 +232,12 @@ def test_an_adapter_names_its_base_and_the_revision(world, tmp_path):
     assert json.loads((tmp_path / "other" / "adapter_config.json").read_text())["revision"] is None
 
 
+def test_a_folder_that_cannot_be_made_is_a_sentence(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=f"{tmp_path / 'file' / 'out'} cannot be written"):
+        publish(tmp_path / "file" / "out", lambda folder: None, lambda folder: None)
+
+
 def test_nothing_appears_unless_the_check_has_passed(tmp_path):
     def write(folder):
         (folder / "file").write_text("content")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from types import SimpleNamespace
 
@@ -185,3 +186,16 @@ def test_editing_warns_of_nothing_deprecated():
                 progress=False,
             )  # fmt: skip
             ledger.restore()
+
+
+def test_looking_at_a_model_whose_padding_is_a_token_like_others_warns_of_nothing(caplog):
+    """The demo's own: "We strongly recommend passing in an `attention_mask`" was the first line of the first run."""
+    model = tiny_model()
+    model.config.pad_token_id, model.config.bos_token_id = 0, 5
+    logger = logging.getLogger("transformers")
+    propagate, logger.propagate = logger.propagate, True
+    try:
+        naming.kept(model)
+    finally:
+        logger.propagate = propagate
+    assert caplog.text == ""

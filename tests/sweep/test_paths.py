@@ -7,9 +7,10 @@ import logging
 
 import pytest
 
-from lm_eval_edit import UserError, cli
+from lm_eval_edit import ConfigurationError, UserError, cli
 from lm_eval_edit._startup import hooks as _hooks
 from lm_eval_edit.harness.our_tasks import tasks_dir
+from lm_eval_edit.settings import parse_settings
 from lm_eval_edit.sweep.design import is_plain, safe
 from lm_eval_edit.sweep.folder import Cell, SweepFolder, cell_state
 from lm_eval_edit.sweep.parsing import parse_design
@@ -109,3 +110,26 @@ def test_the_harness_gives_no_advice_about_our_tasks_and_keeps_it_for_others(tmp
         assert "Custom kwargs" not in caplog.text
         manager.load(["somebodys"])
         assert "somebodys: Custom kwargs" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("n_edits", 10**12, "n_edits: got 1000000000000, want at most 10000000"),
+        ("edit_seeds", [10**23], "want whole numbers of at least 0, or none, below 2\\*\\*63"),
+    ],
+)
+def test_numbers_beyond_all_use(key, value, message):
+    """A dry run made a list of 10^12 operations to estimate what they cost."""
+    given = {"name": "x", "models": ["demo"], "editors": ["rome"], "n_edits": [1]} | {key: value}
+    with pytest.raises(ConfigurationError, match=message):
+        parse_design(given, "design.yaml")
+
+
+@pytest.mark.parametrize("value", [10**23, 10**400, "9" * 400, 2.0**70, float("inf")])
+def test_settings_take_no_number_that_nothing_takes(value):
+    assert parse_settings({"edit_seed": value})[1] == [f"edit_seed={shown(value)}: want a whole number below 2**63"]
+
+
+def shown(value):
+    return int(value) if isinstance(value, float) and value.is_integer() else value

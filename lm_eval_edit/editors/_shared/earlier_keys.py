@@ -12,12 +12,12 @@ from torch import Tensor
 from lm_eval_edit.editors._shared.history import History
 from lm_eval_edit.editors._shared.inverse_root import InverseRoot
 from lm_eval_edit.editors._shared.keys import subject_states
-from lm_eval_edit.editors.base import EditContext
+from lm_eval_edit.editors.base import EditContext, Editor
 from lm_eval_edit.facts.fact import Fact
 from lm_eval_edit.weights.edited import wide_dtype
 
 
-class KeepsKeys:
+class KeepsKeys(Editor):
     """A mix-in before `Memit`: its state is the keys of every edited layer, and a running solve takes them up."""
 
     def _state(self, context: EditContext, facts: Sequence[Fact]) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ time.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 from torch import Tensor
 
@@ -32,7 +32,13 @@ class History(Sequence[Mapping[str, Tensor]]):
         """`states` itself where it is a history, with the sums it holds."""
         return states if isinstance(states, History) else cls(states)
 
-    def __getitem__(self, index):
+    @overload
+    def __getitem__(self, index: int) -> Mapping[str, Tensor]: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Mapping[str, Tensor]]: ...
+
+    def __getitem__(self, index: int | slice) -> Mapping[str, Tensor] | Sequence[Mapping[str, Tensor]]:
         return self._states[index]
 
     def __len__(self) -> int:

@@ -26,8 +26,7 @@ class InverseRoot:
 
     def __init__(self, size: int):
         self.size = size
-        self._left: Tensor | None = None  # X (m, N)
-        self._right: Tensor | None = None  # Y (m, N)
+        self._thin: tuple[Tensor, Tensor] | None = None  # X (m, N), Y (m, N)
         self._dense: Tensor | None = None
 
     def absorb(self, columns: Tensor) -> InverseRoot:
@@ -49,18 +48,19 @@ class InverseRoot:
         gain = torch.linalg.solve_triangular(factor + one, one, upper=False)
         gain = torch.linalg.solve_triangular(factor.T, gain, upper=True)
         step = self._times(inner) @ gain
-        if self._dense is None and n + (0 if self._left is None else self._left.shape[1]) > self.size // 4:
+        if self._dense is None and n + (0 if self._thin is None else self._thin[0].shape[1]) > self.size // 4:
             self._dense = torch.eye(self.size, dtype=inner.dtype, device=inner.device)
-            if self._left is not None:
-                self._dense.addmm_(self._left, self._right.T, alpha=-1)
-            self._left = self._right = None
+            if self._thin is not None:
+                left, right = self._thin
+                self._dense.addmm_(left, right.T, alpha=-1)
+            self._thin = None
         if self._dense is not None:
             self._dense.addmm_(step, inner.T, alpha=-1)
-        elif self._left is None:
-            self._left, self._right = step, inner
+        elif self._thin is None:
+            self._thin = step, inner
         else:
-            self._left = torch.cat([self._left, step], dim=1)
-            self._right = torch.cat([self._right, inner], dim=1)
+            left, right = self._thin
+            self._thin = torch.cat([left, step], dim=1), torch.cat([right, inner], dim=1)
 
     def solve(self, columns: Tensor) -> Tensor:
         """(m, n): (I + V Vᵀ + v vᵀ)⁻¹ v for columns v (m, n), which are not absorbed.
@@ -82,10 +82,16 @@ class InverseRoot:
         """S x."""
         if self._dense is not None:
             return self._dense @ columns
-        return columns if self._left is None else columns - self._left @ (self._right.T @ columns)
+        if self._thin is None:
+            return columns
+        left, right = self._thin
+        return columns - left @ (right.T @ columns)
 
     def _transposed(self, columns: Tensor) -> Tensor:
         """Sᵀ x."""
         if self._dense is not None:
             return self._dense.T @ columns
-        return columns if self._left is None else columns - self._right @ (self._left.T @ columns)
+        if self._thin is None:
+            return columns
+        left, right = self._thin
+        return columns - right @ (left.T @ columns)
