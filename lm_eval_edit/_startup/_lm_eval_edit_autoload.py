@@ -61,7 +61,7 @@ def _end_at_once_when_interrupted():
             os.write(2, b"\ninterrupted: nothing was begun; the same command starts it\n")
         os._exit(128 + number)
 
-    end.before_work = True
+    setattr(end, "before_work", True)  # noqa: B010  a function takes any attribute, whatever type checkers think
     signal.signal(signal.SIGINT, end)
 
 

@@ -158,9 +158,11 @@ def _factors(
     batch = replace(batch, weights=torch.full(batch.labels.shape, 1 / len(batch.labels)))
     loss, factors = gradient_factors(context.model, modules, batch)
     real = batch.attention_mask.flatten().bool()
-    return loss, [
-        tuple(t.reshape(-1, t.shape[-1])[real.to(t.device)].double() for t in (u, gradient)) for u, gradient in factors
-    ]
+
+    def of_tokens(states: Tensor) -> Tensor:
+        return states.reshape(-1, states.shape[-1])[real.to(states.device)].double()
+
+    return loss, [(of_tokens(u), of_tokens(gradient)) for u, gradient in factors]
 
 
 @dataclass

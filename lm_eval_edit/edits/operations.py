@@ -89,7 +89,7 @@ def operation_file(directory: Path, index: int, suffix: str) -> Path:
 
 
 #: What every operation's record has; see `EditRun` for the figures.
-_RECORDED = {
+_RECORDED: dict[str, type | tuple[type, ...]] = {
     "index": int, "facts": list, "sha256": str, "fingerprint": str, "seconds": (int, float), "delta_norms": dict,
     "ranks": dict, "details": dict, "before": dict, "after": dict, "answers_changed": int,
 }  # fmt: skip
