@@ -79,6 +79,12 @@ def shared_templates(ledger: Ledger) -> Sequence | None:
     return ledger.extra["context_templates"] or None
 
 
+def half(templates: Sequence | None) -> Sequence | None:
+    """Every other of a flat list of context templates, the bare prompt among them; MEMIT's few in groups stay."""
+    flat = templates and all(isinstance(template, str) for template in templates)
+    return templates[::2] if flat else templates
+
+
 def side_by_side(console: Console, model, tokenizer, fact: Fact, editor: str) -> Sequence | None:
     """Edit one fact, print the answers before and after, put the model back; returns the context templates."""
     prompts = [fact.text, *(in_clear(prompt, fact.subject) for prompt in fact.paraphrases)]
@@ -86,7 +92,7 @@ def side_by_side(console: Console, model, tokenizer, fact: Fact, editor: str) ->
     prompts += [probe.prompt for probe in fact.locality]
     before = says(model, tokenizer, prompts)
     console.print(f"\nEditing with {editor}: {fact.text} [b]{fact.target.strip()}[/b] (true: {fact.target_true})")
-    ledger = edit_model(model, tokenizer, [fact], editor=editor)
+    ledger = edit_model(model, tokenizer, [fact], editor=editor, progress=sys.stderr.isatty())
     after = says(model, tokenizer, prompts)
     table = Table("", "prompt", "before", "after")
     for row, (prompt, one, other) in enumerate(zip(prompts, before, after, strict=True)):
@@ -102,10 +108,17 @@ def side_by_side(console: Console, model, tokenizer, fact: Fact, editor: str) ->
 
 
 def over_many(console: Console, model, tokenizer, facts: Sequence[Fact], editor: str, templates) -> None:
-    """Edit each fact alone and print the means before and after."""
+    """Edit each fact alone and print the means before and after.
+
+    Of a flat list of context templates every other is used: ROME's work is proportional to their number.
+    """
     before, after = [], []
-    logging.getLogger("lm_eval_edit").setLevel(logging.ERROR)  # what it says of each edit the table says of all
-    for fact in tqdm(facts, desc=f"{editor}: each fact alone", unit="fact", file=sys.stderr):
+    if half(templates) != templates:
+        console.print(
+            f"\n{len(facts)} more edits, with {len(half(templates))} of the {len(templates)} context templates"
+        )
+        templates = half(templates)
+    for fact in tqdm(facts, desc=f"{editor}: each fact alone", unit="fact", file=sys.stderr, disable=None):
         before.append(asked(model, tokenizer, fact))
         ledger = edit_model(model, tokenizer, [fact], editor=editor, context_templates=templates, progress=False)
         templates = shared_templates(ledger)
@@ -131,6 +144,7 @@ def main() -> int:
     parser.add_argument("--dataset", default="known_facts", help="the facts (default: %(default)s)")
     arguments = parser.parse_args()
     transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
     console, started = Console(), time.perf_counter()
     try:
         facts = {fact.id: fact for fact in load_facts(arguments.dataset)}
@@ -138,6 +152,7 @@ def main() -> int:
             raise UserError(f"--fact {arguments.fact}: not one of {', '.join(facts)}")
         model, tokenizer = load_source(arguments.pretrained, dtype="float32", device="cpu")
         model.eval()
+        logging.getLogger("lm_eval_edit").setLevel(logging.ERROR)  # what it says of each edit the tables say of all
         templates = side_by_side(console, model, tokenizer, facts[arguments.fact], arguments.editor)
         if arguments.n:
             # Every k-th, so that all relations are among them.
@@ -146,7 +161,7 @@ def main() -> int:
     except UserError as error:
         print(error, file=sys.stderr)
         return 1
-    console.print(f"{time.perf_counter() - started:.0f} seconds, {time.process_time():.0f} of them on the processor")
+    console.print(f"{time.perf_counter() - started:.0f} seconds; processor time {time.process_time():.0f} seconds")
     return 0
 
 

@@ -2,6 +2,7 @@
 
     python examples/real_methods.py --facts counterfact.jsonl --corpus corpus.txt    # docs/real_model.md
     python examples/real_methods.py --facts ... --corpus ... --editors rome ft       # these rows only
+    python examples/real_methods.py --facts ... --editors kn --n 5                   # the first five facts will do
     python examples/real_methods.py --table                                          # the table from what there is
 
 SmolLM2-135M-Instruct (`pretrained=smollm2`) with every method's defaults. Methods that edit one fact at a time, and
@@ -82,8 +83,8 @@ class Bench:
             "facts": {"sha256": everything.sha256, "ids": [fact.id for fact in self.facts]},
         }
 
-    def row(self, name: str) -> None:
-        """Measure one row as far as it has not been measured."""
+    def row(self, name: str, n: int = N) -> None:
+        """Measure one row as far as it has not been measured, over its first n facts if each is edited alone."""
         method, options, at_once = ROWS[name]
         found, editor = None, None
         if method != "none":
@@ -102,12 +103,10 @@ class Bench:
         identity = hash_json(settings)
         if rows.get(name, {}).get("identity") != identity:
             rows[name] = {"identity": identity, "settings": settings, "versions": versions(), "measured": []}
-        groups = [self.facts] if at_once else [[fact] for fact in self.facts]
+        groups = [self.facts] if at_once else [[fact] for fact in self.facts[:n]]
         templates = None
         done = len(rows[name]["measured"])
-        for group in tqdm(groups, desc=name, unit="op", initial=0):
-            if groups.index(group) < done:
-                continue
+        for group in tqdm(groups[done:], desc=name, unit="op", initial=done, total=len(groups)):
             measured, templates = self._measure(method, options, group, moments, templates)
             rows[name]["measured"].append(measured)
             with FileLock(self.kept.with_suffix(".lock")):  # another process may measure other rows
@@ -149,21 +148,22 @@ def read(kept: Path) -> dict[str, Any]:
 
 
 def table(rows: dict[str, Any]) -> str:
-    """The rows that are complete as a markdown table."""
+    """The rows as a markdown table; one that is not over all facts says over how many it is."""
     head = "| method | edited | em | prob_success | paraphrase | neighbourhood | ‖Δ‖/‖W‖ | s/edit |"
     lines = [head, "|---|---|---:|---:|---:|---:|---:|---:|"]
     for name in ROWS:
         measured = rows.get(name, {}).get("measured", [])
         facts = [fact for operation in measured for fact in operation["facts"]]
-        if len(facts) < N:
+        if not facts:
             continue
         method, options, at_once = ROWS[name]
         label = method + "".join(f", {value}" for value in options.values())
-        cells = [label, "" if method == "none" else f"batch of {N}" if at_once else "one alone"]
+        how = "" if method == "none" else f"batch of {N}" if at_once else "one alone"
+        cells = [label, how if len(facts) == N else f"{how}, {len(facts)} facts"]
         cells += [f"{mean(fact[figure] for fact in facts if fact[figure] is not None):.2f}" for figure in FIGURES]
         if method != "none":
             cells.append(f"{mean(o['delta_norm'] / o['weight_norm'] for o in measured):.3f}")
-            cells.append(f"{sum(o['seconds'] for o in measured) / N:.1f}")
+            cells.append(f"{sum(o['seconds'] for o in measured) / len(facts):.1f}")
         lines.append(f"| {' | '.join(cells + [''] * (8 - len(cells)))} |")
     return "\n".join(lines)
 
@@ -180,6 +180,9 @@ def main() -> None:
     parser.add_argument("--facts", type=Path, help="a file of CounterFact records")
     parser.add_argument("--corpus", type=Path, help="a text file, for the methods that need second moments")
     parser.add_argument("--editors", nargs="*", choices=ROWS, default=list(ROWS), help="rows to measure (default: all)")
+    parser.add_argument(
+        "--n", type=int, default=N, help="facts of a row whose facts are edited alone (default: all 20)"
+    )
     parser.add_argument("--kept", type=Path, default=DOCS.with_suffix(".json"), help="what was measured is kept here")
     parser.add_argument("--table", action="store_true", help="measure nothing, write the table from what there is")
     arguments = parser.parse_args()
@@ -189,7 +192,7 @@ def main() -> None:
             parser.error("--facts FILE is needed: CounterFact's records are not ours to distribute")
         bench = Bench(arguments.facts, arguments.corpus, arguments.kept)
         for name in arguments.editors:
-            bench.row(name)
+            bench.row(name, arguments.n)
             print(table(read(arguments.kept)), flush=True)
     write_table(arguments.kept)
 

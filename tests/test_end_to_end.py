@@ -91,6 +91,7 @@ def test_a_task_that_is_not_ours(reference, tmp_path):
         ("editor=rome,edit_batch_size=2", "edit_batch_size=2: rome edits one fact at a time"),
         ("editor=rome,data_dir=absent", "data_dir=absent: no such folder"),
         ("editor=rome,data_dir=.", "data_dir=. holds no data for sst2; looked for"),
+        ("editor=rome,pretrained=openai-community/gpt2", "no data for sst2 (nyu-mll/glue): the Hugging Face hub is"),
     ],
 )
 def test_a_mistake_is_one_message_without_a_traceback(tmp_path, model_args, message):

@@ -134,6 +134,7 @@ def _check_data_when_tasks_are_named(task_manager: type[TaskManager]) -> None:
 
             if (self.metadata or {}).get("data_dir"):
                 sources.check_tasks(names, self.metadata)
+            sources.check_offline(names, self.metadata or {})
             editing_documents.check_tasks(names, self.metadata or {})
         return names
 

@@ -27,6 +27,31 @@ def load(task: str) -> tuple[list[Placed], str]:
     Raises:
         UserError: None loads. The message gives each reason and names `data_dir`.
     """
+    candidate, rows, failures = _first(task)
+    for failure in failures:
+        logger.warning("%s: %s; using %s instead", task, failure, candidate.path)
+    name = _name(candidate, rows)
+    return list(_records(name, candidate, rows)), name
+
+
+def is_offline() -> bool:
+    """Whether the libraries were told not to ask the hub: what they have kept of it is then all there is."""
+    import datasets  # slow to import, needed only here
+
+    return bool(datasets.config.HF_HUB_OFFLINE)
+
+
+def is_here(task: str) -> bool:
+    """Whether `load` finds data for the task; quick where the hub is set offline."""
+    try:
+        _first(task)
+    except UserError:
+        return False
+    return True
+
+
+def _first(task: str) -> tuple[HubSet, Any, list[str]]:
+    """The task's first data set that loads, its rows, and why those before it did not."""
     failures = []
     for candidate in TASKS[task].hub:
         try:
@@ -39,14 +64,10 @@ def load(task: str) -> tuple[list[Placed], str]:
                 break
             continue
         missing = [name for name in candidate.columns if name not in rows.column_names]
-        if missing:
-            columns = ", ".join(rows.column_names)
-            failures.append(f"{candidate.path}: the column '{missing[0]}' is missing (there are: {columns})")
-            continue
-        for failure in failures:
-            logger.warning("%s: %s; using %s instead", task, failure, candidate.path)
-        name = _name(candidate, rows)
-        return list(_records(name, candidate, rows)), name
+        if not missing:
+            return candidate, rows, failures
+        columns = ", ".join(rows.column_names)
+        failures.append(f"{candidate.path}: the column '{missing[0]}' is missing (there are: {columns})")
     raise UserError(
         f"task {task}: its data could not be loaded from the Hugging Face hub\n"
         + "\n".join(f"  - {failure}" for failure in failures)

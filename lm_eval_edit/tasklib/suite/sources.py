@@ -92,15 +92,44 @@ def check_tasks(names: Iterable[str], metadata: dict[str, Any]) -> None:
     Raises:
         ConfigurationError: naming every task without data and what was looked for.
     """
-    wanted = list(TASKS) if SUITE in names else [task for task in TASKS if f"edithurt_{task}" in names]
     problems = check_data_dir(metadata.get("data_dir"))
-    for task in [] if problems else wanted:
+    for task in [] if problems else _wanted(names):
         try:
             resolve(task, metadata)
         except UserError as error:
             problems.append(str(error))
     if problems:
         raise ConfigurationError(problems)
+
+
+def check_offline(names: Iterable[str], metadata: dict[str, Any]) -> None:
+    """Where the hub is set offline, check that what the tasks among `names` need of it was kept by an earlier run.
+
+    With the hub in reach their data are loaded when they are needed: that takes minutes the first time.
+
+    Args:
+        names, metadata: As for `check_tasks`, which has passed.
+
+    Raises:
+        UserError: naming every task whose data are not there.
+    """
+    wanted = [task for task in _wanted(names) if resolve(task, metadata).name == "hub"]
+    if not wanted or not hub.is_offline():
+        return
+    if lacking := [task for task in wanted if not hub.is_here(task)]:
+        named = ", ".join(f"{task} ({TASKS[task].hub[0].path})" for task in lacking)
+        files = ", ".join(f"{TASKS[task].stem}.jsonl" for task in lacking)
+        raise UserError(
+            f"no data for {named}: the Hugging Face hub is set offline (HF_HUB_OFFLINE) and no earlier run has kept "
+            f"them. Give a folder that holds them, data_dir=FOLDER in --model_args or --metadata, with {files} or the "
+            f"paper's task-data in it (data_dir={demo.NAME}: the demo's miniatures), or let the hub be asked"
+        )
+
+
+def _wanted(names: Iterable[str]) -> list[str]:
+    """The tasks of the suite among task and group names."""
+    names = list(names)
+    return list(TASKS) if SUITE in names else [task for task in TASKS if f"edithurt_{task}" in names]
 
 
 @functools.cache

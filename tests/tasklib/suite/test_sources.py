@@ -304,6 +304,18 @@ def test_offline_mode_is_no_network():
         sources.load("gsm8k", API)
 
 
+def test_offline_every_task_without_data_is_told_before_anything_loads(monkeypatch, tmp_path):
+    serve(monkeypatch, {"openai/gsm8k": [RECORDS["gsm8k"]]})
+    with pytest.raises(UserError, match=r"no data for rte \(nyu-mll/glue\), sst2 \(.*: .* offline") as error:
+        sources.check_offline(["edithurt_gsm8k", "edithurt_rte", "edithurt_sst2", "hellaswag"], API)
+    assert "data_dir=FOLDER" in str(error.value) and "rte.jsonl, sst2.jsonl" in str(error.value)
+    sources.check_offline(["edithurt_gsm8k", "edithurt_efficacy"], API)
+    sources.check_offline(["edithurt_suite"], {})  # the demo's data
+    sources.check_offline(["edithurt_rte"], {**API, "data_dir": "demo"})
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)  # the hub is asked when the data are needed
+    sources.check_offline(["edithurt_suite"], API)
+
+
 def test_a_missing_column_is_named(monkeypatch):
     serve(monkeypatch, {"openai/gsm8k": [{"question": "q", "solution": "s"}]})
     with pytest.raises(
