@@ -71,4 +71,5 @@ class MemitSeq(KeepsKeys, Memit):
             module, len(factor), keys, lambda given: whitened(given, o.lambda_prev), (weight, norm, o.lambda_prev),
         )  # fmt: skip
         directions: Tensor = torch.linalg.solve_triangular(factor.T, earlier.solve(whitened(keys)), upper=True)
-        return directions / float(weight) ** 0.5
+        directions = directions / weight**0.5
+        return directions
