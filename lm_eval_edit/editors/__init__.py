@@ -25,14 +25,20 @@ templates        context templates, sampled from the model
 _shared          the mathematics that methods have in common
 """
 
-from lm_eval_edit.editors.base import (
-    EditContext,
-    Editor,
-    EditResult,
-    editor_names,
-    find_editor,
-    option,
-)
-from lm_eval_edit.editors.templates import TemplatePlan
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lm_eval_edit.editors.base import EditContext, Editor, EditResult, editor_names, find_editor, option
+    from lm_eval_edit.editors.templates import TemplatePlan
 
 __all__ = ["EditContext", "EditResult", "Editor", "TemplatePlan", "editor_names", "find_editor", "option"]
+
+
+def __getattr__(name: str) -> Any:
+    # On first use: the command line reads what a room below says about options, and must not wait for torch.
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{'templates' if name == 'TemplatePlan' else 'base'}"), name)

@@ -7,6 +7,7 @@ opened          every file of a run, opened and checked before a model loads
 prompt_lengths  prompts that a model cannot read
 needed_moments  the second moments that an editor needs, or computed
 source          where a model came from
+continuing      edits that arrive over time go on with a run
 run             compute, apply, guard, record; resume where an earlier run stopped
 answers         what a model answers to a fact's prompt, teacher-forced
 guards          what may not pass unseen: no change, values that are not finite

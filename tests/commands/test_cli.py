@@ -14,6 +14,7 @@ import pytest
 from lm_eval_edit import cli
 from lm_eval_edit.commands import run as run_command
 from lm_eval_edit.errors import ConfigurationError, UserError
+from lm_eval_edit.harness import command
 from lm_eval_edit.harness.our_tasks import PREFIX, all_ours, list_tasks
 from tests.conftest import ROOT
 from tests.support.processes import TOY_TASK, python
@@ -83,10 +84,10 @@ def test_when_the_default_index_is_left_out(tasks, verdict):
 def test_tasks_may_stand_in_a_configuration_file(tmp_path, tasks):
     (tmp_path / "config.yaml").write_text(f"tasks: {tasks}")
     in_file = argparse.Namespace(tasks=None, include_path=None, config=str(tmp_path / "config.yaml"))
-    assert run_command.given(in_file, "tasks") == ["edithurt_ner", "edithurt_rte"]
-    assert run_command.given(in_file, "include_path") == []
+    assert command.given(in_file, "tasks") == ["edithurt_ner", "edithurt_rte"]
+    assert command.given(in_file, "include_path") == []
     overridden = argparse.Namespace(tasks=["hellaswag"], config=in_file.config)
-    assert run_command.given(overridden, "tasks") == ["hellaswag"]
+    assert command.given(overridden, "tasks") == ["hellaswag"]
 
 
 def test_misspelt_task_of_ours():

@@ -24,7 +24,7 @@ from lm_eval_edit.sweep.reading import load_sweep, summary_rows
 from lm_eval_edit.tasklib import measures
 from tests.support.results_files import sample, samples, write_run
 
-SCHEMAS = Path(lm_eval_edit.__file__).parent / "schemas"
+SCHEMAS = Path(lm_eval_edit.__file__).parent / "comparison" / "schemas"
 CHOICES = {f"gen_args_{i}": {"arg_0": "Q", "arg_1": f" {i}"} for i in range(4)}
 
 

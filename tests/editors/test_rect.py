@@ -103,7 +103,7 @@ def test_the_pca_baseline_is_a_projection_onto_the_leading_directions():
 
 @pytest.mark.parametrize("baseline", ["relative", "random", "pca"])
 def test_sparse_and_dense_updates_are_thinned_out_too(baseline):
-    name = "tests.editors.test_rect:Slices"
+    name = "tests.support.editors:Slices"
     for parameter in (WEIGHT, "transformer.h.1.mlp.c_proj.bias"):
         whole = delta_of(name, dtype=torch.float32, parameter=parameter).dense()
         keep = 0.01 if whole.ndim == 2 else 0.5

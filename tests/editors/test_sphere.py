@@ -6,7 +6,6 @@ import json
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from lm_eval_edit import ConfigurationError, EditedHFLM, edit_model
 from lm_eval_edit.cost.editing import innermost
@@ -21,6 +20,7 @@ from tests.support.tiny import (
     NESTED_TEMPLATES,
     TEMPLATES,
     same_weights,
+    tiny_llama,
     tiny_model,
     tiny_second_moments,
     tiny_tokenizer,
@@ -31,15 +31,6 @@ ROME = {"layers": [1], "v_num_grad_steps": 8, "v_lr": 0.5, "v_weight_decay": 1e-
 MEMIT = {"layers": [0, 1], "v_num_grad_steps": 4, "mom2_update_weight": 0.1}
 ALPHAEDIT = {"layers": [0, 1], "v_num_grad_steps": 4, "nullspace_threshold": 0.1, "L2": 0.01}
 PAIR = "tests.editors.test_rect:Pair"
-
-
-def tiny_llama(dtype=torch.float64):
-    config = LlamaConfig(
-        vocab_size=64, hidden_size=32, intermediate_size=96, num_hidden_layers=3, num_attention_heads=2,
-        max_position_embeddings=48, initializer_range=0.3, bos_token_id=0, eos_token_id=0, pad_token_id=None,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    return LlamaForCausalLM(config).to(dtype).eval()
 
 
 def edit(model, facts=FACTS[:2], editor="sphere", batch=1, ledger=None, **options):

@@ -16,8 +16,7 @@ from lm_eval_edit.editors.base import BUILT_IN, find_editor
 from lm_eval_edit.editors.hyperparameters import presets, resolve
 from lm_eval_edit.export import export
 from lm_eval_edit.tasklib.editing.documents import KINDS
-from tests.editors.test_sphere import tiny_llama
-from tests.support.tiny import FACTS, same_weights, tiny_model, tiny_tokenizer, weights_of
+from tests.support.tiny import FACTS, same_weights, tiny_llama, tiny_model, tiny_tokenizer, weights_of
 
 DOWN = ("transformer.h.1.mlp.c_proj.weight", "transformer.h.2.mlp.c_proj.weight")
 LLAMA = (

@@ -52,7 +52,7 @@ DEEP = "[" * 100_000 + "]" * 100_000
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (LINE.encode("utf-16"), r"facts.jsonl is UTF-16 text; save it as UTF-8"),
+        (LINE.encode("utf-16"), r"facts.jsonl is UTF-16 text, not UTF-8; save it as UTF-8"),
         (codecs.BOM_UTF32_LE + LINE.encode("utf-32-le"), r"facts.jsonl is UTF-32 text"),
         (LINE.encode("utf-16-le"), r"facts.jsonl, line 1: holds a NUL byte"),
         (LINE.encode() + b"\n" + LINE.replace("K", "\xe9").encode("latin-1"), r"line 2: not UTF-8 text \(.* at byte 7"),

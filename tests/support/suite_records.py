@@ -51,6 +51,11 @@ CASES = {
     ),
 }
 
+#: Task -> a record.
+RECORDS = {task: record for task, (record, _, _) in CASES.items()} | {
+    "conll2003": {"tokens": ["Berg", "spoke"], "ner_tags": [1, 0]}
+}
+
 
 def sample_of(data: Path, folder: Path, n: int) -> Path:
     """The first n records of each real data set, as JSONL in `folder`."""

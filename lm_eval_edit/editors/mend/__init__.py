@@ -8,6 +8,20 @@ training           how one is trained
 training_settings  the options of `lm-eval-edit train mend`
 """
 
-from lm_eval_edit.editors.mend.editor import Mend, MendOptions
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lm_eval_edit.editors.mend.editor import Mend, MendOptions
 
 __all__ = ["Mend", "MendOptions"]
+
+
+def __getattr__(name: str) -> Any:
+    # On first use: the command line reads `training_settings` for its help, and must not wait for torch.
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from lm_eval_edit.editors.mend import editor
+
+    return getattr(editor, name)

@@ -195,7 +195,7 @@ def test_too_few_facts_are_told(tmp_path):
 
 def test_the_command_trains_an_archive_that_edits(tmp_path, capsys):
     save_tiny(tmp_path / "model")
-    write_facts(tmp_path / "facts.jsonl")
+    write_facts(tmp_path / "facts.jsonl", FACTS)
     command = [
         "train", "mend", "--model_args", f"pretrained={tmp_path / 'model'},edit_dataset={tmp_path / 'facts.jsonl'}",
         "device=cpu", "--output", str(tmp_path / "a"), "--rank", "8", "--batch_size", "4", "--val_facts", "8",
@@ -233,7 +233,7 @@ def test_the_command_tells_mistakes(tmp_path, capsys, arguments, message):
 
 def test_the_old_spellings_are_read_with_a_notice(tmp_path, capsys):
     save_tiny(tmp_path / "model")
-    write_facts(tmp_path / "facts.jsonl")
+    write_facts(tmp_path / "facts.jsonl", FACTS)
     command = [
         "train", "mend", "--model", str(tmp_path / "model"), "--data", str(tmp_path / "facts.jsonl"), "--device", "cpu",
         "--output", str(tmp_path / "a"), "--rank", "8", "--batch-size", "4", "--val-facts", "8", "--max-steps", "1",

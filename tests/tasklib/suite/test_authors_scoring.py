@@ -19,7 +19,7 @@ from lm_eval_edit.tasklib.suite.catalogue import TASKS
 from lm_eval_edit.tasklib.suite.prompts import ENTITY_NAMES
 from tests.conftest import ROOT
 from tests.support import authors_functions, authors_scripts
-from tests.tasklib.suite import test_sources as test_tasks_sources
+from tests.support.suite_records import sample_of
 
 DOCUMENTS = 40  # of a task
 
@@ -190,7 +190,7 @@ ENDINGS = {
 
 @pytest.fixture(scope="session")
 def folder(data, tmp_path_factory):
-    return test_tasks_sources.sample_of(data, tmp_path_factory.mktemp("sample"), DOCUMENTS)
+    return sample_of(data, tmp_path_factory.mktemp("sample"), DOCUMENTS)
 
 
 def run(model, arguments, folder, limit=DOCUMENTS, **options):
@@ -374,7 +374,7 @@ def test_a_real_model(data, folder, tmp_path):
     if not path:
         pytest.skip("SMOLLM2=<folder> names no checkpoint of SmolLM2")
     (tmp_path / "few").mkdir()
-    few = test_tasks_sources.sample_of(data, tmp_path / "few", 4)
+    few = sample_of(data, tmp_path / "few", 4)
     _, answers = answered(loaded(path), {"pretrained": path}, few)
     agree(answers, edited=False, ends=("<|im_end|>",))
     agree_with_the_scripts(answers, False, tmp_path)

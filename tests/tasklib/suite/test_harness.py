@@ -11,7 +11,7 @@ import yaml
 from lm_eval_edit.tasklib.suite import prompts
 from lm_eval_edit.tasklib.suite.catalogue import GROUP, TASKS
 from tests.conftest import ROOT
-from tests.tasklib.suite import test_sources as test_tasks_sources
+from tests.support.suite_records import RECORDS, sample_of
 
 pytestmark = pytest.mark.libraries
 
@@ -31,7 +31,7 @@ def manager(metadata):
 def loaded(tmp_path_factory):
     """The group, with a dozen copies of a made-up record for each task."""
     folder = tmp_path_factory.mktemp("data")
-    for task, record in test_tasks_sources.RECORDS.items():
+    for task, record in RECORDS.items():
         (folder / f"{TASKS[task].stem}.jsonl").write_text((json.dumps(record) + "\n") * 12)
     return manager({"model": "an-api", "data_dir": str(folder), "editor": "rome", "n_edits": 20}).load([GROUP])
 
@@ -107,7 +107,7 @@ def test_names_of_functions_exist():
 def results(reference, data, tmp_path_factory):
     from lm_eval import simple_evaluate
 
-    folder = test_tasks_sources.sample_of(data, tmp_path_factory.mktemp("sample"), 10)
+    folder = sample_of(data, tmp_path_factory.mktemp("sample"), 10)
     arguments = {"pretrained": str(reference / "models/gpt2-tiny")}
     return simple_evaluate(
         model="hf",

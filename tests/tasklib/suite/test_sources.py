@@ -13,12 +13,9 @@ from lm_eval_edit import demo
 from lm_eval_edit.errors import ConfigurationError, UserError
 from lm_eval_edit.tasklib.suite import hub, layouts, sources
 from lm_eval_edit.tasklib.suite.catalogue import TASKS
-from tests.support.suite_records import CASES
+from tests.support.suite_records import RECORDS
 
 pytestmark = pytest.mark.libraries
-
-RECORDS = {task: record for task, (record, _, _) in CASES.items()}
-RECORDS["conll2003"] = {"tokens": ["Berg", "spoke"], "ner_tags": [1, 0]}
 
 API = {"model": "some-api-model"}  # names no tokenizer, so nothing is shortened
 
