@@ -51,6 +51,11 @@ def save_archive(
     save_tensors(path, tensors, {_ABOUT: json.dumps(about)})
 
 
+def not_a_file(path: Path) -> str:
+    """What stands, or does not, where an archive was wanted."""
+    return "a folder, where a file is wanted" if path.is_dir() else "no such file"
+
+
 def load_archive(path: str | Path) -> MendArchive:
     """Read an archive of any of the three kinds.
 
@@ -59,7 +64,7 @@ def load_archive(path: str | Path) -> MendArchive:
     """
     path = Path(path).expanduser()
     if not path.is_file():
-        raise UserError(f"archive={path}: no such file. {HOW_TO_GET_ONE}")
+        raise UserError(f"archive={path}: {not_a_file(path)}. {HOW_TO_GET_ONE}")
     with path.open("rb") as file:
         head = file.read(9)
     if head[8:] == b"{":

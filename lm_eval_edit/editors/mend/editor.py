@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from lm_eval_edit import demo
 from lm_eval_edit.editors.base import EditContext, Editor, EditResult, option
-from lm_eval_edit.editors.mend.archive import HOW_TO_GET_ONE, MendArchive, load_archive
+from lm_eval_edit.editors.mend.archive import HOW_TO_GET_ONE, MendArchive, load_archive, not_a_file
 from lm_eval_edit.editors.mend.batch import easyedit_batch, exact_batch, gradient_factors
 from lm_eval_edit.editors.mend.network import MendNetwork, inner_module
 from lm_eval_edit.errors import UserError
@@ -53,7 +53,7 @@ class MendOptions:
         if not self.archive:
             raise ValueError(f"archive is not given. {HOW_TO_GET_ONE}")
         if not self.path.is_file():
-            raise ValueError(f"archive={self.archive}: no such file. {HOW_TO_GET_ONE}")
+            raise ValueError(f"archive={self.archive}: {not_a_file(self.path)}. {HOW_TO_GET_ONE}")
 
     @property
     def path(self) -> Path:

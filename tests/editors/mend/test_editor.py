@@ -304,6 +304,12 @@ def test_without_an_archive_the_message_says_how_to_get_one(options):
         edit_model(tiny_model(), tiny_tokenizer(), FACTS[:1], "mend", options=options, progress=False)
 
 
+def test_a_folder_in_place_of_an_archive_is_named_as_one(tmp_path):
+    for read in (load_archive, lambda path: MendOptions(archive=str(path))):
+        with pytest.raises(ValueError, match="a folder, where a file is wanted"):
+            read(tmp_path)
+
+
 def test_an_unknown_inner_loss_is_named(archive):
     with pytest.raises(ConfigurationError, match="inner_loss='both': want one of archive, exact, easyedit"):
         edit(tiny_model(), FACTS[:1], archive, inner_loss="both")
