@@ -40,6 +40,8 @@ _EXTRA = {
     "model": (dict, NoneType), "editor_class": (str, NoneType), "context_templates": (list, NoneType),
     "second_moments_source": (str, NoneType), "versions": (dict, NoneType),
 }  # fmt: skip
+#: What of the model's origin it is loaded again by; the rest (`source.describe_source`) is told and never used.
+_LOADED_BY = ("pretrained", "revision", "dtype", "gguf_file")
 
 
 @dataclass
@@ -238,7 +240,8 @@ def read_header(directory: Path) -> dict[str, Any] | None:
     extra = header["extra"]
     wrong = [name for name, kind in _EXTRA.items() if name in extra and not isinstance(extra[name], kind)]
     wrong += [name for name in ("context_templates", "second_moments_source") if name not in extra]
-    if not wrong and not all(isinstance(value, (str, NoneType)) for value in (extra.get("model") or {}).values()):
+    model = extra.get("model") or {}
+    if not wrong and not all(isinstance(model.get(name), (str, NoneType)) for name in _LOADED_BY):
         wrong = ["model"]
     if wrong:
         raise UserError(

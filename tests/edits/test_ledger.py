@@ -190,6 +190,15 @@ def test_a_ledger_that_does_not_say_what_it_belongs_to_is_refused(tmp_path):
         edit(tiny_model(), FACTS[:1], tmp_path)
 
 
+def test_what_a_model_was_unpacked_from_may_stand_in_the_header(tmp_path):
+    """The real model's ledgers could not be read again: where it comes from is an object."""
+    edit(tiny_model(), FACTS[:1], tmp_path)
+    header = json.loads((tmp_path / "ledger.json").read_text())
+    header["extra"]["model"]["unpacked_from"] = {"package": "some-wheel", "version": "1", "sha256": "0"}
+    (tmp_path / "ledger.json").write_text(json.dumps(header))
+    assert len(edit(tiny_model(), FACTS[:1], tmp_path).operations) == 1
+
+
 @pytest.mark.parametrize(
     ("extra", "wrong"),
     [
