@@ -4,7 +4,7 @@ files        files that are either whole or absent; hashes, JSON and YAML with e
 locks        one writer at a time in a folder
 differences  what differs between two JSON-able values, in sentences
 interrupts   what is said when a user stops a program
-logging      no terminal acts upon what is logged
+logging      no terminal acts upon what is logged; lines that every user is to see
 terminal     text from outside in a form that no terminal and no parser acts upon
 spreadsheet  CSV that a spreadsheet shows and never runs
 versions     versions of what decides a result

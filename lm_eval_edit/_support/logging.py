@@ -1,8 +1,9 @@
-"""What this package logs holds texts of other people's files: no terminal acts upon them."""
+"""What this package logs: no terminal acts upon it, and lines that every user is to see are seen."""
 
 from __future__ import annotations
 
 import logging
+import sys
 
 from lm_eval_edit._support.terminal import printable
 
@@ -16,6 +17,17 @@ class _Printable(logging.Filter):
 
 
 _FILTER = _Printable()
+
+
+def say(logger: logging.Logger, text: str) -> None:
+    """Log a line that every user is to see, though nothing is wrong.
+
+    The harness shows its own INFO and nobody else's, so in the command-line programs the line is printed as well.
+    """
+    logger.info("%s", text)
+    # A process that leaves speaking to the first one logs errors only.
+    if hasattr(sys.excepthook, "prints_user_errors") and logger.isEnabledFor(logging.WARNING):
+        print(printable(text), file=sys.stderr)
 
 
 def log_safely() -> None:

@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lm_eval_edit._support.files import hash_json
+from lm_eval_edit._support.logging import say
 from lm_eval_edit._support.versions import versions
 from lm_eval_edit.editors._shared.history import History
 from lm_eval_edit.editors.base import EditContext, Editor, find_editor
@@ -316,7 +317,7 @@ class EditRun:
         if found.share < FEW:
             logger.warning("%s: most edits did not take, or did not last", found.line())
         else:
-            logger.info("%s", found.line())
+            say(logger, found.line())
 
     def _replay(self, n: int) -> None:
         """Apply what the ledger already holds of the first n operations."""

@@ -17,6 +17,8 @@ from lm_eval_edit.edits.schedule import EditSchedule
 from lm_eval_edit.edits.success import Success
 from lm_eval_edit.model import EditedHFLM
 from lm_eval_edit.settings import parse_settings
+from tests.conftest import ROOT
+from tests.support.processes import python
 from tests.support.tiny import FACTS, LEARNABLE, TEMPLATES, same_weights, tiny_model, tiny_tokenizer, weights_of
 
 WEAK = {"mom2_update_weight": 1500}  # on the demo a λ that closes a third of the residual
@@ -157,3 +159,15 @@ def test_long_work_within_one_operation_shows_its_progress(monkeypatch, editor, 
         )  # fmt: skip
     for what in expected:
         assert (what in said.getvalue()) is show
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [("-m", "lm_eval"), ("-m", "lm_eval_edit", "run")])
+def test_the_commands_print_the_line(command):
+    """The harness shows no other package's INFO: the line was logged, and nobody saw it."""
+    done = python(
+        *command, "--model", "edited_hf", "--model_args", "editor=rome,n_edits=1", "--tasks", "edithurt_sst2",
+        "--limit", "2", path=ROOT, LM_EVAL_EDIT_AUTOLOAD="1",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("1 edit: 1 answered right after their own edit, 1 at the end\n") == 1
