@@ -12,6 +12,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from lm_eval_edit import demo
 from lm_eval_edit._support.differences import differences
+from lm_eval_edit._support.extras import beside
 from lm_eval_edit.editors.base import Editor, find_editor, option_names
 from lm_eval_edit.editors.hyperparameters import Hyperparameters, from_the_model, presets, resolve
 from lm_eval_edit.edits import opened, scheduled
@@ -284,9 +285,9 @@ def _second_moments(
 ) -> SecondMoments:
     if settings.edit_second_moments:
         return SecondMoments.load(settings.edit_second_moments)
-    beside = Path(source) / "second_moments.safetensors" if isinstance(source, str) else None
-    if hyperparameters.editor.needs_second_moments() and beside is not None and beside.is_file():
-        return SecondMoments.load(beside)
+    belonging = beside(Path(source), "second_moments.safetensors") if isinstance(source, str) else None
+    if hyperparameters.editor.needs_second_moments() and belonging is not None and belonging.is_file():
+        return SecondMoments.load(belonging)
     return SecondMoments()
 
 

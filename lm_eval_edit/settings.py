@@ -160,7 +160,7 @@ class EditSettings:
         None,
         _path,
         "a safetensors file, a published ROME/MEMIT .npz file, or a folder of either",
-        "E[k k^T] for methods that need it; default: second_moments.safetensors beside the model",
+        "E[k k^T] for methods that need it; default: editing/second_moments.safetensors in the model's folder",
     )
     edit_corpus: str | None = _setting(
         None,

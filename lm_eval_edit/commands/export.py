@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigurationError(problems)
 
     from lm_eval_edit.export import check, export
-    from lm_eval_edit.export.card import commands, notices
+    from lm_eval_edit.export.commands import commands, notices
     from lm_eval_edit.export.selfcheck import allowed
 
     names = ("pretrained", "revision", "dtype", "device", "trust_remote_code")

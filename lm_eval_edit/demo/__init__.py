@@ -20,6 +20,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from lm_eval_edit._support.extras import FOLDER
+
 NAME = "demo"
 """What `pretrained`, `edit_dataset` and `data_dir` call this world's model, facts and tasks."""
 
@@ -41,10 +43,10 @@ FACTS: dict[str, Path] = {NAME: DATA / "facts.jsonl", KNOWN_FACTS: Path(__file__
 DEFAULT_FACTS: dict[str, str] = {NAME: NAME, REAL: KNOWN_FACTS}
 """The facts of a run that names none, for each of the models that `loadable` knows by name."""
 
-SECOND_MOMENTS: Path = CHECKPOINT / "second_moments.safetensors"
+SECOND_MOMENTS: Path = CHECKPOINT / FOLDER / "second_moments.safetensors"
 """E[k k^T] of the MLP keys, for editors that use a covariance (ROME, MEMIT)."""
 
-MEND_ARCHIVE: Path = CHECKPOINT / "mend.safetensors"
+MEND_ARCHIVE: Path = CHECKPOINT / FOLDER / "mend.safetensors"
 """A MEND hypernetwork for this model, made by `lm-eval-edit train mend` (see the model card)."""
 
 CONTEXT_TEMPLATES: tuple[str, ...] = (

@@ -32,6 +32,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tqdm import tqdm
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
+from lm_eval_edit._support import extras
 from lm_eval_edit.demo import CHECKPOINT, corpus, evaluate
 from lm_eval_edit.demo.corpus import END, Row
 from lm_eval_edit.demo.world import write_jsonl
@@ -244,7 +245,8 @@ def save(model, tokenizer, log: list[dict], output: Path, layers: list[int], see
     model.save_pretrained(partial)
     tokenizer.save_pretrained(partial)
     texts = [corpus.text(row) for step in range(30) for row in corpus.step_rows(seed, 1_000_000 + step)][:3000]
-    save_file(second_moments(model, tokenizer, texts, layers), partial / "second_moments.safetensors")
+    (output / extras.FOLDER).mkdir(parents=True, exist_ok=True)
+    save_file(second_moments(model, tokenizer, texts, layers), output / extras.FOLDER / "second_moments.safetensors")
     write_jsonl(partial / "training_log.jsonl", log)
     output.mkdir(parents=True, exist_ok=True)
     for path in partial.iterdir():

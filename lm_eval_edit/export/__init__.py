@@ -7,6 +7,7 @@ checkpoint  the form hf: a checkpoint
 adapter     the form peft: a LoRA adapter
 deltas      the form deltas: plain summed updates
 selfcheck   what was written is read back and must answer like the edited model
+commands    how it is evaluated in other engines
 card        what an export says about itself
 """
 

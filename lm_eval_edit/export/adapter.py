@@ -27,9 +27,6 @@ from lm_eval_edit.models.architecture import is_linear, is_transposed
 from lm_eval_edit.models.devices import weight_of
 from lm_eval_edit.weights.delta import LowRankDelta
 
-#: The values vLLM takes for `max_lora_rank` (vllm/config/lora.py, see docs/engines.md).
-VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-
 #: Largest ‖B A − Δ‖ / ‖Δ‖ of a matrix read back. The same factors give 0; a decomposition made again on another machine
 #: has other factors of the same Δ.
 FACTOR_TOLERANCE = 1e-5
@@ -58,11 +55,6 @@ class Adapter:
     def is_exact(self) -> bool:
         """Whether no direction of any update was left out."""
         return all(delta.rank == self.true_ranks[name] for name, delta in self.factors.items())
-
-
-def vllm_rank(rank: int) -> int | None:
-    """The least `max_lora_rank` with which vLLM takes an adapter of this rank; None if there is none."""
-    return next((choice for choice in VLLM_RANKS if choice >= rank), None)
 
 
 def make_adapter(model: nn.Module, sums: Mapping[str, DeltaSum], rank: int | None = None) -> Adapter:

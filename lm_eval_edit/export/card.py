@@ -8,56 +8,12 @@ from typing import Any
 import yaml
 
 from lm_eval_edit import demo
-from lm_eval_edit.export.adapter import vllm_rank
+from lm_eval_edit.export.commands import commands, notices
 from lm_eval_edit.export.selfcheck import allowed
+from lm_eval_edit.facts.exported import RECORD
 
-RECORD = "lm_eval_edit_export.json"
 FORMAT = 1
 _SHOWN = 20  # facts in the card; all are in the JSON file
-
-
-def commands(record: Mapping[str, Any], folder: str) -> list[str]:
-    """How to evaluate an export in other engines, one command each; none for plain deltas."""
-    base, to = record["base"], record["to"]
-    if to == "hf":
-        return [f"lm_eval --model {engine} --model_args pretrained={folder} --tasks ..." for engine in ("hf", "vllm")]
-    if to != "peft":
-        return []
-    common = f"pretrained={demo.loadable(base['pretrained'])}"
-    if base["revision"]:
-        common += f",revision={base['revision']}"
-    limit = vllm_rank(record["adapter"]["rank"])
-    found = [f"lm_eval --model hf --model_args {common},dtype={base['dtype']},peft={folder} --tasks ..."]
-    if limit:
-        vllm = f"{common},dtype={base['dtype']},lora_local_path={folder},max_lora_rank={limit}"
-        found.append(f"lm_eval --model vllm --model_args {vllm} --tasks ...")
-    return found
-
-
-def notices(record: Mapping[str, Any]) -> list[str]:
-    """What a user of an adapter should know, as sentences; empty for the other forms."""
-    if record["to"] != "peft":
-        return []
-    adapter, out = record["adapter"], []
-    limit = vllm_rank(adapter["rank"])
-    if limit is None:
-        out.append(
-            f"rank {adapter['rank']} is above vLLM's limit of 512: vLLM does not take this adapter. Export with to=hf "
-            f"for it, or a shorter prefix with n_edits, or with rank=512 for an approximation"
-        )
-    else:
-        out.append(
-            f"vLLM takes this adapter where it has LoRA for the model's architecture: for LLaMA, Mistral, Qwen and "
-            f"most others, not for GPT-2, GPT-J or GPT-NeoX, which need to=hf. It must be started with "
-            f"max_lora_rank={limit}"
-        )
-    if not adapter["exact"]:
-        least = min(adapter["parameters"].items(), key=lambda entry: entry[1]["energy_kept"])
-        out.append(
-            f"an approximation: at least {least[1]['energy_kept']:.2%} of ‖Δ‖² is kept ({least[0]} keeps least); on "
-            f"the edited prompts its logits differ from the edited model's by up to {adapter['logit_error']:.3g}"
-        )
-    return out
 
 
 def model_card(record: Mapping[str, Any]) -> str:
@@ -96,15 +52,22 @@ def model_card(record: Mapping[str, Any]) -> str:
         "",
         "## Evaluate",
         "",
-        *[f"    {command}" for command in commands(record, "DIR")],
-        "    lm_eval --model edited_hf --model_args "
-        f"pretrained={base['pretrained']},editor={edits['editor']},edit_ledger=LEDGER,n_edits={edits['n_edits']},...",
+        *_evaluation(record),
         "",
         "## Edited facts",
         "",
         *_fact_table(edits["facts"]),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _evaluation(record: Mapping[str, Any]) -> list[str]:
+    """The commands as they run in the export's own folder, wherever it has been taken."""
+    found = commands(record, ".")
+    if not found:
+        return ["W' = W + left @ right, or W + dense, of each parameter; `deltas.json` lists them."]
+    lines = ["In this folder:", "", *[f"    {command}" for command in found], ""]
+    return [*lines, "They ask about the facts below, which the tasks find in this folder. Any task of the harness can stand beside."]
 
 
 def _parameter_table(record: Mapping[str, Any]) -> list[str]:

@@ -24,6 +24,7 @@ from lm_eval_edit.export.deltas import read_deltas, write_deltas
 from lm_eval_edit.export.edited import Edited, Selection, load, select
 from lm_eval_edit.export.selfcheck import ExportError, Verdict, compare, last_logits, prompts_of
 from lm_eval_edit.export.sums import sum_deltas
+from lm_eval_edit.facts.exported import RECORD
 from lm_eval_edit.weights.edited import EditedWeights, parameter_sums, wide_dtype
 
 logger = logging.getLogger("lm_eval_edit")
@@ -100,9 +101,9 @@ def check(ledger: str | Path, folder: str | Path, **options: Any) -> dict[str, A
         ExportError: it does not answer like the edited model.
     """
     folder = Path(folder)
-    stored = read_json(folder / card.RECORD)
+    stored = read_json(folder / RECORD)
     if not isinstance(stored, Mapping) or stored.get("format") != card.FORMAT:
-        raise UserError(f"{folder / card.RECORD} is not of format {card.FORMAT}, which this version reads")
+        raise UserError(f"{folder / RECORD} is not of format {card.FORMAT}, which this version reads")
     device, trust = options.pop("device", None), options.pop("trust_remote_code", False)
     selection = select(Path(ledger), stored["edits"]["n_edits"], **options)
     if other := _other_edits(stored, selection):
@@ -202,6 +203,7 @@ class _Job:
             "base": {
                 **selection.source,
                 "dtype": str(self.dtype).removeprefix("torch."),
+                "architecture": type(self.edited.model).__name__,
                 "fingerprint": identity["model"]["fingerprint"],
             },
             "edits": {
@@ -255,7 +257,7 @@ class _Job:
     def approve(self, folder: Path) -> None:
         """Read an export back, compare it, and write the verdict beside it, in JSON and in the card."""
         self.record["check"] = self.verdict(folder).record()
-        write_json(folder / card.RECORD, self.record)
+        write_json(folder / RECORD, self.record)
         write_bytes(folder / "README.md", card.model_card(self.record).encode())
 
     def verdict(self, folder: Path) -> Verdict:

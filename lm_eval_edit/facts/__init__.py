@@ -2,6 +2,7 @@
 
 fact            the record of one fact, and a list of them
 sources         where facts come from: the package, named data sets, files
+exported        the facts that an export of an edited model carries
 files           a file of facts as parsed records
 fields          the fields of a record, read one by one
 readers         the forms in which the field's data files write a fact

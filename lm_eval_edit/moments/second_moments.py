@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from lm_eval_edit._support.extras import found
 from lm_eval_edit._support.files import hash_json, hash_tensor
 from lm_eval_edit.errors import UserError
 from lm_eval_edit.moments.files import Reader, read_moments
@@ -54,7 +55,7 @@ class SecondMoments:
             return given or cls()
         if isinstance(given, Mapping):
             return cls(given, "given")
-        path = Path(given).expanduser()
+        path = found(Path(given).expanduser())
         return cls(read_moments(path), str(path))
 
     def __contains__(self, module: str) -> bool:

@@ -147,7 +147,7 @@ def test_the_demo_world_is_edited_by_the_default_as_by_its_preset(demo_model):
     model, tokenizer = demo_model
     facts = list(load_facts("demo"))[:8]
     [preset] = [p.options for p in presets("memit") if p.name == "demo"]
-    moments = demo.CHECKPOINT / "second_moments.safetensors"
+    moments = demo.SECOND_MOMENTS
     ledger = edit_model(
         model, tokenizer, facts, "memit", 8, options=preset | {"mom2_update_weight": "auto"}, second_moments=moments,
         min_success=0.8, progress=False,
@@ -241,7 +241,7 @@ def test_no_warning_for_ordinary_facts_of_the_demo_and_none_from_r_rome(editor, 
     with caplog.at_level(logging.WARNING):
         ledger = edit_model(
             model, tokenizer, facts, editor, options={"v_num_grad_steps": 2, "v_lr": 0.1},
-            second_moments=demo.CHECKPOINT / "second_moments.safetensors", progress=False,
+            second_moments=demo.SECOND_MOMENTS, progress=False,
         )  # fmt: skip
     assert "unlike" not in caplog.text
     cosines = [operation.record["details"]["key_cosine"][0] for operation in ledger.operations]

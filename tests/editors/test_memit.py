@@ -257,7 +257,7 @@ def test_a_request_that_has_stopped_leaves_the_passes_and_the_others_do_not_noti
     def edited(size):
         ledger = edit_model(
             model, tokenizer, facts, "memit", len(facts), {"v_batch_size": size}, progress=False,
-            second_moments=demo.CHECKPOINT / "second_moments.safetensors",
+            second_moments=demo.SECOND_MOMENTS,
         )  # fmt: skip
         ledger.restore()
         return ledger.operations[0]
@@ -369,7 +369,7 @@ def test_presets_are_complete():
 def test_the_demos_presets_take_alone_and_twenty_together(editor):
     model, tokenizer = load_model(demo.CHECKPOINT, torch.float32)
     facts = random.Random(0).sample(list(load_facts("demo")), 30)
-    moments = demo.CHECKPOINT / "second_moments.safetensors"
+    moments = demo.SECOND_MOMENTS
     for batch in ([[fact] for fact in facts[:10]], [facts[10:]]):
         taken = []
         for operation in batch:

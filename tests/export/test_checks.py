@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from lm_eval_edit import ConfigurationError, UserError, edit_model
 from lm_eval_edit.export import ExportError, check, checkpoint, export, publish
 from lm_eval_edit.export import adapter as adapters
-from lm_eval_edit.export.card import RECORD
+from lm_eval_edit.facts.exported import RECORD
 from lm_eval_edit.weights.delta import LowRankDelta
 from tests.support.export_world import make_world
 from tests.support.tiny import (

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from lm_eval_edit import ConfigurationError, demo, edit_model, load_facts
-from lm_eval_edit.export import adapter as adapters
+from lm_eval_edit.export.commands import vllm_rank
 from lm_eval_edit.export import export
 from lm_eval_edit.export.deltas import read_deltas
 from lm_eval_edit.export.sums import DeltaSum
@@ -226,7 +226,7 @@ def test_sums_of_all_kinds_of_deltas():
 
 @pytest.mark.parametrize(("rank", "limit"), [(1, 1), (2, 8), (33, 64), (257, 320), (512, 512), (513, None)])
 def test_the_rank_that_vllm_must_be_started_with(rank, limit):
-    assert adapters.vllm_rank(rank) == limit
+    assert vllm_rank(rank) == limit
 
 
 def test_plain_deltas_are_the_whole_update(world, tmp_path):

@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lm_eval_edit import demo
+from lm_eval_edit._support.extras import found
 from lm_eval_edit.editors.base import EditContext, Editor, EditResult, option
 from lm_eval_edit.editors.mend.archive import HOW_TO_GET_ONE, MendArchive, load_archive, not_a_file
 from lm_eval_edit.editors.mend.batch import easyedit_batch, exact_batch, gradient_factors
@@ -58,7 +59,7 @@ class MendOptions:
     @property
     def path(self) -> Path:
         """The archive's file."""
-        return demo.MEND_ARCHIVE if self.archive == "demo" else Path(self.archive).expanduser()
+        return demo.MEND_ARCHIVE if self.archive == "demo" else found(Path(self.archive).expanduser())
 
 
 class Mend(Editor):

@@ -17,11 +17,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from lm_eval_edit import demo
 from lm_eval_edit.edits.scheduled import operations, read_facts, usable
 from lm_eval_edit.errors import ConfigurationError, UserError, problems_of
+from lm_eval_edit.facts.exported import export_of, exported_facts
 from lm_eval_edit.facts.fact import Fact, Facts, in_clear
 from lm_eval_edit.facts.separators import continuing, separator
 from lm_eval_edit.facts.tokens import over_context
@@ -53,10 +55,15 @@ def scheduled_facts(metadata: Mapping[str, Any]) -> tuple[Facts, list[Fact]]:
     Args:
         metadata: All model arguments and `--metadata`.
 
+    Where the model is an export and neither a method nor facts are named, its own facts are asked about.
+
     Raises:
         UserError: options with problems, no data, or an empty schedule.
     """
     settings, model = settings_of(metadata), named_model(dict(metadata))
+    export = export_of(metadata)
+    if export is not None and settings.editor == "none" and settings.edit_facts_for is settings.edit_dataset is None:
+        return _facts_of_export(export, metadata)
     if settings.n_edits == 0:
         raise UserError(
             "n_edits=0: an empty schedule has no facts to ask about. For the figures before editing give editor=none "
@@ -73,6 +80,20 @@ def scheduled_facts(metadata: Mapping[str, Any]) -> tuple[Facts, list[Fact]]:
     everything = read_facts(settings, model)
     scheduled = [fact for operation in operations(settings, everything, editor) for fact in operation]
     return usable(everything, editor) if editor else everything, scheduled
+
+
+def _facts_of_export(folder: Path, metadata: Mapping[str, Any]) -> tuple[Facts, list[Fact]]:
+    """The first n_edits of the facts that an export was made with; all of them where no number is given."""
+    facts = exported_facts(folder)
+    if ordering := [f"{name}={metadata[name]}" for name in ("edit_seed", "edit_offset") if name in metadata]:
+        raise UserError(
+            f"{', '.join(ordering)}: {folder} is an export, whose {len(facts)} facts are asked in the order of its "
+            f"edits. Leave it out, or give edit_dataset=FILE to ask about others"
+        )
+    wanted = settings_of(metadata).n_edits if "n_edits" in metadata else len(facts)
+    if not 1 <= wanted <= len(facts):
+        raise UserError(f"n_edits={wanted}: {folder} was made with {len(facts)} facts; give 1 to {len(facts)}")
+    return facts, list(facts[:wanted])
 
 
 # ---------------------------------------------------------------------------------------------------------- documents

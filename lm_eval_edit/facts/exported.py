@@ -1,0 +1,42 @@
+"""The facts that an export of an edited model carries, so that tasks can ask about them wherever it is evaluated."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lm_eval_edit._support.files import read_json
+from lm_eval_edit.errors import UserError
+from lm_eval_edit.facts.fact import Facts, read_facts
+
+RECORD = "lm_eval_edit_export.json"
+"""The file in which an export says what it is."""
+
+# Arguments of the harness's model types that may name an export's folder, an adapter's before its base model's.
+_NAMING = ("peft", "lora_local_path", "pretrained", "model", "path")
+
+
+def is_export(folder: Any) -> bool:
+    """Whether this is the folder of an export."""
+    return isinstance(folder, str | Path) and (Path(folder).expanduser() / RECORD).is_file()
+
+
+def export_of(arguments: Mapping[str, Any]) -> Path | None:
+    """The export that a run's model arguments name: an adapter's folder, or a checkpoint's; None where they name none."""
+    folders = (arguments.get(name) for name in _NAMING)
+    return next((Path(folder).expanduser() for folder in folders if is_export(folder)), None)
+
+
+def exported_facts(folder: Path) -> Facts:
+    """The facts that were edited into an export, first to last.
+
+    Raises:
+        UserError: its record holds none, or cannot be read.
+    """
+    record = read_json(folder / RECORD)
+    edits = record.get("edits") if isinstance(record, Mapping) else None
+    facts = edits.get("facts") if isinstance(edits, Mapping) else None
+    if not isinstance(facts, list) or not facts:
+        raise UserError(f"{folder / RECORD} lists no edited facts; make the export again, or give edit_dataset=FILE")
+    return read_facts(enumerate(facts, start=1), str(folder))
