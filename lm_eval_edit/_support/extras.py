@@ -1,7 +1,7 @@
 """Files of ours that belong to a checkpoint and are no weights of it: second moments, hypernetworks.
 
-They lie in a sub-folder of the checkpoint's: vLLM reads every `*.safetensors` of the folder itself as weights, and fails.
-Release 0.1 kept them beside the weights; both places are read.
+They lie in a sub-folder of the checkpoint's, for vLLM takes every `*.safetensors` of the folder itself for weights, and
+fails. Release 0.1 kept them beside the weights; both places are read.
 """
 
 from __future__ import annotations
@@ -23,6 +23,6 @@ def beside(checkpoint: Path, name: str) -> Path:
 
 
 def found(path: Path) -> Path:
-    """The file that a path means: itself, or, where nothing is there, the one that has moved to the sub-folder since."""
+    """The file that a path means: itself, or, where there is none, the one that has moved to the sub-folder since."""
     moved = path.parent / FOLDER / path.name
     return moved if not path.exists() and moved.is_file() else path

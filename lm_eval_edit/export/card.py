@@ -67,7 +67,10 @@ def _evaluation(record: Mapping[str, Any]) -> list[str]:
     if not found:
         return ["W' = W + left @ right, or W + dense, of each parameter; `deltas.json` lists them."]
     lines = ["In this folder:", "", *[f"    {command}" for command in found], ""]
-    return [*lines, "They ask about the facts below, which the tasks find in this folder. Any task of the harness can stand beside."]
+    return [
+        *lines,
+        "They ask about the facts below, which the tasks find in this folder. Any task of the harness can be added.",
+    ]
 
 
 def _parameter_table(record: Mapping[str, Any]) -> list[str]:

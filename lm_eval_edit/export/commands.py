@@ -50,6 +50,7 @@ def commands(record: Mapping[str, Any], folder: str) -> list[str]:
         return []
     common = {"pretrained": demo.loadable(base["pretrained"])}
     common |= {"revision": base["revision"]} if base["revision"] else {}
+    common |= {"gguf_file": base["gguf_file"]} if base.get("gguf_file") else {}
     common |= {"dtype": base["dtype"]}
     found = [_command("hf", common | {"peft": folder}, record)]
     if _why_not_in_vllm(record) is None:
@@ -84,6 +85,8 @@ def _why_not_in_vllm(record: Mapping[str, Any]) -> str | None:
     rank, architecture = record["adapter"]["rank"], record["base"].get("architecture")
     if architecture in VLLM_WITHOUT_LORA:
         return f"vLLM has no LoRA for {architecture}: it does not take this adapter. Export with to=hf for it"
+    if record["base"].get("gguf_file"):
+        return "the unedited model is a GGUF file, which vLLM reads in its own way. Export with to=hf for it"
     if vllm_rank(rank) is None:
         return (
             f"rank {rank} is above vLLM's limit of {VLLM_RANKS[-1]}: vLLM does not take this adapter. Export with "

@@ -92,6 +92,8 @@ def select(directory: Path, n_edits: int | None = None, editors: Sequence[str] =
     found |= {name: value for name, value in source.items() if value is not None}
     if source.get("pretrained") is not None and source.get("revision") is None:
         found["revision"] = None  # the recorded one belongs to the recorded model
+    if isinstance(found.get("pretrained"), str) and Path(found["pretrained"]).is_dir():
+        found["pretrained"] = str(Path(found["pretrained"]).resolve())  # an export is read from anywhere
     if not found.get("pretrained"):
         problems.append(
             f"{directory} does not say which model it edits; give pretrained=FOLDER, a hub id, demo or smollm2"

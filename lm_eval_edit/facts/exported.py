@@ -23,7 +23,7 @@ def is_export(folder: Any) -> bool:
 
 
 def export_of(arguments: Mapping[str, Any]) -> Path | None:
-    """The export that a run's model arguments name: an adapter's folder, or a checkpoint's; None where they name none."""
+    """The export that a run's model arguments name, an adapter before a checkpoint; None where they name none."""
     folders = (arguments.get(name) for name in _NAMING)
     return next((Path(folder).expanduser() for folder in folders if is_export(folder)), None)
 

@@ -10,8 +10,9 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from lm_eval_edit import ConfigurationError, demo, edit_model, load_facts
-from lm_eval_edit.export.commands import vllm_rank
+from lm_eval_edit.export import adapter as adapters
 from lm_eval_edit.export import export
+from lm_eval_edit.export.commands import vllm_rank
 from lm_eval_edit.export.deltas import read_deltas
 from lm_eval_edit.export.sums import DeltaSum
 from lm_eval_edit.weights.delta import DenseDelta, LowRankDelta, MaskedDelta, SparseDelta

@@ -95,7 +95,7 @@ def write_facts(file: Path, facts: Iterable[Fact] = FACTS) -> Path:
 @torch.no_grad()
 def tiny_second_moments(model: PreTrainedModel, dtype: torch.dtype = torch.float64) -> dict[str, torch.Tensor]:
     """E[k kᵀ] of every layer of a tiny model over 960 random tokens, ten times its key dimension."""
-    ids = torch.randint(1, 64, (20, 48), generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(1, model.config.vocab_size, (20, 48), generator=torch.Generator().manual_seed(0))
     keys, handles = {}, []
     for name in Architecture.discover(model).down_projections:
         handles.append(
