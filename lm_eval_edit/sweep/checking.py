@@ -19,8 +19,8 @@ from lm_eval_edit.settings import NAMES
 from lm_eval_edit.sweep.design import LEAVE_OUT, Design, Model, Row
 from lm_eval_edit.sweep.evaluation import find_tasks
 from lm_eval_edit.sweep.folder import Cell, SweepFolder
+from lm_eval_edit.tasklib import before_loading
 from lm_eval_edit.tasklib.editing import documents as editing_documents
-from lm_eval_edit.tasklib.suite import sources
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def check(design: Design, folder: SweepFolder, *, dry_run: bool = False) -> Chec
                 f"{line}: its rows are not checked" if dry_run else line for line in found
             )
         else:
-            problems += _problems(lambda args=args: sources.check_tasks(general, args))
+            problems += _problems(lambda args=args: before_loading.check_records(general, args))
         for row in design.rows():
             if row.model != model:
                 continue

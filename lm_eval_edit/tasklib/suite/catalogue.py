@@ -2,30 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+
+from lm_eval_edit.tasklib.records.sets import HubSet, RecordSet
 
 GROUP = "edithurt_suite"
-
-
-@dataclass(frozen=True)
-class HubSet:
-    """One data set on the Hugging Face hub.
-
-    Attributes:
-        path, config, split, revision: As `datasets.load_dataset` takes them.
-        columns: Columns that must be there after loading.
-        rename: Column on the hub -> field of the record schema in `documents`.
-        passages: The set carries the passages of open-domain QA. Another set in its place changes the *prompt*, so a
-            missing network must not lead to it silently.
-    """
-
-    path: str
-    split: str
-    columns: tuple[str, ...]
-    config: str | None = None
-    revision: str = "main"
-    rename: dict[str, str] = field(default_factory=dict)
-    passages: bool = False
+_SPLIT_NAMES = {"train": ("train",), "test": ("test",), "validation": ("validation", "dev")}
 
 
 @dataclass(frozen=True)
@@ -132,3 +114,10 @@ TASKS: dict[str, TaskSpec] = {
         hub=(HubSet("nyu-mll/glue", "validation", ("sentence", "label"), config="sst2"),),
     ),
 }
+
+
+def record_set(task: str) -> RecordSet:
+    """Where the task's records are looked for."""
+    spec = TASKS[task]
+    stems = (spec.stem, *(f"{spec.stem}_{split}" for split in _SPLIT_NAMES[spec.split]))
+    return RecordSet(task, stems, spec.split, spec.hub, spec.paper)
