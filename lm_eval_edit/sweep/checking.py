@@ -15,7 +15,7 @@ from lm_eval_edit.edits.run import batch_problems
 from lm_eval_edit.errors import ConfigurationError, UserError
 from lm_eval_edit.moments.second_moments import SecondMoments
 from lm_eval_edit.plan import EditPlan, draft_plan
-from lm_eval_edit.settings import NAMES
+from lm_eval_edit.settings import NAMES, OF_TASKS
 from lm_eval_edit.sweep.design import LEAVE_OUT, Design, Model, Row
 from lm_eval_edit.sweep.evaluation import find_tasks
 from lm_eval_edit.sweep.folder import Cell, SweepFolder
@@ -85,7 +85,7 @@ class Checked:
 
 def loading_args(design: Design, model: Model) -> dict[str, Any]:
     """What `--model_args` would say about the model and its tasks, not about edits."""
-    common = {name: value for name, value in design.model_args.items() if name not in NAMES or name == "data_dir"}
+    common = {name: value for name, value in design.model_args.items() if name not in NAMES or name in OF_TASKS}
     return {**common, **model.args}
 
 

@@ -2,6 +2,7 @@
 
 suite      the eight tasks of Gu et al.
 editing    the tasks about the run's own facts
+glue       GLUE, MMLU and two more, as papers on sequential editing ask them
 
 and what these families share:
 

@@ -12,7 +12,7 @@ import ast
 import csv
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,13 +39,19 @@ def candidates(records: RecordSet, folder: Path) -> list[Found]:
 
     The folder itself comes first, in both layouts, then each sub-folder in the paper's layout.
     """
-    flat = [Found(folder / f"{stem}{ending}", "jsonl") for stem in records.stems for ending in (".jsonl", ".json")]
+
+    def flat(stems: Iterable[str]) -> list[Found]:
+        return [Found(folder / f"{stem}{ending}", "jsonl") for stem in stems for ending in (".jsonl", ".json")]
+
+    return [*flat(records.stems), *_paper(records, folder), *flat(records.vague)]
+
+
+def _paper(records: RecordSet, folder: Path) -> list[Found]:
     if records.paper is None:
-        return flat
+        return []
     inside = sorted(p for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []
     roots = [folder, *(p for p in inside if p.name != "task-data")]
     return [
-        *flat,
         Found(folder / records.paper, "paper"),
         *(Found(root / "task-data" / records.paper, "paper") for root in roots),
     ]

@@ -36,6 +36,7 @@ class RecordSet:
         split: The split that is evaluated.
         hub: Candidates on the hub, the best first.
         paper: Its file (or folder of files) inside the `task-data/` of Gu et al.; None where it is not there.
+        vague: Further stems, tried last: the split they hold cannot be told from them.
     """
 
     name: str
@@ -43,3 +44,4 @@ class RecordSet:
     split: str
     hub: tuple[HubSet, ...]
     paper: str | None = None
+    vague: tuple[str, ...] = ()

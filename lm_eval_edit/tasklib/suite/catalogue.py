@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from lm_eval_edit.tasklib.records import public
 from lm_eval_edit.tasklib.records.sets import HubSet, RecordSet
 
 GROUP = "edithurt_suite"
@@ -31,8 +32,8 @@ class TaskSpec:
     hub: tuple[HubSet, ...]
 
 
-# The only place that names hub data sets. None of them could be loaded where this was written (no network), hence
-# branches instead of commits; the commit that was really read is put into the results (see `hub.load`).
+# Data sets that another family reads too are in `records.public`. None could be loaded where this was written (no
+# network), hence branches instead of commits; the commit that was really read is put into the results (see `hub.load`).
 TASKS: dict[str, TaskSpec] = {
     "gsm8k": TaskSpec(
         stem="gsm8k",
@@ -48,7 +49,7 @@ TASKS: dict[str, TaskSpec] = {
         paper="test-NLI.tsv",
         new_tokens=1,
         shortenable=("sentence1", "sentence2"),
-        hub=(HubSet("nyu-mll/glue", "train", ("sentence1", "sentence2", "label"), config="rte"),),
+        hub=public.RTE_TRAIN,
     ),
     "nq": TaskSpec(
         stem="nq_open",
@@ -84,10 +85,7 @@ TASKS: dict[str, TaskSpec] = {
         paper="test-dialogue",
         new_tokens=1,
         shortenable=("article",),
-        hub=(
-            HubSet("lighteval/mutual_harness", "validation", ("article", "options", "answers"), config="mutual"),
-            HubSet("tasksource/mutual", "validation", ("article", "options", "answers")),
-        ),
+        hub=public.MUTUAL,
     ),
     "samsum": TaskSpec(
         stem="samsum",
@@ -111,7 +109,7 @@ TASKS: dict[str, TaskSpec] = {
         paper="test-SentimentAnalysis.tsv",
         new_tokens=1,
         shortenable=("text",),
-        hub=(HubSet("nyu-mll/glue", "validation", ("sentence", "label"), config="sst2"),),
+        hub=public.SST2,
     ),
 }
 
