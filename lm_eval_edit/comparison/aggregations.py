@@ -32,6 +32,7 @@ class Aggregation:
         gain: (n, k) counts -> (n,) what each document contributes, so that more is a larger metric.
         silent: (n, k) counts -> (n,) whether a document's output says nothing that counts, so that it makes no errors
             but those of omission; None where silence is no way to fewer errors.
+        of_output: Whether it is about what was generated, whose form may be lost, where the task generates anything.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Aggregation:
     statistic: Statistic
     gain: Callable[[np.ndarray], np.ndarray]
     silent: Callable[[np.ndarray], np.ndarray] | None = None
+    of_output: bool = True
 
     @property
     def is_mean(self) -> bool:
@@ -137,6 +139,7 @@ _ALL = (
     ),
     # (label, prediction or -1) of edithurt_glue.
     Aggregation("weighted_f1", glue_figures.table, glue_figures.f1_of, glue_figures.right),
+    Aggregation("likelier_f1", glue_figures.table, glue_figures.f1_of, glue_figures.right, of_output=False),
     Aggregation("class_mcc", glue_figures.table, glue_figures.mcc_of, glue_figures.right),
     # (fact, efficacy, paraphrase, neighbourhood success).
     Aggregation(
@@ -144,7 +147,7 @@ _ALL = (
     ),
 )
 #: From 0 to 1 by definition though they are no means; and correlations, from −1 and 0 by chance.
-SHARES = ("f1", "entity_f1", "entity_script", "agg_inst_level_acc", "counterfact_score", "weighted_f1")
+SHARES = ("f1", "entity_f1", "entity_script", "agg_inst_level_acc", "counterfact_score", "weighted_f1", "likelier_f1")
 CORRELATIONS = ("mcc", "class_mcc")
 AGGREGATIONS: Mapping[str, Aggregation] = MappingProxyType({each.name: each for each in _ALL})
 
