@@ -85,6 +85,7 @@ class EditedHFLM(ExactHFLM):
         edit_facts_for: str | None = None,
         min_success: float | None = None,
         data_dir: str | None = None,
+        items: int | str | None = None,
         **kwargs: Any,
     ):
         given = locals()

@@ -30,7 +30,7 @@ from lm_eval_edit.models.architecture import layer_problems
 from lm_eval_edit.moments.corpus import corpus_problem
 from lm_eval_edit.moments.second_moments import SecondMoments
 from lm_eval_edit.settings import EditSettings, parse_settings, unknown_option_problems
-from lm_eval_edit.tasklib.suite.sources import check_data_dir
+from lm_eval_edit.tasklib.records.sources import check_data_dir
 
 #: Options that HFLM hands on to from_pretrained. Attributes of the model's configuration are accepted too.
 # fmt: off

@@ -15,6 +15,7 @@ from typing import Any
 from lm_eval_edit.errors import nearest
 
 AFTER_ALL, AFTER_EACH = "after_all", "after_each"
+ALL = "all"  # items
 
 
 LARGEST = 2**63  # what a generator of random numbers takes for a seed, and a tensor for a size
@@ -104,6 +105,18 @@ def parse_layers(value: Any) -> tuple[int, ...] | None:
     if not layers or len(set(layers)) != len(layers):
         raise ValueError(f"each layer once, and at least one; {wanted}")
     return layers
+
+
+def parse_items(value: Any) -> int | str | None:
+    """How many items of a published list: a number, `all`, or none for those that are published."""
+    if _is_none(value):
+        return None
+    if isinstance(value, str) and value.strip().lower() == ALL:
+        return ALL
+    try:
+        return _whole(1)(value)
+    except ValueError as error:
+        raise ValueError(f"{error}, {ALL}, or none for the published items") from None
 
 
 def _one_of(*words: str) -> Callable[[Any], str]:
@@ -202,9 +215,16 @@ class EditSettings:
         "a folder, or demo",
         "task data (and zsre / counterfact) instead of the hub; with other model types: --metadata data_dir=...",
     )
+    items: int | str | None = _setting(
+        None,
+        parse_items,
+        "a whole number, all, or none",
+        "edithurt_glue: so many items of each list; none: the published hundred; with other model types: --metadata",
+    )
 
 
 NAMES = tuple(f.name for f in fields(EditSettings))
+OF_TASKS = ("data_dir", "items")  # of these, what is for every task and not about edits alone
 
 
 def parse_settings(given: Mapping[str, Any]) -> tuple[EditSettings, list[str]]:

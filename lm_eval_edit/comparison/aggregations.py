@@ -16,6 +16,7 @@ import numpy as np
 
 from lm_eval_edit.comparison.statistics import Statistic
 from lm_eval_edit.tasklib.editing import figures as editing_figures
+from lm_eval_edit.tasklib.glue import figures as glue_figures
 from lm_eval_edit.tasklib.suite import aggregate
 
 
@@ -31,6 +32,7 @@ class Aggregation:
         gain: (n, k) counts -> (n,) what each document contributes, so that more is a larger metric.
         silent: (n, k) counts -> (n,) whether a document's output says nothing that counts, so that it makes no errors
             but those of omission; None where silence is no way to fewer errors.
+        of_output: Whether it is about what was generated, whose form may be lost, where the task generates anything.
     """
 
     name: str
@@ -38,6 +40,7 @@ class Aggregation:
     statistic: Statistic
     gain: Callable[[np.ndarray], np.ndarray]
     silent: Callable[[np.ndarray], np.ndarray] | None = None
+    of_output: bool = True
 
     @property
     def is_mean(self) -> bool:
@@ -134,11 +137,18 @@ _ALL = (
         aggregate.mean_ratio,
         lambda c: c[:, : c.shape[1] // 2].sum(axis=1) - c[:, c.shape[1] // 2 :].sum(axis=1),
     ),
+    # (label, prediction or -1) of edithurt_glue.
+    Aggregation("weighted_f1", glue_figures.table, glue_figures.f1_of, glue_figures.right),
+    Aggregation("likelier_f1", glue_figures.table, glue_figures.f1_of, glue_figures.right, of_output=False),
+    Aggregation("class_mcc", glue_figures.table, glue_figures.mcc_of, glue_figures.right),
     # (fact, efficacy, paraphrase, neighbourhood success).
     Aggregation(
         "counterfact_score", editing_figures.harmonic_counts, editing_figures.harmonic, lambda c: c[:, :3].sum(axis=1)
     ),
 )
+#: From 0 to 1 by definition though they are no means; and correlations, from −1 and 0 by chance.
+SHARES = ("f1", "entity_f1", "entity_script", "agg_inst_level_acc", "counterfact_score", "weighted_f1", "likelier_f1")
+CORRELATIONS = ("mcc", "class_mcc")
 AGGREGATIONS: Mapping[str, Aggregation] = MappingProxyType({each.name: each for each in _ALL})
 
 # What a metric of the harness is aggregated by where the task does not say.

@@ -51,18 +51,27 @@ def won(pair: Pair, name: str) -> np.ndarray:
     better = gains(before, after) > 0
     if (silent := after.aggregation.silent) is not None:
         better &= ~silent(after.counts)
-    valid = pair.edited.metrics.get(FORMAT)
-    if name != FORMAT and valid is not None and valid.aggregation.is_mean:
-        better &= valid.counts[:, 0] != 0
+    if (formed := _formed(pair, name)) is not None:
+        better &= formed
     return better
+
+
+def _formed(pair: Pair, name: str) -> np.ndarray | None:
+    """(n,) whether the edited model's output has the asked form; None where a metric has nothing to do with that."""
+    valid = pair.edited.metrics.get(FORMAT)
+    if name == FORMAT or valid is None or not valid.aggregation.is_mean:
+        return None
+    if not pair.edited.metrics[name].aggregation.of_output:
+        return None
+    formed: np.ndarray = valid.counts[:, 0] != 0
+    return formed
 
 
 def flips_of(pair: Pair, name: str) -> Flips:
     """How many documents a metric has lost and won."""
     worse = gains(pair.base.metrics[name], pair.edited.metrics[name]) < 0
-    lost_format = None
-    if name != FORMAT and (valid := pair.edited.metrics.get(FORMAT)) is not None and valid.aggregation.is_mean:
-        lost_format = int((worse & (valid.counts[:, 0] == 0)).sum())
+    formed = _formed(pair, name)
+    lost_format = None if formed is None else int((worse & ~formed).sum())
     n_worse = int(worse.sum())
     return Flips(
         worse=n_worse,

@@ -11,6 +11,7 @@ import numpy as np
 
 from lm_eval_edit._support.files import write_bytes
 from lm_eval_edit.comparison.changed_documents import gains, is_binary, won
+from lm_eval_edit.comparison.logged_samples import said_in_words
 from lm_eval_edit.comparison.pairing import Pair
 from lm_eval_edit.comparison.verdicts import Comparison
 from lm_eval_edit.errors import UserError, nearest
@@ -99,4 +100,6 @@ def output(sample: Mapping[str, Any]) -> Any:
     if isinstance(responses, list) and len(responses) > 1 and all(isinstance(each, list) for each in responses):
         best = int(np.argmax([float(each[0]) for each in responses]))
         return (arguments.get(f"gen_args_{best}") or {}).get("arg_1", best)
+    if (text := said_in_words(responses)) is not None:
+        return text
     return responses[0] if isinstance(responses, list) and len(responses) == 1 else responses

@@ -9,6 +9,7 @@ import numpy as np
 from scipy import stats
 
 from lm_eval_edit.comparison import statistics
+from lm_eval_edit.comparison.aggregations import CORRELATIONS
 from lm_eval_edit.comparison.logged_metrics import Metric
 from lm_eval_edit.comparison.runs import Run, TaskSamples
 from lm_eval_edit.tasklib.measures import EDIT_QUALITY, FORMAT
@@ -35,7 +36,7 @@ def floor(samples: TaskSamples, name: str, alpha: float = 0.05) -> str | None:
         return None
     if value <= metric.chance:
         return f"{value:.3g}, at or below chance ({metric.chance:.3g})" if metric.chance else f"{value:.3g}"
-    if metric.chance == 0 and metric.aggregation.name != "mcc":
+    if metric.chance == 0 and metric.aggregation.name not in CORRELATIONS:
         return _too_few_right(samples, metric, alpha)
     low = _lower_bound(samples, metric, alpha)
     return None if low > metric.chance else f"{value:.3g}, not shown to be above chance ({metric.chance:.3g})"
@@ -67,7 +68,7 @@ def _lower_bound(samples: TaskSamples, metric: Metric, alpha: float) -> float:
     correlation φ of m clusters (m φ² is chi-squared); the figure itself for other corpus-level metrics.
     """
     values, m = metric.counts[:, 0], int(samples.clusters.max(initial=-1)) + 1
-    if metric.aggregation.name == "mcc":
+    if metric.aggregation.name in CORRELATIONS:
         return metric.value - float(stats.norm.isf(alpha)) / math.sqrt(m)
     if not metric.aggregation.is_mean:
         return metric.value

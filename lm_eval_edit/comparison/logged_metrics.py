@@ -12,9 +12,6 @@ from lm_eval_edit.comparison import aggregations
 from lm_eval_edit.comparison.aggregations import Aggregation
 from lm_eval_edit.tasklib import measures
 
-# From 0 to 1 by definition, Matthews' correlation from −1.
-_SHARES = ("f1", "entity_f1", "entity_script", "agg_inst_level_acc", "counterfact_score")
-
 
 @dataclass(frozen=True)
 class Metric:
@@ -57,9 +54,9 @@ class Metric:
 
         A mean whose values all lie between 0 and 1 is taken for a share.
         """
-        if self.aggregation.name == "mcc":
+        if self.aggregation.name in aggregations.CORRELATIONS:
             return -1.0, 1.0
-        if self.aggregation.name in _SHARES:
+        if self.aggregation.name in aggregations.SHARES:
             return 0.0, 1.0
         values = self.counts[:, 0]
         if self.aggregation.is_mean and len(values) and values.min() >= 0 and values.max() <= 1:

@@ -79,12 +79,13 @@ def _answer_hash(responses: Any) -> int:
     """A hash of what was said, the same where only the last digits of log-likelihoods differ.
 
     Choices are logged as [log-likelihood, is greedy]; what counts is which is the likeliest. A lone log-likelihood
-    counts to six digits. Of the edit-quality tasks' [role, tokens, response] the words and the greedy flags count.
+    counts to six digits. Of the edit-quality tasks' [role, tokens, response] the words and the greedy flags count; of a
+    text with log-likelihoods beside it the text alone.
     """
     if editing_metrics.is_labelled(responses):
         content = json.dumps(editing_metrics.answer(responses))
-    elif isinstance(responses, list) and len(responses) == 1 and isinstance(responses[0], str):
-        content = responses[0]
+    elif (text := said_in_words(responses)) is not None:
+        content = text
     elif isinstance(responses, list) and responses and all(_is_choice(each) for each in responses):
         values = [float(each[0]) for each in responses]
         greedy = [str(each[1]) for each in responses]
@@ -92,6 +93,13 @@ def _answer_hash(responses: Any) -> int:
     else:
         content = json.dumps(responses)
     return _hash(content)
+
+
+def said_in_words(responses: Any) -> str | None:
+    """The text that was generated: alone, or with log-likelihoods asked beside it; None where none was, or several."""
+    if not isinstance(responses, list) or not responses or not isinstance(responses[0], str):
+        return None
+    return responses[0] if all(isinstance(each, list) for each in responses[1:]) else None
 
 
 def _hash(content: str) -> int:

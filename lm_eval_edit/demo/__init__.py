@@ -7,6 +7,7 @@ It is an illustration and a test fixture, not a benchmark.
     subjects   people, companies and cities that do not exist
     world      the facts about them; `python -m lm_eval_edit.demo.world` makes `data/`
     taskdata   documents of the eight tasks, in the record schemas of the real data sets, and their prompts
+    gluedata   documents of four more sets, for `edithurt_glue`; the model was not trained for them
     corpus     the training text made of both
     train      `python -m lm_eval_edit.demo.train` makes `checkpoint/`
     evaluate   `python -m lm_eval_edit.demo.evaluate` measures it
@@ -35,7 +36,7 @@ CHECKPOINT: Path = Path(__file__).parent / "checkpoint"
 """Folder of the Hugging Face checkpoint, its tokenizer and its MLP key statistics."""
 
 DATA: Path = Path(__file__).parent / "data"
-"""Folder of `facts.jsonl` and of one `<task>.jsonl` for each of the eight tasks."""
+"""Folder of `facts.jsonl` and of one `<set>.jsonl` for each set of task data."""
 
 FACTS: dict[str, Path] = {NAME: DATA / "facts.jsonl", KNOWN_FACTS: Path(__file__).parent / "known_facts.jsonl"}
 """The data sets of facts that come with the package, by the name that `edit_dataset` has for them."""

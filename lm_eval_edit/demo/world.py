@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from lm_eval_edit.demo import DATA
+from lm_eval_edit.demo.gluedata import glue_documents
 from lm_eval_edit.demo.subjects import COUNTRIES, SEED, subjects
 from lm_eval_edit.demo.taskdata import evaluation_documents
 
@@ -157,8 +158,8 @@ def write_jsonl(path: Path, records: Iterable[dict[str, Any]]) -> None:
 
 
 def generate(folder: Path = DATA) -> list[Path]:
-    """Write `facts.jsonl` and the eight task files into `folder`; returns their paths."""
-    written = {"facts": facts(), **evaluation_documents()}
+    """Write `facts.jsonl`, the eight task files and those of `gluedata` into `folder`; returns their paths."""
+    written = {"facts": facts(), **evaluation_documents(), **glue_documents()}
     for name, records in written.items():
         write_jsonl(folder / f"{name}.jsonl", records)
     return [folder / f"{name}.jsonl" for name in written]

@@ -15,12 +15,12 @@ from lm_eval_edit.edits.run import batch_problems
 from lm_eval_edit.errors import ConfigurationError, UserError
 from lm_eval_edit.moments.second_moments import SecondMoments
 from lm_eval_edit.plan import EditPlan, draft_plan
-from lm_eval_edit.settings import NAMES
+from lm_eval_edit.settings import NAMES, OF_TASKS
 from lm_eval_edit.sweep.design import LEAVE_OUT, Design, Model, Row
 from lm_eval_edit.sweep.evaluation import find_tasks
 from lm_eval_edit.sweep.folder import Cell, SweepFolder
+from lm_eval_edit.tasklib import before_loading
 from lm_eval_edit.tasklib.editing import documents as editing_documents
-from lm_eval_edit.tasklib.suite import sources
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Checked:
 
 def loading_args(design: Design, model: Model) -> dict[str, Any]:
     """What `--model_args` would say about the model and its tasks, not about edits."""
-    common = {name: value for name, value in design.model_args.items() if name not in NAMES or name == "data_dir"}
+    common = {name: value for name, value in design.model_args.items() if name not in NAMES or name in OF_TASKS}
     return {**common, **model.args}
 
 
@@ -133,7 +133,7 @@ def check(design: Design, folder: SweepFolder, *, dry_run: bool = False) -> Chec
                 f"{line}: its rows are not checked" if dry_run else line for line in found
             )
         else:
-            problems += _problems(lambda args=args: sources.check_tasks(general, args))
+            problems += _problems(lambda args=args: before_loading.check_records(general, args))
         for row in design.rows():
             if row.model != model:
                 continue

@@ -14,7 +14,7 @@ from lm_eval_edit._support import files
 from lm_eval_edit._support.files import parse_json, read_json, read_yaml
 from lm_eval_edit.cli import main
 from lm_eval_edit.errors import CannotWriteError
-from lm_eval_edit.tasklib.suite import layouts
+from lm_eval_edit.tasklib.records import layouts
 
 
 def _bomb(levels: int, width: int = 9) -> str:

@@ -16,8 +16,9 @@ from lm_eval_edit.cost.editing import FactLength, innermost, operation, second_m
 from lm_eval_edit.cost.run import SIZES, Cost, estimate, evaluation, known_tasks
 from lm_eval_edit.cost.work import Device, Pass, Shape, Work
 from lm_eval_edit.editors.base import find_editor
-from lm_eval_edit.tasklib.suite import documents, layouts, prompts
-from lm_eval_edit.tasklib.suite.catalogue import TASKS
+from lm_eval_edit.tasklib.records import layouts
+from lm_eval_edit.tasklib.suite import documents, prompts
+from lm_eval_edit.tasklib.suite.catalogue import TASKS, record_set
 from tests.conftest import ROOT
 from tests.support.processes import python
 
@@ -88,7 +89,7 @@ def test_an_unknown_task_names_the_nearest():
 @pytest.mark.parametrize("task", TASKS)
 def test_lengths_are_those_of_the_papers_files(data, task):
     folder = data if task == "mutual" else data / "paper_layout"  # the paper's folder holds a part of MuTual here
-    docs, _ = documents.build(task, layouts.read(task, layouts.locate(task, folder)))
+    docs, _ = documents.build(task, layouts.read(layouts.locate(record_set(task), folder)))
     lengths = [len(getattr(prompts, task)(doc)) for doc in docs]
     assert SIZES[task].characters == pytest.approx(sum(lengths) / len(lengths), abs=0.05)
     assert SIZES[task].spread == pytest.approx(math.sqrt(sum(n * n for n in lengths) / len(lengths)), abs=0.05)

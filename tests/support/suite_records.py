@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from lm_eval_edit.tasklib.suite import layouts
-from lm_eval_edit.tasklib.suite.catalogue import TASKS
+from lm_eval_edit.tasklib.records import layouts
+from lm_eval_edit.tasklib.suite.catalogue import TASKS, record_set
 
 #: Task -> (record, prompt to the byte, target).
 CASES = {
@@ -60,10 +60,10 @@ RECORDS = {task: record for task, (record, _, _) in CASES.items()} | {
 def sample_of(data: Path, folder: Path, n: int) -> Path:
     """The first n records of each real data set, as JSONL in `folder`."""
     for task, spec in TASKS.items():
-        found = layouts.locate(task, data)
+        found = layouts.locate(record_set(task), data)
         if found.layout == "jsonl":
             lines = found.path.read_text(encoding="utf-8").splitlines(keepends=True)[:n]
         else:
-            lines = [json.dumps(record) + "\n" for _, record in layouts.read(task, found)[:n]]
+            lines = [json.dumps(record) + "\n" for _, record in layouts.read(found)[:n]]
         (folder / f"{spec.stem}.jsonl").write_text("".join(lines), encoding="utf-8")
     return folder

@@ -1,10 +1,8 @@
 """The eight tasks of Gu et al. (arXiv 2401.04700): documents, prompts, metrics; `tasks/edithurt_suite` calls it.
 
 catalogue  the eight tasks as one table: hub ids, file names, new tokens, fields that may be shortened
-layouts    find a task's file in a folder and read it: hub-schema JSON(L), or the paper's own folder
 documents  one raw record -> the documents of a task, every needed field checked
-hub        the same records from the Hugging Face hub
-sources    which of the three to use; the harness's `custom_dataset`
+sources    the documents from wherever their records are (`tasklib.records`); the harness's `custom_dataset`
 prompts    document -> prompt, document -> target
 metrics    output -> number, for seven tasks
 ner        the same for the eighth: named entities

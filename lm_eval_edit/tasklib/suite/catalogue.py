@@ -2,30 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+
+from lm_eval_edit.tasklib.records import public
+from lm_eval_edit.tasklib.records.sets import HubSet, RecordSet
 
 GROUP = "edithurt_suite"
-
-
-@dataclass(frozen=True)
-class HubSet:
-    """One data set on the Hugging Face hub.
-
-    Attributes:
-        path, config, split, revision: As `datasets.load_dataset` takes them.
-        columns: Columns that must be there after loading.
-        rename: Column on the hub -> field of the record schema in `documents`.
-        passages: The set carries the passages of open-domain QA. Another set in its place changes the *prompt*, so a
-            missing network must not lead to it silently.
-    """
-
-    path: str
-    split: str
-    columns: tuple[str, ...]
-    config: str | None = None
-    revision: str = "main"
-    rename: dict[str, str] = field(default_factory=dict)
-    passages: bool = False
+_SPLIT_NAMES = {"train": ("train",), "test": ("test",), "validation": ("validation", "dev")}
 
 
 @dataclass(frozen=True)
@@ -49,8 +32,8 @@ class TaskSpec:
     hub: tuple[HubSet, ...]
 
 
-# The only place that names hub data sets. None of them could be loaded where this was written (no network), hence
-# branches instead of commits; the commit that was really read is put into the results (see `hub.load`).
+# Data sets that another family reads too are in `records.public`. None could be loaded where this was written (no
+# network), hence branches instead of commits; the commit that was really read is put into the results (see `hub.load`).
 TASKS: dict[str, TaskSpec] = {
     "gsm8k": TaskSpec(
         stem="gsm8k",
@@ -66,7 +49,7 @@ TASKS: dict[str, TaskSpec] = {
         paper="test-NLI.tsv",
         new_tokens=1,
         shortenable=("sentence1", "sentence2"),
-        hub=(HubSet("nyu-mll/glue", "train", ("sentence1", "sentence2", "label"), config="rte"),),
+        hub=public.RTE_TRAIN,
     ),
     "nq": TaskSpec(
         stem="nq_open",
@@ -102,10 +85,7 @@ TASKS: dict[str, TaskSpec] = {
         paper="test-dialogue",
         new_tokens=1,
         shortenable=("article",),
-        hub=(
-            HubSet("lighteval/mutual_harness", "validation", ("article", "options", "answers"), config="mutual"),
-            HubSet("tasksource/mutual", "validation", ("article", "options", "answers")),
-        ),
+        hub=public.MUTUAL,
     ),
     "samsum": TaskSpec(
         stem="samsum",
@@ -129,6 +109,13 @@ TASKS: dict[str, TaskSpec] = {
         paper="test-SentimentAnalysis.tsv",
         new_tokens=1,
         shortenable=("text",),
-        hub=(HubSet("nyu-mll/glue", "validation", ("sentence", "label"), config="sst2"),),
+        hub=public.SST2,
     ),
 }
+
+
+def record_set(task: str) -> RecordSet:
+    """Where the task's records are looked for."""
+    spec = TASKS[task]
+    stems = (spec.stem, *(f"{spec.stem}_{split}" for split in _SPLIT_NAMES[spec.split]))
+    return RecordSet(task, stems, spec.split, spec.hub, spec.paper)

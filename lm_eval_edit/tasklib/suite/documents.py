@@ -19,7 +19,8 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from lm_eval_edit.errors import UserError
-from lm_eval_edit.tasklib.suite.layouts import Placed, Record
+from lm_eval_edit.tasklib.records.fields import binary, field, strings
+from lm_eval_edit.tasklib.records.layouts import Placed, Record
 from lm_eval_edit.tasklib.suite.prompts import ENTITY_NAMES, sentence_text
 
 Document = dict[str, Any]
@@ -39,7 +40,7 @@ def build(task: str, records: Iterable[Placed]) -> tuple[list[Document], dict[st
     records = list(records)
     notes: dict[str, Any] = {"records": len(records)}
     if task == "conll2003":
-        sentences = [(place, record) for place, record in records if _strings(place, record, "tokens")[0] != _DOC]
+        sentences = [(place, record) for place, record in records if strings(place, record, "tokens")[0] != _DOC]
         notes["docstart_dropped"] = len(records) - len(sentences)
         docs = [doc for i, placed in enumerate(sentences) for doc in _conll2003(i, *placed)]
     else:
@@ -49,45 +50,18 @@ def build(task: str, records: Iterable[Placed]) -> tuple[list[Document], dict[st
     return docs, notes
 
 
-def _field(place: str, record: Record, name: str, *kinds: type) -> Any:
-    """The value of a needed field, of one of the wanted types."""
-    if name not in record:
-        raise UserError(f"{place}: the field '{name}' is missing (there are: {', '.join(map(str, record)) or 'none'})")
-    value = record[name]
-    if not isinstance(value, kinds):
-        wanted = " or ".join(kind.__name__ for kind in kinds)
-        raise UserError(f"{place}: the field '{name}' should be {wanted}, got {type(value).__name__}")
-    return value
-
-
-def _strings(place: str, record: Record, name: str) -> list[str]:
-    """A needed field that is a list of strings, and not empty."""
-    values = _field(place, record, name, list, tuple)
-    if not values or not all(isinstance(value, str) for value in values):
-        raise UserError(f"{place}: the field '{name}' should be a list of at least one string")
-    return list(values)
-
-
-def _class(place: str, record: Record, name: str) -> bool:
-    """A needed field that is 0 or 1."""
-    value = _field(place, record, name, int)
-    if value not in (0, 1):
-        raise UserError(f"{place}: the field '{name}' should be 0 or 1, got {value} (a test split without labels?)")
-    return bool(value)
-
-
 def _gsm8k(place: str, record: Record) -> Document:
-    rationale, mark, answer = _field(place, record, "answer", str).partition("#### ")
+    rationale, mark, answer = field(place, record, "answer", str).partition("#### ")
     if not mark or not answer.strip():
         raise UserError(f"{place}: the field 'answer' should end with '#### <number>'")
-    return {"question": _field(place, record, "question", str), "hint": rationale, "answer": answer.strip()}
+    return {"question": field(place, record, "question", str), "hint": rationale, "answer": answer.strip()}
 
 
 def _rte(place: str, record: Record) -> Document:
     return {
-        "sentence1": _field(place, record, "sentence1", str),
-        "sentence2": _field(place, record, "sentence2", str),
-        "entailment": not _class(place, record, "label"),
+        "sentence1": field(place, record, "sentence1", str),
+        "sentence2": field(place, record, "sentence2", str),
+        "entailment": not binary(place, record, "label"),
     }
 
 
@@ -95,43 +69,43 @@ def _nq(place: str, record: Record) -> Document:
     passage = None
     name = "passages" if "passages" in record else "output"  # the latter in the paper's file
     if name in record:
-        passage = record[name] if isinstance(record[name], str) else _strings(place, record, name)[0]
+        passage = record[name] if isinstance(record[name], str) else strings(place, record, name)[0]
     return {
-        "question": _field(place, record, "question", str),
+        "question": field(place, record, "question", str),
         "passage": passage,
-        "answers": _strings(place, record, "answer"),
+        "answers": strings(place, record, "answer"),
     }
 
 
 def _boolq(place: str, record: Record) -> Document:
     name = "label" if "label" in record and "answer" not in record else "answer"  # SuperGLUE's name, and the original
     return {
-        "passage": _field(place, record, "passage", str),
-        "question": _field(place, record, "question", str),
-        "answer": _class(place, record, name),
+        "passage": field(place, record, "passage", str),
+        "question": field(place, record, "question", str),
+        "answer": binary(place, record, name),
     }
 
 
 def _mutual(place: str, record: Record) -> Document:
-    options, answer = _strings(place, record, "options"), _field(place, record, "answers", str)
+    options, answer = strings(place, record, "options"), field(place, record, "answers", str)
     if len(options) != 4:
         raise UserError(f"{place}: the field 'options' should hold 4 options, got {len(options)}")
     if answer not in ("A", "B", "C", "D"):
         raise UserError(f"{place}: the field 'answers' should be A, B, C or D, got {answer!r}")
-    return {"article": _field(place, record, "article", str), "options": options, "answer": answer}
+    return {"article": field(place, record, "article", str), "options": options, "answer": answer}
 
 
 def _samsum(place: str, record: Record) -> Document:
-    return {"dialogue": _field(place, record, "dialogue", str), "summary": _field(place, record, "summary", str)}
+    return {"dialogue": field(place, record, "dialogue", str), "summary": field(place, record, "summary", str)}
 
 
 def _sst2(place: str, record: Record) -> Document:
-    return {"text": _field(place, record, "sentence", str), "positive": _class(place, record, "label")}
+    return {"text": field(place, record, "sentence", str), "positive": binary(place, record, "label")}
 
 
 def _conll2003(sentence_id: int, place: str, record: Record) -> Iterator[Document]:
     """One sentence, four documents."""
-    tokens, raw = _strings(place, record, "tokens"), _field(place, record, "ner_tags", list, tuple)
+    tokens, raw = strings(place, record, "tokens"), field(place, record, "ner_tags", list, tuple)
     if len(raw) != len(tokens):
         raise UserError(f"{place}: {len(raw)} 'ner_tags' for {len(tokens)} 'tokens'")
     try:

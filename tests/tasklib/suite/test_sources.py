@@ -11,7 +11,9 @@ import pytest
 
 from lm_eval_edit import demo
 from lm_eval_edit.errors import ConfigurationError, UserError
-from lm_eval_edit.tasklib.suite import hub, layouts, sources
+from lm_eval_edit.tasklib.records import hub, layouts
+from lm_eval_edit.tasklib.records import sources as of_records
+from lm_eval_edit.tasklib.suite import sources
 from lm_eval_edit.tasklib.suite.catalogue import TASKS
 from tests.support.suite_records import RECORDS
 
@@ -45,9 +47,9 @@ def write(tmp_path):
 
 @pytest.fixture(autouse=True)
 def fresh_warning():
-    sources._warn_demo.cache_clear()
+    of_records._warn_demo.cache_clear()
     yield
-    sources._warn_demo.cache_clear()
+    of_records._warn_demo.cache_clear()
 
 
 def load(task, folder, **metadata):
@@ -112,14 +114,14 @@ def test_another_split_is_not_taken(write, tmp_path):
 )
 def test_which_source(metadata, name, write, tmp_path, monkeypatch):
     write("gsm8k.jsonl", json.dumps(RECORDS["gsm8k"]))
-    monkeypatch.setattr(sources, "DEMO_DATA", tmp_path)
+    monkeypatch.setattr(of_records, "DEMO_DATA", tmp_path)
     assert sources.resolve("gsm8k", metadata).name == name
 
 
 def test_demo_warns_once(write, tmp_path, monkeypatch, caplog):
     for task in ("gsm8k", "sst2"):
         write(f"{task}.jsonl", json.dumps(RECORDS[task]))
-    monkeypatch.setattr(sources, "DEMO_DATA", tmp_path)
+    monkeypatch.setattr(of_records, "DEMO_DATA", tmp_path)
     monkeypatch.setattr("lm_eval_edit.tasklib.shorten.DEMO_CHECKPOINT", tmp_path / "absent")
     with caplog.at_level(logging.WARNING):
         for task in ("gsm8k", "sst2", "gsm8k"):
@@ -130,7 +132,7 @@ def test_demo_warns_once(write, tmp_path, monkeypatch, caplog):
 
 @pytest.mark.parametrize("task", TASKS)
 def test_the_demo_has_every_task(task):
-    if not sources.DEMO_DATA.is_dir():
+    if not of_records.DEMO_DATA.is_dir():
         pytest.skip("lm_eval_edit/demo/data has not been generated")
     docs, known = sources.load(task, {})
     assert len(docs) >= 10 and known["source"] == "demo" and known["overlong"] == 0

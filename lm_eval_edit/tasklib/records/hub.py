@@ -1,4 +1,4 @@
-"""The tasks' records from the Hugging Face hub."""
+"""Records from the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from lm_eval_edit.errors import UserError
-from lm_eval_edit.tasklib.suite.catalogue import TASKS, HubSet
-from lm_eval_edit.tasklib.suite.layouts import Placed
+from lm_eval_edit.tasklib.records.layouts import Placed
+from lm_eval_edit.tasklib.records.sets import HubSet, RecordSet
 
 logger = logging.getLogger("lm_eval_edit")
 
@@ -19,17 +19,17 @@ _NETWORK = re.compile(
 )
 
 
-def load(task: str) -> tuple[list[Placed], str]:
-    """Records of the task's first data set that loads, and its name `hub:<id>[/<config>]@<revision>`.
+def load(records: RecordSet) -> tuple[list[Placed], str]:
+    """Records of the first data set that loads, and its name `hub:<id>[/<config>]@<revision>`.
 
     Where the library knows the commit that was read, the name holds it instead of the branch.
 
     Raises:
         UserError: None loads. The message gives each reason and names `data_dir`.
     """
-    candidate, rows, failures = _first(task)
+    candidate, rows, failures = _first(records)
     for failure in failures:
-        logger.warning("%s: %s; using %s instead", task, failure, candidate.path)
+        logger.warning("%s: %s; using %s instead", records.name, failure, candidate.path)
     name = _name(candidate, rows)
     return list(_records(name, candidate, rows)), name
 
@@ -41,19 +41,19 @@ def is_offline() -> bool:
     return bool(datasets.config.HF_HUB_OFFLINE)
 
 
-def is_here(task: str) -> bool:
-    """Whether `load` finds data for the task; quick where the hub is set offline."""
+def is_here(records: RecordSet) -> bool:
+    """Whether `load` finds the records; quick where the hub is set offline."""
     try:
-        _first(task)
+        _first(records)
     except UserError:
         return False
     return True
 
 
-def _first(task: str) -> tuple[HubSet, Any, list[str]]:
-    """The task's first data set that loads, its rows, and why those before it did not."""
+def _first(records: RecordSet) -> tuple[HubSet, Any, list[str]]:
+    """The first data set that loads, its rows, and why those before it did not."""
     failures = []
-    for candidate in TASKS[task].hub:
+    for candidate in records.hub:
         try:
             rows = _load(candidate)
         except Exception as error:  # the library raises many kinds, some of its dependencies' own
@@ -68,11 +68,12 @@ def _first(task: str) -> tuple[HubSet, Any, list[str]]:
             return candidate, rows, failures
         columns = ", ".join(rows.column_names)
         failures.append(f"{candidate.path}: the column '{missing[0]}' is missing (there are: {columns})")
+    theirs = "" if records.paper is None else f" or task-data/{records.paper}"
     raise UserError(
-        f"task {task}: its data could not be loaded from the Hugging Face hub\n"
+        f"task {records.name}: its data could not be loaded from the Hugging Face hub\n"
         + "\n".join(f"  - {failure}" for failure in failures)
         + "\nGive a folder that holds the data instead: data_dir=/path/to/data in --model_args or --metadata, with "
-        f"{TASKS[task].stem}.jsonl or task-data/{TASKS[task].paper} in it (or data_dir=demo)."
+        f"{records.stems[0]}.jsonl{theirs} in it (or data_dir=demo)."
     )
 
 

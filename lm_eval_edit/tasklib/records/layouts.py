@@ -1,8 +1,8 @@
-"""Find a task's file in a folder and read it as records of the hub schema.
+"""Find the file of a data set in a folder and read it as records of the hub schema.
 
 Two layouts are known, and one folder may hold both:
 
-- `jsonl`: `<stem>.jsonl`, `<stem>_<split>.jsonl` or the same ending in `.json` (one object a line, or one array);
+- `jsonl`: `<stem>.jsonl` or `<stem>.json`, for each stem that the set may have (one object a line, or one array);
 - `paper`: the folder of Gu et al., `task-data/test-*.{jsonl,tsv,txt,json}` and `task-data/test-dialogue/dev_*.txt`.
 """
 
@@ -12,52 +12,57 @@ import ast
 import csv
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lm_eval_edit.errors import UserError
-from lm_eval_edit.tasklib.suite.catalogue import TASKS
+from lm_eval_edit.tasklib.records.sets import RecordSet
 
 Record = dict[str, Any]
 Placed = tuple[str, Record]  # where it stands ("<file>:<line>", for messages), and what stands there
 
-_SPLIT_NAMES = {"train": ("train",), "test": ("test",), "validation": ("validation", "dev")}
 _DIALOGUE = re.compile(r"dev_(\d+)\.txt")
 
 
 @dataclass(frozen=True)
 class Found:
-    """Where a task's data is: a file (or the folder of dialogues), and its layout, `jsonl` or `paper`."""
+    """Where a set's data is: a file (or the folder of dialogues), and its layout, `jsonl` or `paper`."""
 
     path: Path
     layout: str
 
 
-def candidates(task: str, folder: Path) -> list[Found]:
-    """Every place where the task's data may be, in the order in which they are tried.
+def candidates(records: RecordSet, folder: Path) -> list[Found]:
+    """Every place where the records may be, in the order in which they are tried.
 
     The folder itself comes first, in both layouts, then each sub-folder in the paper's layout.
     """
-    spec = TASKS[task]
-    stems = [spec.stem, *(f"{spec.stem}_{split}" for split in _SPLIT_NAMES[spec.split])]
-    flat = [Found(folder / f"{stem}{ending}", "jsonl") for stem in stems for ending in (".jsonl", ".json")]
+
+    def flat(stems: Iterable[str]) -> list[Found]:
+        return [Found(folder / f"{stem}{ending}", "jsonl") for stem in stems for ending in (".jsonl", ".json")]
+
+    return [*flat(records.stems), *_paper(records, folder), *flat(records.vague)]
+
+
+def _paper(records: RecordSet, folder: Path) -> list[Found]:
+    if records.paper is None:
+        return []
     inside = sorted(p for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []
     roots = [folder, *(p for p in inside if p.name != "task-data")]
     return [
-        *flat,
-        Found(folder / spec.paper, "paper"),
-        *(Found(root / "task-data" / spec.paper, "paper") for root in roots),
+        Found(folder / records.paper, "paper"),
+        *(Found(root / "task-data" / records.paper, "paper") for root in roots),
     ]
 
 
-def locate(task: str, folder: Path) -> Found | None:
+def locate(records: RecordSet, folder: Path) -> Found | None:
     """The first of `candidates` that exists."""
-    return next((found for found in candidates(task, folder) if found.path.exists()), None)
+    return next((found for found in candidates(records, folder) if found.path.exists()), None)
 
 
-def read(task: str, found: Found) -> list[Placed]:
+def read(found: Found) -> list[Placed]:
     """All records of the file, each with its place.
 
     Raises:
@@ -66,7 +71,7 @@ def read(task: str, found: Found) -> list[Placed]:
     path = found.path
     try:
         if found.layout == "paper" and path.suffix == ".tsv":
-            records = list(_tsv(path, task))
+            records = list(_tsv(path))
         elif found.layout == "paper" and path.suffix == ".txt":
             records = list(_conll(path))
         elif found.layout == "paper" and path.is_dir():
@@ -111,7 +116,7 @@ def _json_lines(path: Path, text: str) -> Iterator[tuple[str, Any]]:
                 raise UserError(f"{path}:{number}: JSON that cannot be read: {error}") from error
 
 
-def _tsv(path: Path, task: str) -> Iterator[Placed]:
+def _tsv(path: Path) -> Iterator[Placed]:
     """GLUE's tab-separated files, with a header, read as the paper's scripts read them.
 
     That is with csv's quoting, so that quotation marks around a field, or at its start and somewhere inside, are lost:
@@ -131,7 +136,7 @@ def _tsv(path: Path, task: str) -> Iterator[Placed]:
             if "label" in record:
                 label = {"entailment": 0, "not_entailment": 1, "0": 0, "1": 1}.get(record["label"])
                 if label is None:
-                    raise UserError(f"{place}: unknown label {record['label']!r} for {task}")
+                    raise UserError(f"{place}: unknown label {record['label']!r}")
                 record["label"] = label
             yield place, record
 

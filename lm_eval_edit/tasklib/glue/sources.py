@@ -1,0 +1,169 @@
+"""The documents of the eight tasks, from wherever their records are, and the harness's `custom_dataset`.
+
+Which records are items, and in which order, is the published rule (`order`). How sure that is stands in the results
+(`configs.<task>.metadata.provenance.order`).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from lm_eval_edit.errors import ConfigurationError, UserError, problems_of
+from lm_eval_edit.settings import ALL, parse_items
+from lm_eval_edit.tasklib import shorten
+from lm_eval_edit.tasklib.glue import documents, order, prompts
+from lm_eval_edit.tasklib.glue.catalogue import (
+    GROUP,
+    GROUPED,
+    NEW_TOKENS,
+    PREFIX,
+    PUBLISHED,
+    RESERVED,
+    TASKS,
+    TaskSpec,
+)
+from lm_eval_edit.tasklib.glue.documents import Document
+from lm_eval_edit.tasklib.records import sources
+from lm_eval_edit.tasklib.records.layouts import Placed
+
+logger = logging.getLogger("lm_eval_edit")
+
+
+def wanted(names: Iterable[str]) -> list[str]:
+    """The tasks of ours among task and group names as the harness resolved them; the group stands for its six."""
+    names = set(names)
+    return [task for task in TASKS if f"{PREFIX}{task}" in names or (GROUP in names and task in GROUPED)]
+
+
+def items_of(metadata: dict[str, Any]) -> int | str | None:
+    """How many items a run asks for: a number, `all`, or None for the published ones.
+
+    Raises:
+        UserError: anything else.
+    """
+    try:
+        return parse_items(metadata.get("items"))
+    except ValueError as error:
+        raise UserError(f"items={metadata['items']}: {error}") from None
+
+
+def check_tasks(names: Iterable[str], metadata: dict[str, Any]) -> None:
+    """Check `items`, and all records of the tasks among `names` that are in files, before anything is loaded.
+
+    Args:
+        names: Task and group names as the harness resolved them.
+        metadata: All model arguments and `--metadata`. That files are there is for `records.sources.check`.
+
+    Raises:
+        ConfigurationError: naming every problem.
+    """
+    tasks, problems = wanted(names), []
+    if not tasks:
+        return
+    try:
+        items_of(metadata)
+    except UserError as error:
+        problems.append(str(error))
+    for task in tasks:
+        records = TASKS[task].records
+        try:
+            found = sources.resolve(records, metadata).found
+        except UserError:
+            continue  # told already
+        if found is not None:
+            try:
+                _chosen(task, sources.read(records, metadata)[0], None if problems else items_of(metadata))
+            except UserError as error:
+                problems += problems_of(error)
+    if problems:
+        raise ConfigurationError(dict.fromkeys(problems))
+
+
+def load(task: str, metadata: dict[str, Any]) -> tuple[list[Document], dict[str, Any]]:
+    """The task's documents, ready to be prompted, and their provenance.
+
+    Returns:
+        Documents with `item`, `source`, `shortened` and `overlong` added, and what is known about them: where they come
+        from, how many there are, which of the list they are, and how sure their order is.
+
+    Raises:
+        UserError: No data, broken data, no network, or no item left.
+    """
+    spec, items = TASKS[task], items_of(metadata)
+    placed, provenance = sources.read(spec.records, metadata)
+    docs, listed = _chosen(task, placed, items)
+    known = _how_sure(task, spec, placed, provenance["source"], listed)
+    if isinstance(items, int) and len(docs) < items:
+        logger.warning("edithurt_glue_%s: there are %d items, not %d", task, len(docs), items)
+    for doc in docs:
+        doc.update(source=provenance["source"], shortened=False, overlong=False)
+    budget = shorten.fit(docs, getattr(prompts, task), spec.shortenable, NEW_TOKENS, metadata)
+    return docs, {
+        **provenance,
+        "split": spec.records.split,
+        "records": len(placed),
+        "listed": len(listed),
+        "items": "published" if items is None else items,
+        "order": known,
+        "documents": len(docs),
+        "prompt_budget": budget,
+        "shortened": sum(doc["shortened"] for doc in docs),
+        "overlong": sum(doc["overlong"] for doc in docs),
+    }
+
+
+def _chosen(task: str, placed: Sequence[Placed], items: int | str | None) -> tuple[list[Document], list[int]]:
+    """The documents that are asked, and the whole list: the record of each item."""
+    docs = documents.build(task, placed)
+    listed = order.published([doc["gold"] for doc in docs], TASKS[task].order)
+    count = PUBLISHED if items is None else items
+    first, last = (0, len(listed)) if count == ALL else (RESERVED, RESERVED + int(count))
+    chosen = [{**docs[record], "item": first + place} for place, record in enumerate(listed[first:last])]
+    if not chosen:
+        raise UserError(
+            f"edithurt_glue_{task}: the {len(placed)} records ({placed[0][0]} and on) make a list of {len(listed)} "
+            f"items, and the first {RESERVED} are kept for examples; give more records, or items={ALL}"
+        )
+    return chosen, listed
+
+
+def _how_sure(task: str, spec: TaskSpec, placed: Sequence[Placed], source: str, listed: Sequence[int]) -> str:
+    """How sure it is that the items are the published ones, in words; told where they are not."""
+    if source == "demo":
+        return "demo"
+    if len(placed) not in spec.sizes:
+        logger.warning(
+            "edithurt_glue_%s: %d records where the published list is made of %s: the items are not the published ones",
+            task, len(placed), " or ".join(map(str, spec.sizes)),
+        )  # fmt: skip
+        return "other records"
+    if spec.compared:
+        return "as published"
+    first = tuple(placed[record][1].get("idx") for record in listed[: len(spec.first)])
+    if not spec.first or None in first:
+        return "by the published rule, not compared"
+    if first == spec.first:
+        return "as published, by the first ten"
+    logger.warning(
+        "edithurt_glue_%s: the first items are %s where the published list has %s: its order is another",
+        task, " ".join(map(str, first)), " ".join(map(str, spec.first)),
+    )  # fmt: skip
+    return "not as published, by the first ten"
+
+
+def dataset(edithurt: str, provenance: Any = None, **metadata: Any) -> dict[str, Any]:
+    """`custom_dataset` of the task YAMLs: `{"test": datasets.Dataset}`.
+
+    Args:
+        edithurt: The task, from `dataset_kwargs`.
+        provenance: The empty dictionary in the task's own `metadata`, which the harness dumps into the results.
+        metadata: All model arguments, `--metadata`, and what else stands in the task's `metadata`.
+    """
+    import datasets
+
+    docs, known = load(edithurt, metadata)
+    if isinstance(provenance, dict):
+        provenance.update(known)
+    return {"test": datasets.Dataset.from_list(docs)}
