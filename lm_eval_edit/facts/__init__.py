@@ -6,7 +6,8 @@ files           a file of facts as parsed records
 fields          the fields of a record, read one by one
 probes          locality probes in every shape they come in
 portability     portability questions, their kinds, and every shape they come in
-readers         the forms in which the field's data files write a fact
+readers         which form a record has, and what is wrong with it
+forms           the forms in which the field's data files write a fact, a module a family
 slots           where a subject stands in a prompt, by the place of characters
 subject_span    the same in whichever Unicode form the two are written
 separators      what stands between a prompt and its object

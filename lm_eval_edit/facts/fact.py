@@ -1,6 +1,6 @@
 """Facts: what an edit changes, made of the records of the field's data files (`sources` finds the files).
 
-A fact is (subject s, relation as a prompt, object o, new object o*). `fact_readers` has the forms of records.
+A fact is (subject s, relation as a prompt, object o, new object o*). `readers` has the forms of records.
 
 The package's own JSON(L) fields, one object per fact, all texts (numbers are taken as their digits, 1998.0 as 1998;
 null and NaN are missing):
@@ -28,7 +28,7 @@ null and NaN are missing):
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any, overload
 
@@ -73,6 +73,7 @@ class Fact:
         subject_at: Where the subject's place in the prompt begins (`{}`, or it in clear); None where that is plain.
         portability: Questions whose answers follow from the fact, or from all facts of its case.
         case: The ids of the facts that belong together, in their order, with its own; empty where it stands alone.
+        unusable: Why its source says that it cannot be edited, whatever its fields; None where it does not.
     """
 
     subject: str
@@ -89,6 +90,7 @@ class Fact:
     subject_at: int | None = None
     portability: tuple[Question, ...] = ()
     case: tuple[str, ...] = ()
+    unusable: str | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         # In the Unicode form in which the prompt writes it, so that an editor and a task read the same characters.
@@ -98,6 +100,8 @@ class Fact:
 
     def problem(self) -> str | None:
         """Why this fact cannot be edited, or None."""
+        if self.unusable:
+            return self.unusable
         if not self.subject.strip() and (SLOT in self.prompt or not self.prompt.strip()):
             return "the subject is empty"
         if not self.target_new.strip():
@@ -146,14 +150,14 @@ class Fact:
     def record(self) -> dict[str, Any]:
         """This fact in the package's own fields, empty ones left out."""
         asked = {"portability": [question.record() for question in self.portability]} if self.portability else {}
-        return self.edited_record() | asked | ({"case": list(self.case)} if self.case else {})
+        return self.identity() | asked | ({"case": list(self.case)} if self.case else {})
 
-    def edited_record(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, Any]:
         """`record` without what only a task asks about: what ledgers keep and hashes are made of.
 
         A ledger goes on with a fact whose questions another release reads, or somebody has added.
         """
-        left_out = ("portability", "case")
+        left_out = ("portability", "case", "unusable")
         whole = asdict(replace(self, portability=(), case=()))
         return {name: value for name, value in whole.items() if name not in left_out and value not in (None, (), [])}
 
@@ -202,7 +206,7 @@ class Facts(Sequence[Fact]):
     @cached_property
     def sha256(self) -> str:
         """A hash of the facts' content, portability aside, independent of the file format they came in."""
-        return hash_json([fact.edited_record() for fact in self.items])
+        return hash_json([fact.identity() for fact in self.items])
 
 
 # ------------------------------------------------------------------------------------------------------- from records

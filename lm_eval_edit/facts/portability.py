@@ -9,6 +9,7 @@ by what a set's own figures are named by:
     logical     what follows by a rule, symmetry or transitivity (RippleEdits' and KnowEdit's logical generalization)
     reversed    from the object to the subject (EasyEdit's inverse relation)
     alias       the fact with another name of its subject (subject aliasing, synonyms)
+    part        a part of a long answer (UnKE's `sub_question`)
     persona     the fact asked in somebody's voice (WikiBigEdit)
     other       under a name that none of these has
 """
@@ -22,8 +23,8 @@ from typing import Any
 
 from lm_eval_edit.facts.fields import Field, shown
 
-MULTI_HOP, REASONING, LOGICAL, REVERSED, ALIAS, PERSONA, OTHER = KINDS = (
-    "multi_hop", "reasoning", "logical", "reversed", "alias", "persona", "other",
+MULTI_HOP, REASONING, LOGICAL, REVERSED, ALIAS, PART, PERSONA, OTHER = KINDS = (
+    "multi_hop", "reasoning", "logical", "reversed", "alias", "part", "persona", "other",
 )  # fmt: skip
 ANY, ALL = CONDITIONS = "any", "all"
 

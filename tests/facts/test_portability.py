@@ -113,11 +113,11 @@ def test_hashes_and_ledgers_do_not_know_of_questions(tmp_path):
     (tmp_path / "more").mkdir()
     asking = load_facts(write(tmp_path / "more", ZSRE | {"portability": {"New Question": "Q?", "New Answer": "A"}}))
     assert asking[0].portability and asking.sha256 == digest
-    assert asking[0].edited_record() == plain[0].edited_record() == plain[0].record()
+    assert asking[0].identity() == plain[0].identity() == plain[0].record()
     assert "portability" in asking[0].record()
     fact = Fact("a", "{} is", "b", id="1")
     assert fact.record() == {"subject": "a", "prompt": "{} is", "target_new": "b", "id": "1"}
-    assert replace(fact, case=("1", "2")).edited_record() == fact.record()
+    assert replace(fact, case=("1", "2")).identity() == fact.record()
 
 
 def test_every_kind_is_its_own_name():
