@@ -28,6 +28,10 @@ from lm_eval_edit.models.architecture import Architecture
 from lm_eval_edit.moments.second_moments import SecondMoments
 from lm_eval_edit.weights.delta import Delta
 
+#: Characters of a long sentence (KnowEdit's WikiBio edits such). A method that finds one vector from which a model goes
+#: on with the object finds none for a text of many sentences: what it says then follows from what it has just said.
+LONGEST_OBJECT = 500
+
 
 @dataclass(frozen=True)
 class EditContext:
@@ -85,6 +89,7 @@ class Editor(ABC):
         unused_fields: Fields of the method's published hparams files that its published code does not read; accepted
             and passed over.
         needs_subject: Whether a fact must name its subject, and where it stands.
+        longest_object: How many characters an object may have; None where the method learns a text of any length.
         instead_of_layers: Name of the field of `Options` that names modules in place of `layers`, if there is one.
         without_second_moments: How to do without E[k kᵀ], for the error when there is none; empty if there is no way.
     """
@@ -100,6 +105,7 @@ class Editor(ABC):
     unused_fields: ClassVar[frozenset[str]] = frozenset()
     without_second_moments: str = ""
     needs_subject: ClassVar[bool] = True
+    longest_object: ClassVar[int | None] = LONGEST_OBJECT
     instead_of_layers: ClassVar[str | None] = None
     options: Any  # an `Options`; a method says which, for the type checker
 
@@ -134,6 +140,12 @@ class Editor(ABC):
         """
         if self.needs_subject and not fact.subject.strip():
             return f"{self.name} needs the subject, and the fact names none; editor=ultraedit needs none"
+        length = len(fact.target_new.strip())
+        if self.longest_object is not None and length > self.longest_object:
+            return (
+                f"{self.name} writes names, phrases and a sentence at most ({self.longest_object} characters), and the "
+                f"object is a text of {length}; editor=ft, lora and ultraedit learn texts"
+            )
         return None
 
     def schedule_problems(self, n_facts: int) -> list[str]:

@@ -109,6 +109,7 @@ class Ft(Editor):
     Options = FtOptions
     options: FtOptions
     batches = True
+    longest_object = None
 
     @classmethod
     def default_layers(cls, n_layers: int) -> tuple[int, ...]:

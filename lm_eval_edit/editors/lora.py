@@ -94,6 +94,7 @@ class Lora(Editor):
     Options = LoraOptions
     options: LoraOptions
     batches = True
+    longest_object = None
 
     @classmethod
     def default_layers(cls, n_layers: int) -> tuple[int, ...]:

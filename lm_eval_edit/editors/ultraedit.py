@@ -74,6 +74,7 @@ class UltraEdit(Editor):
     Options = UltraEditOptions
     batches = True
     needs_subject = False
+    longest_object = None
     instead_of_layers: ClassVar[str] = "inner_params"
     # How EasyEdit's trainer is set up.
     unused_fields = frozenset(("dropout", "no_grad_layers", "editor_batch_size", "silent", "half", "class_name"))

@@ -3,6 +3,7 @@
 The paper's four settings are two numbers: n_edits facts in operations of edit_batch_size (single or sequential,
 instance or batch). Order is a seeded permutation whose prefixes nest: the first 20 of 50 are the 20 of 20. Facts that a
 method cannot edit are passed over in that order, so methods that cannot edit all agree in the order of the others.
+Facts of one case (MQuAKE) stay together: the case is drawn, and its facts follow each other.
 """
 
 from __future__ import annotations
@@ -53,10 +54,10 @@ class EditSchedule:
         Raises:
             UserError: fewer facts than n_edits remain after the offset.
         """
-        positions = list(range(len(facts)))
+        drawn = _cases(facts)
         if self.seed is not None:
-            random.Random(self.seed).shuffle(positions)
-        positions = [position for position in positions if editable(facts[position])]
+            random.Random(self.seed).shuffle(drawn)
+        positions = [position for case in drawn for position in case if editable(facts[position])]
         chosen = positions[self.offset : self.offset + self.n_edits]
         if len(chosen) < self.n_edits:
             of_source = getattr(facts, "skipped", ())
@@ -80,3 +81,11 @@ class EditSchedule:
         order = self.order(facts, editable, skipped)
         size = self.edit_batch_size
         return [order[start : start + size] for start in range(0, len(order), size)]
+
+
+def _cases(facts: Sequence[Fact]) -> list[list[int]]:
+    """The positions of the facts of each case, in the order of the file; a fact without one is a case of its own."""
+    cases: dict[object, list[int]] = {}
+    for position, fact in enumerate(facts):
+        cases.setdefault(fact.case or position, []).append(position)
+    return list(cases.values())

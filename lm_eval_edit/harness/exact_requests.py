@@ -31,6 +31,7 @@ OF = "of"
 _TELLING = "tells_tasks_their_model"  # a mark on the harness's function, so that it is changed once
 
 _evaluated: ContextVar[Any] = ContextVar("evaluated", default=None)
+_asked: ContextVar[Any] = ContextVar("asked", default=None)
 
 
 class OneToken(str):
@@ -118,18 +119,24 @@ def evaluated() -> Any:
     return _evaluated.get()
 
 
+def asked_model() -> Any:
+    """The model that is being evaluated, whatever it can answer; None outside of an evaluation."""
+    return _asked.get()
+
+
 @contextmanager
 def evaluating(lm: Any) -> Iterator[None]:
     """Within this block tasks know the model they ask, and it answers requests for one token if it can."""
     lm = getattr(lm, "lm", lm)  # the response cache stands before it
     able = answers_tokens(lm)
     taught = _taught(lm) if able and not getattr(lm, "answers_tokens", False) else {}
-    mark = _evaluated.set(lm if able else None)
+    mark, any_mark = _evaluated.set(lm if able else None), _asked.set(lm)
     vars(lm).update(taught)
     try:
         yield
     finally:
         _evaluated.reset(mark)
+        _asked.reset(any_mark)
         for name in taught:
             del vars(lm)[name]
 

@@ -26,8 +26,8 @@ from lm_eval_edit.tasklib.editing import documents as editing_documents
 
 logger = logging.getLogger("lm_eval_edit")
 
-#: Tasks about the facts of the schedule itself, and their group.
-ABOUT_SCHEDULE = frozenset({editing_documents.GROUP, *(f"edithurt_{kind}" for kind in editing_documents.KINDS)})
+#: Tasks about the facts of the schedule itself, and their groups.
+ABOUT_SCHEDULE = frozenset({*editing_documents.GROUPS, *(f"edithurt_{kind}" for kind in editing_documents.KINDS)})
 
 
 @dataclass

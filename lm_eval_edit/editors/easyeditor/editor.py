@@ -71,6 +71,7 @@ class EasyEdit(Editor):
     source = "Wang et al. 2024, arXiv 2308.07269"
     Options = EasyEditOptions
     other_options = "hparams"
+    longest_object = None  # the method decides
     method: ClassVar[str] = ""
 
     @classmethod

@@ -5,4 +5,10 @@ tasks      what is asked about a document, and of which state of the weights
 metrics    answers -> the metrics of a document
 figures    their means, CounterFact's score, and standard errors
 agreement  whether the tasks ask about the facts that the model was edited with
+
+and of `edithurt_probing`
+
+probing          is an edit known, or is it only said after one prompt: the texts and documents
+probing_tasks    what is asked about such a document
+probing_metrics  answers -> the metrics of such a document
 """

@@ -9,7 +9,8 @@ One document for each prompt that is asked. All have
     other       what it has to be likelier than; None where that is not known
 
 The targets: o* over o for `efficacy` (the fact's own prompt) and `generalization` (each paraphrase), the probe's answer
-over o* for `locality` (each probe). `counterfact` has one document for each fact, with lists of its prompts.
+over o* for `locality` (each probe). `counterfact` has one document for each fact, with lists of its prompts. The tasks of
+`edithurt_probing` have theirs in `probing.documents`.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ from lm_eval_edit.facts.separators import continuing, separator
 from lm_eval_edit.facts.tokens import over_context
 from lm_eval_edit.settings import NAMES, EditSettings, parse_settings
 from lm_eval_edit.tasklib.arguments import named_model
+from lm_eval_edit.tasklib.editing.probing import chat
+from lm_eval_edit.tasklib.editing.probing import documents as probing
 from lm_eval_edit.tasklib.shorten import budget_of
 
 logger = logging.getLogger("lm_eval_edit")
@@ -186,6 +189,12 @@ KINDS: dict[str, tuple[Callable[[Fact, int], list[Document]], str]] = {
     "generalization": (generalization, "paraphrase"),
     "locality": (locality, "locality probe"),
     "counterfact": (counterfact, "true object with paraphrases and neighbourhood prompts"),
+    **probing.KINDS,
+}
+#: Group -> the tasks that it asks for.
+GROUPS: dict[str, tuple[str, ...]] = {
+    GROUP: ("efficacy", "generalization", "locality"),
+    probing.GROUP: probing.IN_GROUP,
 }
 
 
@@ -213,10 +222,11 @@ def load(task: str, metadata: Mapping[str, Any]) -> tuple[list[Document], dict[s
 def _check_has(task: str, facts: Facts, scheduled: Sequence[Fact]) -> None:
     if _has(task, scheduled):
         return
-    alone = [f"edithurt_{name}" for name in KINDS if name != task and _has(name, scheduled)]
+    group = probing.GROUP if task in probing.KINDS else GROUP
+    alone = [f"edithurt_{name}" for name in GROUPS[group] if name != task and _has(name, scheduled)]
     raise UserError(
         f"edithurt_{task}: none of the {len(scheduled)} facts of the schedule ({facts.source}) has a {KINDS[task][1]}; "
-        f"ask for {','.join(alone)} instead of {GROUP}, or give another edit_dataset"
+        f"ask for {','.join(alone)} instead of {group}, or give another edit_dataset"
     )
 
 
@@ -235,7 +245,8 @@ def check_tasks(names: Iterable[str], metadata: Mapping[str, Any]) -> None:
         ConfigurationError: naming every task without documents, and why.
     """
     names = set(names)
-    wanted = [task for task in KINDS if f"edithurt_{task}" in names or (GROUP in names and task != "counterfact")]
+    grouped = {task for group, tasks in GROUPS.items() if group in names for task in tasks}
+    wanted = [task for task in KINDS if f"edithurt_{task}" in names or task in grouped]
     if not wanted:
         return
     try:
@@ -248,6 +259,8 @@ def check_tasks(names: Iterable[str], metadata: Mapping[str, Any]) -> None:
             _check_has(task, facts, scheduled)
         except UserError as error:
             problems.append(str(error))
+    if probing.CHAT in wanted and (found := chat.problem(metadata)):
+        problems.append(found)
     if problems:
         raise ConfigurationError(problems)
 
@@ -265,10 +278,11 @@ def dataset(edithurt: str, provenance: Any = None, **metadata: Any) -> dict[str,
             known["facts"],
             KINDS[edithurt][1],
         )
-    if known["without_other"]:
+    if known["without_other"] and edithurt != "reversed":  # which knows no other object of any fact
         logger.warning(
-            "edithurt_%s: prob_success leaves out %d of %d documents: nothing is known that the target should beat",
+            "edithurt_%s: %s leaves out %d of %d documents: nothing is known that the target should beat",
             edithurt,
+            probing.AGAINST_OTHER.get(edithurt, "prob_success"),
             known["without_other"],
             known["documents"],
         )
@@ -286,7 +300,7 @@ def _over_context(task: str, docs: Sequence[Document], metadata: Mapping[str, An
     asked = {
         (doc["fact_id"], prompt, in_context(doc, role, prompt))
         for doc in docs
-        for prompt in (doc["prompt"], *doc.get("paraphrases", ()), *doc.get("neighbourhood", ()))
+        for prompt in (*probing.prompts(doc), *doc.get("paraphrases", ()), *doc.get("neighbourhood", ()))
         for role in ("target", "other")
         if doc[role] is not None
     }

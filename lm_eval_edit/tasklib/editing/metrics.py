@@ -43,8 +43,19 @@ def in_words(responses: Sequence[Response]) -> str:
     for role, _, response in responses:
         if role == SAYS:
             return response
+    if pairs := _compared(responses):
+        return f"the target is the likelier of two in {sum(pairs)} of {len(pairs)}"
     target = [str(response[1]) in ("True", "1") for role, _, response in responses if role.endswith(TARGET)]
     return f"{sum(target)} of {len(target)} pieces of the target are the likeliest"
+
+
+def _compared(responses: Sequence[Response]) -> list[bool]:
+    """Of a document with several prompts: after which of them the target is likelier than the other object."""
+    sums: dict[str, float] = {}
+    for role, _, response in responses:
+        sums[role] = sums.get(role, 0.0) + float(response[0])
+    asked = [role.removesuffix(TARGET) for role in sums if role.endswith(f" {TARGET}")]
+    return [sums[before + TARGET] > sums[before + OTHER] for before in asked if before + OTHER in sums]
 
 
 def _of(results: Sequence[Response], role: str) -> list[tuple[int, Any]]:
@@ -69,7 +80,7 @@ def _likelier(results: Sequence[Response]) -> float | None:
     return float(_log_prob(results, TARGET) > _log_prob(results, OTHER)) if _of(results, OTHER) else None
 
 
-def _with_errors(fact_id: str, **values: float | None) -> dict[str, Any]:
+def with_errors(fact_id: str, **values: float | None) -> dict[str, Any]:
     """Each metric, and after it what its standard error is computed from."""
     return {
         name: value
@@ -81,14 +92,14 @@ def _with_errors(fact_id: str, **values: float | None) -> dict[str, Any]:
 def edited(doc: Document, results: Sequence[Response]) -> dict[str, Any]:
     """Efficacy and generalization; the headline `score` is `em`."""
     em = _exact(results)
-    return _with_errors(doc["fact_id"], score=em, em=em, token_acc=_token_acc(results), prob_success=_likelier(results))
+    return with_errors(doc["fact_id"], score=em, em=em, token_acc=_token_acc(results), prob_success=_likelier(results))
 
 
 def locality(doc: Document, results: Sequence[Response]) -> dict[str, Any]:
     """The headline `score` is `correct`, which any model has, edited or not."""
     correct = _exact(results)
     said = [text for role in (SAYS, SAID_UNEDITED) for _, text in _of(results, role)]
-    return _with_errors(
+    return with_errors(
         doc["fact_id"],
         score=correct,
         correct=correct,
@@ -115,4 +126,4 @@ def counterfact(doc: Document, results: Sequence[Response]) -> dict[str, Any]:
         shares.append(sum(m < 0 if kind == "neighbourhood" else m > 0 for m in margins) / n)
     fact, (es, ps, ns) = doc["fact_id"], shares
     item = (fact, es, ps, ns)
-    return {"score": item, "score_stderr": item} | _with_errors(fact, es=es, ps=ps, ns=ns)
+    return {"score": item, "score_stderr": item} | with_errors(fact, es=es, ps=ps, ns=ns)
