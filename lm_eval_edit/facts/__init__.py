@@ -4,6 +4,8 @@ fact            the record of one fact, and a list of them
 sources         where facts come from: the package, named data sets, files
 files           a file of facts as parsed records
 fields          the fields of a record, read one by one
+probes          locality probes in every shape they come in
+portability     portability questions, their kinds, and every shape they come in
 readers         the forms in which the field's data files write a fact
 slots           where a subject stands in a prompt, by the place of characters
 subject_span    the same in whichever Unicode form the two are written
@@ -13,13 +15,25 @@ contradictions  facts of one schedule that cannot all hold
 skipped         which facts are passed over, and why
 """
 
-from lm_eval_edit.facts.fact import SLOT, Fact, Facts, Probe, SkippedFact, in_clear, parse_record, read_facts, with_slot
+from lm_eval_edit.facts.fact import (
+    SLOT,
+    Fact,
+    Facts,
+    Probe,
+    Question,
+    SkippedFact,
+    in_clear,
+    parse_record,
+    read_facts,
+    with_slot,
+)
 
 __all__ = [
     "SLOT",
     "Fact",
     "Facts",
     "Probe",
+    "Question",
     "SkippedFact",
     "in_clear",
     "parse_record",

@@ -17,6 +17,10 @@ null and NaN are missing):
     relation     a name of the relation
     separator    what stands between a prompt of the fact and the object that continues it, "" allowed; left out, what
                  stands on both sides decides (`separators`)
+    portability  [{"kind": ..., "prompt": ..., "answers": [...]}], questions whose answers follow from the fact
+                 (`portability` has the kinds); {} or in clear; those with one "group" are one item, of which "any" (the
+                 default) or "all" have to be answered: "condition"
+    case         ids of the facts that are edited together, this one among them; its questions are about all of them
     subject_at   at which character of the prompt the subject's place begins, from 0; for a prompt that holds the
                  subject in clear and {} too
 """
@@ -24,13 +28,14 @@ null and NaN are missing):
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any, overload
 
 from lm_eval_edit._support.files import hash_json
 from lm_eval_edit.errors import UserError, in_one_error, problems_of
 from lm_eval_edit.facts.files import Unreadable
+from lm_eval_edit.facts.portability import Question as Question
 from lm_eval_edit.facts.readers import read_record
 from lm_eval_edit.facts.separators import continuing
 from lm_eval_edit.facts.slots import SLOT as SLOT
@@ -66,6 +71,8 @@ class Fact:
         relation: The relation's name.
         separator: What stands between prompt and object; None where both decide (`separators`).
         subject_at: Where the subject's place in the prompt begins (`{}`, or it in clear); None where that is plain.
+        portability: Questions whose answers follow from the fact, or from all facts of its case.
+        case: The ids of the facts that belong together, in their order, with its own; empty where it stands alone.
     """
 
     subject: str
@@ -80,6 +87,8 @@ class Fact:
     relation: str | None = None
     separator: str | None = None
     subject_at: int | None = None
+    portability: tuple[Question, ...] = ()
+    case: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         # In the Unicode form in which the prompt writes it, so that an editor and a task read the same characters.
@@ -136,7 +145,17 @@ class Fact:
 
     def record(self) -> dict[str, Any]:
         """This fact in the package's own fields, empty ones left out."""
-        return {name: value for name, value in asdict(self).items() if value not in (None, (), [])}
+        asked = {"portability": [question.record() for question in self.portability]} if self.portability else {}
+        return self.edited_record() | asked | ({"case": list(self.case)} if self.case else {})
+
+    def edited_record(self) -> dict[str, Any]:
+        """`record` without what only a task asks about: what ledgers keep and hashes are made of.
+
+        A ledger goes on with a fact whose questions another release reads, or somebody has added.
+        """
+        left_out = ("portability", "case")
+        whole = asdict(replace(self, portability=(), case=()))
+        return {name: value for name, value in whole.items() if name not in left_out and value not in (None, (), [])}
 
 
 @dataclass(frozen=True)
@@ -182,8 +201,8 @@ class Facts(Sequence[Fact]):
 
     @cached_property
     def sha256(self) -> str:
-        """A hash of the facts' content, independent of the file format they came in."""
-        return hash_json([fact.record() for fact in self.items])
+        """A hash of the facts' content, portability aside, independent of the file format they came in."""
+        return hash_json([fact.edited_record() for fact in self.items])
 
 
 # ------------------------------------------------------------------------------------------------------- from records
@@ -213,7 +232,9 @@ def parse_records(record: Any, where: str, default_id: str) -> list[Fact]:
 
 def _fact(values: dict[str, Any]) -> Fact:
     probes = tuple(Probe(prompt, answer) for prompt, answer in values.pop("locality", ()))
-    return Fact(paraphrases=tuple(values.pop("paraphrases", ())), locality=probes, **values)
+    for name in ("paraphrases", "portability", "case"):
+        values[name] = tuple(values.get(name, ()))
+    return Fact(locality=probes, **values)
 
 
 def parse_record(record: Any, where: str, default_id: str) -> Fact:

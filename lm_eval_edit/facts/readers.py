@@ -3,17 +3,18 @@
 ZsRE, CounterFact, MQuAKE, EasyEdit's flat form, KnowEdit, WikiBigEdit, QAEdit, UltraEditBench and the package's own
 fields (see `facts`) are told apart by the fields of each record, so mixed files work. A field that is there but empty
 (null, NaN) is missing: a fact without prompt or target is read with an empty one, and skipped later; one without a
-subject is for editors that need none. A field that is not there at all means another form. What no field of ours holds
-yet (portability, personas, multi-hop questions) is not looked at.
+subject is for editors that need none. A field that is not there at all means another form.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from lm_eval_edit.facts.fields import Field, named, shown
+from lm_eval_edit.facts.portability import ANY, MULTI_HOP, PERSONA, Question, asked, questions
+from lm_eval_edit.facts.probes import pairs, probes
 from lm_eval_edit.facts.slots import SLOT, subject_place
 from lm_eval_edit.facts.subject_span import subject_span
 
@@ -44,78 +45,10 @@ def read_record(record: Mapping[str, Any], default_id: str) -> tuple[list[dict[s
         if form is not _OWN and entry.get("subject_at") is None:
             entry["subject_at"] = _place_of_form(form, entry["prompt"], entry["subject"])
         entry["id"] = f"{given}.{number}" if form is _MQUAKE else given
+    if len(values) > 1:  # MQuAKE's case: its questions are about all its facts
+        for entry in values:
+            entry["case"] = [each["id"] for each in values]
     return values, list(root.problems)
-
-
-# ------------------------------------------------------------------------------------------------------ locality probes
-
-_PROMPTS, _ANSWERS = ("prompt", "loc"), ("answer", "ground_truth", "loc_ans")
-
-
-def _pairs(prompts: Field, answers: Field) -> Iterator[tuple[str, str]]:
-    """Probes of a prompt and its answer, or of parallel lists of them; without a prompt or an answer there is none.
-
-    Beside a single prompt, and within a list of answers, a list holds other wordings of one answer: the first is taken.
-    """
-    if not prompts.is_list or answers.missing:
-        both = [(prompts, answers)] if not prompts.is_list else []
-    else:
-        asked, answered = prompts.entries(), answers.entries() if answers.is_list else [answers]
-        both = list(zip(asked, answered, strict=False))
-        if len(asked) != len(answered):
-            prompts.wrong(
-                f"{prompts.path} and {answers.path} should be lists of the same length; got {len(asked)} and "
-                f"{len(answered)} entries"
-            )
-    for prompt, answer in both:
-        text, true = prompt.text("a locality prompt"), answer.first()
-        if text and true is not None:
-            yield text, true
-
-
-def _probes(field: Field, *, strict: bool, categories: bool = True) -> list[tuple[str, str]]:
-    """Locality in any of its shapes: a list of probes, or by category a list of probes or parallel lists.
-
-    Args:
-        field: The field `locality`.
-        strict: As the package's own form has it: a probe without an answer is a mistake, not a probe to leave out.
-        categories: Whether there may be categories; within one there are none.
-    """
-    if field.missing:
-        return []
-    if isinstance(field.value, Mapping) and (_one_of(field, _PROMPTS) or not categories):
-        return _probe(field, strict)
-    if isinstance(field.value, Mapping):
-        groups = [field[category] for category in field.value]
-        return [probe for group in groups for probe in _probes(group, strict=False, categories=False)]
-    if not field.is_list:
-        field.wrong(f"{field.path} should be a list of {_SHAPE}, or such lists by category; got {shown(field.value)}")
-        return []
-    return [probe for entry in field.entries() for probe in _probe(entry, strict)]
-
-
-_SHAPE = '{"prompt": ..., "answer": ...}'
-
-
-def _one_of(field: Field, names: tuple[str, ...]) -> str | None:
-    return next((name for name in names if field.has(name)), None)
-
-
-def _probe(field: Field, strict: bool) -> list[tuple[str, str]]:
-    if field.missing and not strict:
-        return []
-    prompt, answer = _one_of(field, _PROMPTS), _one_of(field, _ANSWERS)
-    if prompt is None or answer is None:
-        if strict or (prompt is None and answer is None):
-            field.wrong(f"{field.path} should be {_SHAPE}; locality should be a list of such objects")
-        return []
-    if strict and answer == "answer" and not field[prompt].is_list:
-        asked, true = field[prompt].text("a locality prompt"), field[answer].text("a locality answer")
-        for name, text, what in ((prompt, asked, "prompt"), (answer, true, "answer")):
-            if text is None and field[name].missing:
-                field.wrong(f"{field.path}.{name}: a locality {what} should be text; got None")
-        return [] if asked is None or true is None else [(asked, true)]
-    return list(_pairs(field[prompt], field[answer]))
 
 
 # ------------------------------------------------------------------------------------------------------------ the forms
@@ -146,7 +79,8 @@ def _zsre(r: Field) -> list[dict[str, Any]]:
             "target_true": r["answers"].first(),
             "prediction": r["pred"].first(),
             "paraphrases": r["rephrase"].texts(),
-            "locality": list(_pairs(r["loc"], r["loc_ans"])),
+            "locality": list(pairs(r["loc"], r["loc_ans"])),
+            "portability": questions(r["portability"], strict=False),
         }
     ]
 
@@ -178,19 +112,30 @@ def _mquake(r: Field) -> list[dict[str, Any]]:
         lacking = _lacking(rewrite, tuple((name,) for name in _REWRITE))
         for name in lacking:
             rewrite.wrong(f"field '{rewrite.path}.{name}' is missing")
-    return [_rewrite(rewrite) | {"question": rewrite["question"].text()} for rewrite in rewrites]
+    values = [_rewrite(rewrite) | {"question": rewrite["question"].text()} for rewrite in rewrites]
+    if values:  # three wordings of one question; one of them answered is enough (Zhong et al.)
+        texts = r["questions"].texts()
+        right = list(dict.fromkeys([*r["new_answer"].texts(), *r["new_answer_alias"].texts()]))
+        group = "questions" if len(texts) > 1 else None
+        if right:
+            values[-1]["portability"] = [Question(MULTI_HOP, text, tuple(right), group, ANY) for text in texts]
+    return values
 
 
 def _wikibigedit(r: Field) -> list[dict[str, Any]]:
     # Personas ask in another voice and are a figure of their own there; they are no plain paraphrases.
+    target = r["ans"].text()
+    right = (target,) if target is not None and target.strip() else ()
+    personas = [Question(PERSONA, text, right) for text in r["personas"].texts() if right]
     return [
         {
             "subject": r["subject"].text(),
             "prompt": r["update"].text(),
-            "target_new": r["ans"].text(),
+            "target_new": target,
             "paraphrases": r["rephrase"].texts(),
-            "locality": list(_pairs(r["loc"], r["loc_ans"])),
+            "locality": list(pairs(r["loc"], r["loc_ans"])),
             "relation": r["relation_id"].text(),
+            "portability": asked(MULTI_HOP, r["mhop"], r["mhop_ans"]) + personas,
         }
     ]
 
@@ -203,7 +148,7 @@ def _ultraeditbench(r: Field) -> list[dict[str, Any]]:
             "prompt": r["prompt"].text(),
             "target_new": r["ans"].text(),
             "paraphrases": _either(r, "rephrase_prompt", "rephrase").texts(),
-            "locality": list(_pairs(r["loc"], r["loc_ans"])),
+            "locality": list(pairs(r["loc"], r["loc_ans"])),
         }
     ]
 
@@ -215,9 +160,10 @@ def _either(r: Field, *names: str) -> Field:
 
 def _flat(r: Field) -> list[dict[str, Any]]:
     # EasyEdit's flattened CounterFact, KnowEdit (its WikiBio with names of its own) and QAEdit.
-    asked = _either(r, "rephrase_prompt", "rephrase", "paraphrases")
-    texts = asked.texts() or _either(r, "rephrase", "paraphrases").texts()
-    flat = list(_pairs(r["locality_prompt"], r["locality_ground_truth"]))
+    worded = _either(r, "rephrase_prompt", "rephrase", "paraphrases")
+    texts = worded.texts() or _either(r, "rephrase", "paraphrases").texts()
+    flat = list(pairs(r["locality_prompt"], r["locality_ground_truth"]))
+    ported = asked(MULTI_HOP, r["portability_prompt"], _either(r, "portability_ground_truth", "portability_answer"))
     return [
         {
             "subject": _either(r, "subject", "concept").text(),
@@ -227,7 +173,8 @@ def _flat(r: Field) -> list[dict[str, Any]]:
             "prediction": r["prediction"].text(),
             "paraphrases": texts,
             "question": r["question"].text(),
-            "locality": flat + _probes(r["locality"], strict=False),
+            "locality": flat + probes(r["locality"], strict=False),
+            "portability": ported + questions(r["portability"], strict=False),
             "relation": r["relation"].text(),
             **_place(r),
         }
@@ -258,7 +205,8 @@ def _own(r: Field) -> list[dict[str, Any]]:
     optional = ("target_true", "prediction", "question", "relation")
     return [
         {name: r[name].text() for name in ("subject", "prompt", "target_new", *optional)}
-        | {"paraphrases": r["paraphrases"].texts(), "locality": _probes(r["locality"], strict=True)}
+        | {"paraphrases": r["paraphrases"].texts(), "locality": probes(r["locality"], strict=True)}
+        | {"portability": questions(r["portability"], strict=True), "case": r["case"].texts()}
         | _place(r)
     ]
 
@@ -276,7 +224,10 @@ _FLAT = Form(
 )
 _OWN = Form("lm-eval-edit", (("subject",), ("prompt",), ("target_new",)), _own)
 
-_FLAT_ONLY = ("ground_truth", "rephrase_prompt", "locality_prompt", "locality_ground_truth", "rephrase", "portability")
+_FLAT_ONLY = (
+    "ground_truth", "rephrase_prompt", "locality_prompt", "locality_ground_truth", "rephrase", "portability_prompt",
+    "portability_ground_truth", "portability_answer",
+)  # fmt: skip
 _OTHER_NAMES = ("text", "concept", "labels", "target")  # of KnowEdit's WikiBio, and of QAEdit
 
 
@@ -284,6 +235,7 @@ def _form(r: Field) -> Form:
     rewrites = _MQUAKE if r["requested_rewrite"].is_list else _COUNTERFACT
     marks = {("requested_rewrite",): rewrites, ("src", "alt"): _ZSRE, ("update", "ans"): _WIKIBIGEDIT}
     flat = any(r.has(name) for name in (*_FLAT_ONLY, *_OTHER_NAMES)) or _is_flat_locality(r["locality"])
+    flat = flat or _is_flat_portability(r)
     plain = _FLAT if flat else _OWN
     for names, form in marks.items():
         if any(not r[name].missing for name in names) and (form is not _WIKIBIGEDIT or not _lacking(r, form.required)):
@@ -298,6 +250,14 @@ def _form(r: Field) -> Form:
 def _is_flat_locality(locality: Field) -> bool:
     first = locality[0] if locality.is_list and locality.value else locality
     return isinstance(locality.value, Mapping) or first.has("loc") or first.has("ground_truth")
+
+
+def _is_flat_portability(r: Field) -> bool:
+    """Whether it is there, and not as the package's own form has it: a list of questions that say their kind."""
+    portability = r["portability"]
+    if not portability.is_list:
+        return r.has("portability")
+    return not all(entry.has("kind") for entry in portability.entries())
 
 
 # ----------------------------------------------------------------------------------------------- records of other forms

@@ -360,7 +360,19 @@ def test_whatever_a_record_holds_the_answer_is_facts_or_a_user_error():
     fields = sorted(
         {name for record in (OWN, FLAT, ZSRE, COUNTERFACT, MQUAKE, WIKIBIGEDIT, QAEDIT, WIKIBIO) for name in record}
     )
-    fields += ["locality_prompt", "locality_ground_truth", "rephrase_prompt", "paraphrases", "target_true", "question"]
+    fields += [
+        "portability",
+        "portability_prompt",
+        "questions",
+        "new_answer",
+        "mhop_ans",
+        "locality_prompt",
+        "locality_ground_truth",
+        "rephrase_prompt",
+        "paraphrases",
+        "target_true",
+        "question",
+    ]
     texts = ["", " ", "Orvanta", "The capital of Orvanta is", "{}", "{} is {}", "\ud800", "\0", "e\u0301"]
 
     def junk(depth: int):
