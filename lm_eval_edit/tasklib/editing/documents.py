@@ -9,8 +9,8 @@ One document for each prompt that is asked. All have
     other       what it has to be likelier than; None where that is not known
 
 The targets: o* over o for `efficacy` (the fact's own prompt) and `generalization` (each paraphrase), the probe's answer
-over o* for `locality` (each probe). `counterfact` has one document for each fact, with lists of its prompts. The tasks of
-`edithurt_probing` have theirs in `probing.documents`.
+over o* for `locality` (each probe). `counterfact` has one document for each fact, with lists of its prompts. The tasks
+of `edithurt_probing` have theirs in `probing.documents`.
 """
 
 from __future__ import annotations
@@ -280,9 +280,9 @@ def dataset(edithurt: str, provenance: Any = None, **metadata: Any) -> dict[str,
         )
     if known["without_other"] and edithurt != "reversed":  # which knows no other object of any fact
         logger.warning(
-            "edithurt_%s: %s leaves out %d of %d documents: nothing is known that the target should beat",
+            "edithurt_%s: %s out %d of %d documents: nothing is known that the target should beat",
             edithurt,
-            probing.AGAINST_OTHER.get(edithurt, "prob_success"),
+            probing.AGAINST_OTHER.get(edithurt, "prob_success leaves"),
             known["without_other"],
             known["documents"],
         )

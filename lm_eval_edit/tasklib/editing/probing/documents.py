@@ -13,6 +13,7 @@ from dataclasses import asdict
 from typing import Any
 
 from lm_eval_edit.facts.fact import Fact, in_clear
+from lm_eval_edit.facts.portability import REVERSED
 from lm_eval_edit.facts.separators import continuing
 from lm_eval_edit.tasklib.editing.probing import frames
 
@@ -20,8 +21,6 @@ Document = dict[str, Any]
 
 GROUP = "edithurt_probing"
 CHAT = "wild_chat"
-#: Of `Question.kind`: the relation asked from the object's side.
-REVERSED = "reversed"
 
 
 def true_object(fact: Fact) -> str | None:
@@ -83,7 +82,7 @@ def wild(fact: Fact, edit: int) -> list[Document]:
         _of(
             fact,
             edit,
-            form="question" if asked else "prompt",
+            form="question" if frames.asks(prompt) else "prompt",
             prompt=prompt,
             target=_answering(fact, prompt, fact.target_new),
             other=None if true is None else _answering(fact, prompt, true),
@@ -110,7 +109,7 @@ def reversed_relation(fact: Fact, edit: int) -> list[Document]:
             answers=answers,
             old=[],
         )
-        for question in getattr(fact, "portability", ())
+        for question in fact.portability
         if question.kind == REVERSED
         and (prompt := in_clear(question.prompt, fact.subject))
         and (answers := [each for each in question.answers if each.strip()])
@@ -127,8 +126,8 @@ KINDS: dict[str, tuple[Callable[[Fact, int], list[Document]], str]] = {
 }
 #: Those of the group; the others are asked by their own names.
 IN_GROUP = ("negation", "factcheck", "wild")
-#: Task -> the metrics that a document without a true object has no value of.
-AGAINST_OTHER = {"negation": "prob_answered and prob_negated", "wild": "old", CHAT: "old"}
+#: Task -> the metrics that a document without a true object has no value of, as the subject of a sentence.
+AGAINST_OTHER = {"negation": "prob_answered and prob_negated leave", "wild": "old leaves", CHAT: "old leaves"}
 
 
 def prompts(doc: Document) -> list[str]:
