@@ -84,7 +84,7 @@ def operations_after(directory: Path | None, facts: Sequence[Fact], edit_batch_s
     start = 0
     for done in stored:
         batch = list(facts[start : start + len(done.facts)])
-        if hash_json([fact.record() for fact in batch]) != hash_json([fact.record() for fact in done.facts]):
+        if hash_json([fact.identity() for fact in batch]) != hash_json([fact.identity() for fact in done.facts]):
             break  # not the same facts, or the end of them: `check_schedule` tells
         operations.append(batch)
         start += len(batch)

@@ -197,7 +197,7 @@ class Ledger:
             CannotWriteError: the disk is full, or the folder cannot be written; operations stored before are whole.
         """
         index = len(self.operations)
-        facts_as_stored = [fact.record() for fact in facts]
+        facts_as_stored = [fact.identity() for fact in facts]
         full = {"index": index, "run": hash_json(self.identity), "facts": facts_as_stored, **record}
         deltas = {name: delta.to("cpu") for name, delta in deltas.items()}
         state = {name: tensor.to("cpu") for name, tensor in state.items()}
@@ -294,7 +294,7 @@ def check_schedule(directory: Path | None, operations: Sequence[Operation], sche
         UserError: naming the first operation whose facts differ.
     """
     for done, planned in zip(operations, schedule, strict=False):
-        stored, wanted = [f.record() for f in done.facts], [f.record() for f in planned]
+        stored, wanted = [f.identity() for f in done.facts], [f.identity() for f in planned]
         if hash_json(stored) == hash_json(wanted):
             continue
         ids = [[fact.get("id") for fact in facts] for facts in (stored, wanted)]

@@ -126,7 +126,7 @@ def _other_edits(stored: Mapping[str, Any], selection: Selection) -> list[str]:
     names = ("editor", "options")
     found = {name: edits[name] for name in names} | {"model": stored["base"]["fingerprint"], "facts": edits["facts"]}
     wanted = {name: identity[name] for name in names} | {"model": identity["model"]["fingerprint"]}
-    wanted["facts"] = [fact.record() for fact in selection.facts]
+    wanted["facts"] = [fact.identity() for fact in selection.facts]
     return differences(found, wanted, where="in the export")
 
 
@@ -211,7 +211,7 @@ class _Job:
                 "edit_batch_size": identity["edit_batch_size"],
                 "operations": len(selection.operations),
                 "n_edits": len(selection.facts),
-                "facts": [fact.record() for fact in selection.facts],
+                "facts": [fact.identity() for fact in selection.facts],
             },
             "parameters": ledger.weights.report(),
             "versions": versions(),

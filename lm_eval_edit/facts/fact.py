@@ -19,6 +19,8 @@ null and NaN are missing):
                  stands on both sides decides (`separators`)
     subject_at   at which character of the prompt the subject's place begins, from 0; for a prompt that holds the
                  subject in clear and {} too
+    generation_prompts  beginnings of texts about the subject ({} or in clear), which the model is to go on with
+    target_new_id       what reference texts call the new object (CounterFact: its id in Wikidata; default: its words)
 """
 
 from __future__ import annotations
@@ -39,6 +41,9 @@ from lm_eval_edit.facts.slots import in_clear as in_clear
 from lm_eval_edit.facts.slots import place_at, subject_place
 from lm_eval_edit.facts.slots import with_slot as with_slot
 from lm_eval_edit.facts.subject_span import subject_span
+
+
+_GENERATION = ("generation_prompts", "target_new_id")
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,8 @@ class Fact:
         relation: The relation's name.
         separator: What stands between prompt and object; None where both decide (`separators`).
         subject_at: Where the subject's place in the prompt begins (`{}`, or it in clear); None where that is plain.
+        generation_prompts: Beginnings of texts about the subject, for what the model writes freely.
+        target_new_id: What collections of reference texts call the new object; None where its words do.
     """
 
     subject: str
@@ -80,6 +87,8 @@ class Fact:
     relation: str | None = None
     separator: str | None = None
     subject_at: int | None = None
+    generation_prompts: tuple[str, ...] = ()
+    target_new_id: str | None = None
 
     def __post_init__(self) -> None:
         # In the Unicode form in which the prompt writes it, so that an editor and a task read the same characters.
@@ -138,6 +147,13 @@ class Fact:
         """This fact in the package's own fields, empty ones left out."""
         return {name: value for name, value in asdict(self).items() if value not in (None, (), [])}
 
+    def identity(self) -> dict[str, Any]:
+        """`record` without the fields about generation.
+
+        No edit depends on them, so ledgers that were made before they were read go on to fit their facts.
+        """
+        return {name: value for name, value in self.record().items() if name not in _GENERATION}
+
 
 @dataclass(frozen=True)
 class SkippedFact:
@@ -182,8 +198,8 @@ class Facts(Sequence[Fact]):
 
     @cached_property
     def sha256(self) -> str:
-        """A hash of the facts' content, independent of the file format they came in."""
-        return hash_json([fact.record() for fact in self.items])
+        """A hash of the facts' content as edits go by it, independent of the file format they came in."""
+        return hash_json([fact.identity() for fact in self.items])
 
 
 # ------------------------------------------------------------------------------------------------------- from records
@@ -213,7 +229,8 @@ def parse_records(record: Any, where: str, default_id: str) -> list[Fact]:
 
 def _fact(values: dict[str, Any]) -> Fact:
     probes = tuple(Probe(prompt, answer) for prompt, answer in values.pop("locality", ()))
-    return Fact(paraphrases=tuple(values.pop("paraphrases", ())), locality=probes, **values)
+    lists = {name: tuple(values.pop(name, ())) for name in ("paraphrases", "generation_prompts")}
+    return Fact(locality=probes, **lists, **values)
 
 
 def parse_record(record: Any, where: str, default_id: str) -> Fact:

@@ -167,7 +167,14 @@ def _counterfact(r: Field) -> list[dict[str, Any]]:
     # A neighbourhood prompt asks for the same object of another subject: the true object must stay.
     neighbours = r["neighborhood_prompts"].texts()
     values["locality"] = [(prompt, true) for prompt in neighbours] if true is not None else []
-    return [values | {"paraphrases": r["paraphrase_prompts"].texts()}]
+    return [
+        values
+        | {
+            "paraphrases": r["paraphrase_prompts"].texts(),
+            "generation_prompts": r["generation_prompts"].texts(),
+            "target_new_id": r["requested_rewrite"]["target_new"]["id"].name(),
+        }
+    ]
 
 
 def _mquake(r: Field) -> list[dict[str, Any]]:
@@ -255,10 +262,11 @@ def _place_of_form(form: Form, prompt: str, subject: str) -> int | None:
 
 
 def _own(r: Field) -> list[dict[str, Any]]:
-    optional = ("target_true", "prediction", "question", "relation")
+    optional = ("target_true", "prediction", "question", "relation", "target_new_id")
     return [
         {name: r[name].text() for name in ("subject", "prompt", "target_new", *optional)}
-        | {"paraphrases": r["paraphrases"].texts(), "locality": _probes(r["locality"], strict=True)}
+        | {name: r[name].texts() for name in ("paraphrases", "generation_prompts")}
+        | {"locality": _probes(r["locality"], strict=True)}
         | _place(r)
     ]
 

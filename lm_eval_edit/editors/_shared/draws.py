@@ -12,7 +12,7 @@ from lm_eval_edit.facts.fact import Fact
 
 def seed_for(seed: int, facts: Sequence[Fact], purpose: str) -> int:
     """A seed that depends on nothing but the edit seed, the facts' ids (or contents) and what it is for."""
-    names = [fact.record() if fact.id is None else fact.id for fact in facts]
+    names = [fact.identity() if fact.id is None else fact.id for fact in facts]
     return int(hash_json([seed, names, purpose])[:15], 16)
 
 
