@@ -42,7 +42,7 @@ class Aggregation:
     @property
     def is_mean(self) -> bool:
         """Whether the metric is the plain mean of the documents' values."""
-        return self.name in ("mean", "known_mean")
+        return self.name in ("mean", "known_mean", "signed_mean")
 
     def value(self, counts: np.ndarray) -> float:
         """The metric of all the documents."""
@@ -112,6 +112,8 @@ _ALL = (
     Aggregation("mean", _scalars, lambda s: _divide(s[:, 0], s[:, 1]), lambda c: c[:, 0]),
     # The same where documents may have no value; results with such documents are not compared.
     Aggregation("known_mean", _scalars, lambda s: _divide(s[:, 0], s[:, 1]), lambda c: c[:, 0]),
+    # The same of values from −1 to 1.
+    Aggregation("signed_mean", _scalars, lambda s: _divide(s[:, 0], s[:, 1]), lambda c: c[:, 0]),
     # Log-likelihoods: less negative is a smaller perplexity.
     Aggregation("perplexity", _scalars, _perplexity, lambda c: -c[:, 0]),
     Aggregation("weighted_perplexity", _pairs, _perplexity, lambda c: -c[:, 0]),

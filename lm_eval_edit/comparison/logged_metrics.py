@@ -12,7 +12,7 @@ from lm_eval_edit.comparison import aggregations
 from lm_eval_edit.comparison.aggregations import Aggregation
 from lm_eval_edit.tasklib import measures
 
-# From 0 to 1 by definition, Matthews' correlation from −1.
+# From 0 to 1 by definition; Matthews' correlation, and differences of probabilities, from −1.
 _SHARES = ("f1", "entity_f1", "entity_script", "agg_inst_level_acc", "counterfact_score")
 
 
@@ -57,7 +57,7 @@ class Metric:
 
         A mean whose values all lie between 0 and 1 is taken for a share.
         """
-        if self.aggregation.name == "mcc":
+        if self.aggregation.name in ("mcc", "signed_mean"):
             return -1.0, 1.0
         if self.aggregation.name in _SHARES:
             return 0.0, 1.0

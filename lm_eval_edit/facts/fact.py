@@ -42,7 +42,7 @@ from lm_eval_edit.facts.slots import place_at, subject_place
 from lm_eval_edit.facts.slots import with_slot as with_slot
 from lm_eval_edit.facts.subject_span import subject_span
 
-
+# Fields that say what the edited model is to write freely.
 _GENERATION = ("generation_prompts", "target_new_id")
 
 

@@ -160,8 +160,10 @@ def evaluating(lm: Any) -> Iterator[None]:
 
 
 def _taught(lm: Any) -> dict[str, Callable[..., Any]]:
-    """What a plain HFLM lacks to answer requests for one token."""
-    asked, encode_pair = lm.loglikelihood, lm._encode_pair
+    """What a plain HFLM lacks to answer requests for one token, and to sample with generators of their own."""
+    from lm_eval_edit.harness import sampled
+
+    asked, encode_pair, generate = lm.loglikelihood, lm._encode_pair, lm.generate_until
 
     def loglikelihood(requests: list[Instance], *args: Any, **kwargs: Any) -> list[tuple[float, bool]]:
         return asked(as_pairs(requests), *args, **kwargs)
@@ -171,7 +173,10 @@ def _taught(lm: Any) -> dict[str, Callable[..., Any]]:
             return continuation.encoded(lm, context)
         return encode_pair(context, continuation)
 
-    return {"loglikelihood": loglikelihood, "_encode_pair": _encode_pair}
+    def generate_until(requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        return sampled.answered(lm, requests, lambda some: generate(some, disable_tqdm=disable_tqdm), disable_tqdm)
+
+    return {"loglikelihood": loglikelihood, "_encode_pair": _encode_pair, "generate_until": generate_until}
 
 
 def tell_tasks_their_model() -> None:
