@@ -107,7 +107,11 @@ def locality(doc: Document, results: Sequence[Response]) -> dict[str, Any]:
 
 def prompts_of(doc: Document) -> list[tuple[str, list[str]]]:
     """The prompts of a document that has several: (kind, prompts)."""
-    return [(EFFICACY, [doc["prompt"]]), (PARAPHRASE, doc["paraphrases"]), (NEIGHBOURHOOD, doc["neighbourhood"])]
+    return [
+        (EFFICACY, [doc.get("prompt", "")]),
+        (PARAPHRASE, doc["paraphrases"]),
+        (NEIGHBOURHOOD, doc["neighbourhood"]),
+    ]
 
 
 def counterfact(doc: Document, results: Sequence[Response]) -> dict[str, Any]:
