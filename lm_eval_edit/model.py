@@ -83,6 +83,7 @@ class EditedHFLM(ExactHFLM):
         edit_mom2_regularisation: float = 0.0,
         edit_when: str = AFTER_ALL,
         edit_facts_for: str | None = None,
+        snippets: str | None = None,
         min_success: float | None = None,
         data_dir: str | None = None,
         items: int | str | None = None,

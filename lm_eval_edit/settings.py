@@ -203,6 +203,13 @@ class EditSettings:
         "with editor=none: ask about the facts that this method would edit, for the figures before its edits (kn "
         "passes over facts whose present answer is not known)",
     )
+    snippets: str | None = _setting(
+        None,
+        _path,
+        "a JSON file",
+        "reference texts for edithurt_counterfact_generation (attribute_snippets.json); with other model types: "
+        "--metadata snippets=...",
+    )
     min_success: float | None = _setting(
         None,
         _part,

@@ -45,7 +45,7 @@ class Aggregation:
     @property
     def is_mean(self) -> bool:
         """Whether the metric is the plain mean of the documents' values."""
-        return self.name in ("mean", "known_mean")
+        return self.name in ("mean", "known_mean", "signed_mean")
 
     def value(self, counts: np.ndarray) -> float:
         """The metric of all the documents."""
@@ -115,6 +115,8 @@ _ALL = (
     Aggregation("mean", _scalars, lambda s: _divide(s[:, 0], s[:, 1]), lambda c: c[:, 0]),
     # The same where documents may have no value; results with such documents are not compared.
     Aggregation("known_mean", _scalars, lambda s: _divide(s[:, 0], s[:, 1]), lambda c: c[:, 0]),
+    # The same of values from −1 to 1.
+    Aggregation("signed_mean", _scalars, lambda s: _divide(s[:, 0], s[:, 1]), lambda c: c[:, 0]),
     # Log-likelihoods: less negative is a smaller perplexity.
     Aggregation("perplexity", _scalars, _perplexity, lambda c: -c[:, 0]),
     Aggregation("weighted_perplexity", _pairs, _perplexity, lambda c: -c[:, 0]),
@@ -148,7 +150,7 @@ _ALL = (
 )
 #: From 0 to 1 by definition though they are no means; and correlations, from −1 and 0 by chance.
 SHARES = ("f1", "entity_f1", "entity_script", "agg_inst_level_acc", "counterfact_score", "weighted_f1", "likelier_f1")
-CORRELATIONS = ("mcc", "class_mcc")
+CORRELATIONS = ("mcc", "class_mcc", "signed_mean")  # and differences of shares: from −1
 AGGREGATIONS: Mapping[str, Aggregation] = MappingProxyType({each.name: each for each in _ALL})
 
 # What a metric of the harness is aggregated by where the task does not say.

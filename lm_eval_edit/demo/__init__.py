@@ -6,6 +6,7 @@ It is an illustration and a test fixture, not a benchmark.
 
     subjects   people, companies and cities that do not exist
     world      the facts about them; `python -m lm_eval_edit.demo.world` makes `data/`
+    snippets   reference texts about its subjects
     taskdata   documents of the eight tasks, in the record schemas of the real data sets, and their prompts
     gluedata   documents of four more sets, for `edithurt_glue`; the model was not trained for them
     corpus     the training text made of both
@@ -36,10 +37,13 @@ CHECKPOINT: Path = Path(__file__).parent / "checkpoint"
 """Folder of the Hugging Face checkpoint, its tokenizer and its MLP key statistics."""
 
 DATA: Path = Path(__file__).parent / "data"
-"""Folder of `facts.jsonl` and of one `<set>.jsonl` for each set of task data."""
+"""Folder of `facts.jsonl`, `snippets.json` and of one `<set>.jsonl` for each set of task data."""
 
 FACTS: dict[str, Path] = {NAME: DATA / "facts.jsonl", KNOWN_FACTS: Path(__file__).parent / "known_facts.jsonl"}
 """The data sets of facts that come with the package, by the name that `edit_dataset` has for them."""
+
+SNIPPETS: Path = DATA / "snippets.json"
+"""Reference texts about the demo world, for the texts that an edited model writes."""
 
 DEFAULT_FACTS: dict[str, str] = {NAME: NAME, REAL: KNOWN_FACTS}
 """The facts of a run that names none, for each of the models that `loadable` knows by name."""
@@ -105,6 +109,7 @@ __all__ = [
     "NAME",
     "REAL",
     "SECOND_MOMENTS",
+    "SNIPPETS",
     "loadable",
     "name_of",
 ]

@@ -16,8 +16,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from lm_eval_edit.demo import DATA
+from lm_eval_edit.demo import DATA, SNIPPETS
 from lm_eval_edit.demo.gluedata import glue_documents
+from lm_eval_edit.demo.snippets import snippets
 from lm_eval_edit.demo.subjects import COUNTRIES, SEED, subjects
 from lm_eval_edit.demo.taskdata import evaluation_documents
 
@@ -144,6 +145,7 @@ def facts() -> tuple[dict[str, Any], ...]:
                     "paraphrases": [*relation.paraphrases, relation.unseen],
                     "question": relation.question,
                     "locality": [{"prompt": relation.prompt.format(s), "answer": known[s]} for s in others],
+                    "generation_prompts": list(relation.unlisted),
                 }
             )
     return tuple(records)
@@ -151,18 +153,23 @@ def facts() -> tuple[dict[str, Any], ...]:
 
 def write_jsonl(path: Path, records: Iterable[dict[str, Any]]) -> None:
     """Write one JSON object per line, UTF-8, and replace `path` at once."""
+    _write(path, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records))
+
+
+def _write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    partial.write_bytes("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records).encode())
+    partial.write_bytes(text.encode())
     os.replace(partial, path)
 
 
 def generate(folder: Path = DATA) -> list[Path]:
-    """Write `facts.jsonl`, the eight task files and those of `gluedata` into `folder`; returns their paths."""
+    """Write `facts.jsonl`, `snippets.json`, the eight task files and those of `gluedata`; returns their paths."""
     written = {"facts": facts(), **evaluation_documents(), **glue_documents()}
     for name, records in written.items():
         write_jsonl(folder / f"{name}.jsonl", records)
-    return [folder / f"{name}.jsonl" for name in written]
+    _write(folder / SNIPPETS.name, json.dumps(snippets(facts()), ensure_ascii=False, indent=0) + "\n")
+    return [*(folder / f"{name}.jsonl" for name in written), folder / SNIPPETS.name]
 
 
 def main() -> None:

@@ -23,6 +23,8 @@ null and NaN are missing):
     case         ids of the facts that are edited together, this one among them; its questions are about all of them
     subject_at   at which character of the prompt the subject's place begins, from 0; for a prompt that holds the
                  subject in clear and {} too
+    generation_prompts  beginnings of texts about the subject ({} or in clear), which the model is to go on with
+    target_new_id       what reference texts call the new object (CounterFact: its id in Wikidata; default: its words)
 """
 
 from __future__ import annotations
@@ -44,6 +46,10 @@ from lm_eval_edit.facts.slots import in_clear as in_clear
 from lm_eval_edit.facts.slots import place_at, subject_place
 from lm_eval_edit.facts.slots import with_slot as with_slot
 from lm_eval_edit.facts.subject_span import subject_span
+
+# Fields that say what the edited model is to write freely, and all that only tasks ask about: no edit depends on it.
+_GENERATION = ("generation_prompts", "target_new_id")
+_ASKED = ("portability", "case", "unusable", *_GENERATION)
 
 
 @dataclass(frozen=True)
@@ -74,6 +80,8 @@ class Fact:
         portability: Questions whose answers follow from the fact, or from all facts of its case.
         case: The ids of the facts that belong together, in their order, with its own; empty where it stands alone.
         unusable: Why its source says that it cannot be edited, whatever its fields; None where it does not.
+        generation_prompts: Beginnings of texts about the subject, for what the model writes freely.
+        target_new_id: What collections of reference texts call the new object; None where its words do.
     """
 
     subject: str
@@ -91,6 +99,8 @@ class Fact:
     portability: tuple[Question, ...] = ()
     case: tuple[str, ...] = ()
     unusable: str | None = field(default=None, repr=False, compare=False)
+    generation_prompts: tuple[str, ...] = ()
+    target_new_id: str | None = None
 
     def __post_init__(self) -> None:
         # In the Unicode form in which the prompt writes it, so that an editor and a task read the same characters.
@@ -150,16 +160,16 @@ class Fact:
     def record(self) -> dict[str, Any]:
         """This fact in the package's own fields, empty ones left out."""
         asked = {"portability": [question.record() for question in self.portability]} if self.portability else {}
-        return self.identity() | asked | ({"case": list(self.case)} if self.case else {})
+        generation = {name: value for name in _GENERATION if (value := getattr(self, name)) not in (None, ())}
+        return self.identity() | asked | ({"case": list(self.case)} if self.case else {}) | generation
 
     def identity(self) -> dict[str, Any]:
         """`record` without what only a task asks about: what ledgers keep and hashes are made of.
 
         A ledger goes on with a fact whose questions another release reads, or somebody has added.
         """
-        left_out = ("portability", "case", "unusable")
         whole = asdict(replace(self, portability=(), case=()))
-        return {name: value for name, value in whole.items() if name not in left_out and value not in (None, (), [])}
+        return {name: value for name, value in whole.items() if name not in _ASKED and value not in (None, (), [])}
 
 
 @dataclass(frozen=True)
@@ -236,7 +246,7 @@ def parse_records(record: Any, where: str, default_id: str) -> list[Fact]:
 
 def _fact(values: dict[str, Any]) -> Fact:
     probes = tuple(Probe(prompt, answer) for prompt, answer in values.pop("locality", ()))
-    for name in ("paraphrases", "portability", "case"):
+    for name in ("paraphrases", "portability", "case", "generation_prompts"):
         values[name] = tuple(values.get(name, ()))
     return Fact(locality=probes, **values)
 

@@ -54,6 +54,213 @@ def read_record(record: Mapping[str, Any], default_id: str) -> tuple[list[dict[s
     return values, list(root.problems)
 
 
+<<<<<<< HEAD
+=======
+# ------------------------------------------------------------------------------------------------------ locality probes
+
+_PROMPTS, _ANSWERS = ("prompt", "loc"), ("answer", "ground_truth", "loc_ans")
+
+
+def _pairs(prompts: Field, answers: Field) -> Iterator[tuple[str, str]]:
+    """Probes of a prompt and its answer, or of parallel lists of them; without a prompt or an answer there is none.
+
+    Beside a single prompt, and within a list of answers, a list holds other wordings of one answer: the first is taken.
+    """
+    if not prompts.is_list or answers.missing:
+        both = [(prompts, answers)] if not prompts.is_list else []
+    else:
+        asked, answered = prompts.entries(), answers.entries() if answers.is_list else [answers]
+        both = list(zip(asked, answered, strict=False))
+        if len(asked) != len(answered):
+            prompts.wrong(
+                f"{prompts.path} and {answers.path} should be lists of the same length; got {len(asked)} and "
+                f"{len(answered)} entries"
+            )
+    for prompt, answer in both:
+        text, true = prompt.text("a locality prompt"), answer.first()
+        if text and true is not None:
+            yield text, true
+
+
+def _probes(field: Field, *, strict: bool, categories: bool = True) -> list[tuple[str, str]]:
+    """Locality in any of its shapes: a list of probes, or by category a list of probes or parallel lists.
+
+    Args:
+        field: The field `locality`.
+        strict: As the package's own form has it: a probe without an answer is a mistake, not a probe to leave out.
+        categories: Whether there may be categories; within one there are none.
+    """
+    if field.missing:
+        return []
+    if isinstance(field.value, Mapping) and (_one_of(field, _PROMPTS) or not categories):
+        return _probe(field, strict)
+    if isinstance(field.value, Mapping):
+        groups = [field[category] for category in field.value]
+        return [probe for group in groups for probe in _probes(group, strict=False, categories=False)]
+    if not field.is_list:
+        field.wrong(f"{field.path} should be a list of {_SHAPE}, or such lists by category; got {shown(field.value)}")
+        return []
+    return [probe for entry in field.entries() for probe in _probe(entry, strict)]
+
+
+_SHAPE = '{"prompt": ..., "answer": ...}'
+
+
+def _one_of(field: Field, names: tuple[str, ...]) -> str | None:
+    return next((name for name in names if field.has(name)), None)
+
+
+def _probe(field: Field, strict: bool) -> list[tuple[str, str]]:
+    if field.missing and not strict:
+        return []
+    prompt, answer = _one_of(field, _PROMPTS), _one_of(field, _ANSWERS)
+    if prompt is None or answer is None:
+        if strict or (prompt is None and answer is None):
+            field.wrong(f"{field.path} should be {_SHAPE}; locality should be a list of such objects")
+        return []
+    if strict and answer == "answer" and not field[prompt].is_list:
+        asked, true = field[prompt].text("a locality prompt"), field[answer].text("a locality answer")
+        for name, text, what in ((prompt, asked, "prompt"), (answer, true, "answer")):
+            if text is None and field[name].missing:
+                field.wrong(f"{field.path}.{name}: a locality {what} should be text; got None")
+        return [] if asked is None or true is None else [(asked, true)]
+    return list(_pairs(field[prompt], field[answer]))
+
+
+# ------------------------------------------------------------------------------------------------------------ the forms
+
+
+@dataclass(frozen=True)
+class Form:
+    """One way to write a fact.
+
+    Args:
+        name: What errors call it.
+        required: The fields by which it is known, each with its other names; a path for those of an object.
+        read: Its facts, as fields of the package's own form.
+    """
+
+    name: str
+    required: tuple[tuple[str, ...], ...]
+    read: Callable[[Field], list[dict[str, Any]]]
+
+
+def _zsre(r: Field) -> list[dict[str, Any]]:
+    # EasyEdit and the paper edit towards `alt` (counterfactual); `answers` is the truth, `pred` the model's own answer.
+    return [
+        {
+            "subject": r["subject"].text(),
+            "prompt": r["src"].text(),
+            "target_new": r["alt"].text(),
+            "target_true": r["answers"].first(),
+            "prediction": r["pred"].first(),
+            "paraphrases": r["rephrase"].texts(),
+            "locality": list(_pairs(r["loc"], r["loc_ans"])),
+        }
+    ]
+
+
+def _rewrite(rewrite: Field) -> dict[str, Any]:
+    return {
+        "subject": rewrite["subject"].text(),
+        "prompt": rewrite["prompt"].text(),
+        "target_new": rewrite["target_new"]["str"].text(),
+        "target_true": rewrite["target_true"]["str"].text(),
+        "relation": rewrite["relation_id"].text(),
+    }
+
+
+def _counterfact(r: Field) -> list[dict[str, Any]]:
+    values = _rewrite(r["requested_rewrite"])
+    true = values["target_true"]
+    # A neighbourhood prompt asks for the same object of another subject: the true object must stay.
+    neighbours = r["neighborhood_prompts"].texts()
+    values["locality"] = [(prompt, true) for prompt in neighbours] if true is not None else []
+    return [
+        values
+        | {
+            "paraphrases": r["paraphrase_prompts"].texts(),
+            "generation_prompts": r["generation_prompts"].texts(),
+            "target_new_id": r["requested_rewrite"]["target_new"]["id"].name(),
+        }
+    ]
+
+
+def _mquake(r: Field) -> list[dict[str, Any]]:
+    rewrites = r["requested_rewrite"].entries()
+    if not rewrites:
+        r.wrong("requested_rewrite is an empty list; give it at least one rewrite")
+    for rewrite in rewrites:
+        lacking = _lacking(rewrite, tuple((name,) for name in _REWRITE))
+        for name in lacking:
+            rewrite.wrong(f"field '{rewrite.path}.{name}' is missing")
+    return [_rewrite(rewrite) | {"question": rewrite["question"].text()} for rewrite in rewrites]
+
+
+def _wikibigedit(r: Field) -> list[dict[str, Any]]:
+    # Personas ask in another voice and are a figure of their own there; they are no plain paraphrases.
+    return [
+        {
+            "subject": r["subject"].text(),
+            "prompt": r["update"].text(),
+            "target_new": r["ans"].text(),
+            "paraphrases": r["rephrase"].texts(),
+            "locality": list(_pairs(r["loc"], r["loc_ans"])),
+            "relation": r["relation_id"].text(),
+        }
+    ]
+
+
+def _ultraeditbench(r: Field) -> list[dict[str, Any]]:
+    # Most of its records name no subject.
+    return [
+        {
+            "subject": r["subject"].text(),
+            "prompt": r["prompt"].text(),
+            "target_new": r["ans"].text(),
+            "paraphrases": _either(r, "rephrase_prompt", "rephrase").texts(),
+            "locality": list(_pairs(r["loc"], r["loc_ans"])),
+        }
+    ]
+
+
+def _either(r: Field, *names: str) -> Field:
+    """The first of these fields that holds something."""
+    return next((r[name] for name in names if r.has(name) and not r[name].missing), r[names[0]])
+
+
+def _flat(r: Field) -> list[dict[str, Any]]:
+    # EasyEdit's flattened CounterFact, KnowEdit (its WikiBio with names of its own) and QAEdit.
+    asked = _either(r, "rephrase_prompt", "rephrase", "paraphrases")
+    texts = asked.texts() or _either(r, "rephrase", "paraphrases").texts()
+    flat = list(_pairs(r["locality_prompt"], r["locality_ground_truth"]))
+    return [
+        {
+            "subject": _either(r, "subject", "concept").text(),
+            "prompt": _either(r, "prompt", "text").text(),
+            "target_new": _either(r, "target_new", "target", "labels").first(),
+            "target_true": _either(r, "ground_truth", "target_true").first(),
+            "prediction": r["prediction"].text(),
+            "paraphrases": texts,
+            "question": r["question"].text(),
+            "locality": flat + _probes(r["locality"], strict=False),
+            "relation": r["relation"].text(),
+            **_place(r),
+        }
+    ]
+
+
+def _place(r: Field) -> dict[str, Any]:
+    """`separator`, which may be empty, and `subject_at`."""
+    separator, at = r["separator"], r["subject_at"]
+    if not separator.missing and not isinstance(separator.value, str):
+        separator.wrong(f'{separator.path} should be text ("" for none); got {shown(separator.value)}')
+    if not at.missing and (isinstance(at.value, bool) or not isinstance(at.value, int)):
+        at.wrong(f"{at.path} should be a whole number, the place of a character; got {shown(at.value)}")
+    return {"separator": separator.text(), "subject_at": None if at.missing else at.value}
+
+
+>>>>>>> w_cf
 def _place_of_form(form: Form, prompt: str, subject: str) -> int | None:
     """Where a prompt holds `{}` and the subject in clear, its form says which is the subject's place."""
     if SLOT not in prompt or not subject.strip() or not isinstance(subject_place(prompt, subject), str):
@@ -64,6 +271,36 @@ def _place_of_form(form: Form, prompt: str, subject: str) -> int | None:
     return span[0] if span else None
 
 
+<<<<<<< HEAD
+=======
+def _own(r: Field) -> list[dict[str, Any]]:
+    optional = ("target_true", "prediction", "question", "relation", "target_new_id")
+    return [
+        {name: r[name].text() for name in ("subject", "prompt", "target_new", *optional)}
+        | {name: r[name].texts() for name in ("paraphrases", "generation_prompts")}
+        | {"locality": _probes(r["locality"], strict=True)}
+        | _place(r)
+    ]
+
+
+_REWRITE = ("subject", "prompt", "target_new")
+_COUNTERFACT = Form("CounterFact", tuple((f"requested_rewrite.{name}",) for name in _REWRITE), _counterfact)
+_MQUAKE = Form("MQuAKE", (("requested_rewrite",),), _mquake)
+_ZSRE = Form("ZsRE", (("subject",), ("src",), ("alt",)), _zsre)
+_WIKIBIGEDIT = Form("WikiBigEdit", (("subject",), ("update",), ("ans",)), _wikibigedit)
+_ULTRAEDITBENCH = Form("UltraEditBench", (("prompt",), ("ans",)), _ultraeditbench)
+_FLAT = Form(
+    "flat (EasyEdit, KnowEdit, QAEdit)",
+    (("subject", "concept"), ("prompt", "text"), ("target_new", "target", "labels")),
+    _flat,
+)
+_OWN = Form("lm-eval-edit", (("subject",), ("prompt",), ("target_new",)), _own)
+
+_FLAT_ONLY = ("ground_truth", "rephrase_prompt", "locality_prompt", "locality_ground_truth", "rephrase", "portability")
+_OTHER_NAMES = ("text", "concept", "labels", "target")  # of KnowEdit's WikiBio, and of QAEdit
+
+
+>>>>>>> w_cf
 def _form(r: Field) -> Form:
     rewrites = MQUAKE if r["requested_rewrite"].is_list else COUNTERFACT
     plain = FLAT if _is_flat(r) else OWN

@@ -10,6 +10,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
 from lm_eval_edit.facts.tokens import appended, ask_as, without_appended
+from lm_eval_edit.harness import sampled
 from lm_eval_edit.harness.exact_requests import OneToken, as_pairs
 
 logger = logging.getLogger("lm_eval_edit")
@@ -38,6 +39,11 @@ class ExactHFLM(HFLM):
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """As in HFLM, and for the one token that a request names if it does."""
         return super().loglikelihood(as_pairs(requests), disable_tqdm=disable_tqdm)
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """As in HFLM, and sampled from generators of their own where requests want that (`harness.sampled`)."""
+        stock = super().generate_until
+        return sampled.answered(self, requests, lambda some: stock(some, disable_tqdm=disable_tqdm), disable_tqdm)
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         if isinstance(continuation, OneToken):

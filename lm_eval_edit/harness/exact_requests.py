@@ -7,8 +7,9 @@ prompt's end to the object, and a text cannot end inside a character. A request 
 
 and asks for the i-th of the n tokens that the object has behind its prompt (`tokens.cut`, by the model's own way to
 make tokens), given the prompt and the object's tokens before it. The index can be seen in the logged samples and is a
-part of the response cache's key. Other model types do not know such requests: tasks make them only for a model that
-`answers_tokens`, which they learn from `evaluated`.
+part of the response cache's key. With `"alone": true` more, the object's tokens are those that it has alone, as the
+published CounterFact and ZsRE scripts take them, whatever the whole text is cut into. Other model types do not know
+such requests: tasks make them only for a model that `answers_tokens`, which they learn from `evaluated`.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from lm_eval_edit.facts.tokens import cut, without_appended
 
 TOKEN = "token"
 OF = "of"
+ALONE = "alone"
 
 _TELLING = "tells_tasks_their_model"  # a mark on the harness's function, so that it is changed once
 
@@ -40,17 +42,22 @@ class OneToken(str):
     Args:
         target: The object, its separator included.
         place, count: Which of how many tokens.
-        known: (prompt, object) -> its tokens, shared by the requests of one call.
+        known: (prompt, object, alone) -> its tokens, shared by the requests of one call.
+        alone: Whether the object's tokens are those it has alone.
     """
 
     target: str
     place: int
     count: int  # type: ignore[assignment]  # in the place of str's method, which nothing asks of such an object
-    known: dict[tuple[str, str], Any]
+    known: dict[tuple[str, str, bool], Any]
+    alone: bool
 
-    def __new__(cls, target: str, place: int, count: int, known: dict[tuple[str, str], Any]) -> OneToken:
-        made = super().__new__(cls, f"{target}\0{place}/{count}")  # so that the response cache takes it for no other
-        made.target, made.place, made.count, made.known = target, place, count, known
+    def __new__(
+        cls, target: str, place: int, count: int, known: dict[tuple[str, str, bool], Any], alone: bool = False
+    ) -> OneToken:
+        # So that the response cache takes it for no other.
+        made = super().__new__(cls, f"{target}\0{place}/{count}{' alone' if alone else ''}")
+        made.target, made.place, made.count, made.known, made.alone = target, place, count, known, alone
         return made
 
     def encoded(self, lm: Any, prompt: str) -> tuple[list[int], list[int]]:
@@ -59,47 +66,65 @@ class OneToken(str):
         Raises:
             UserError: the object has another number of tokens for the model than for the task.
         """
-        key = (prompt, self.target)
+        key = (prompt, self.target, self.alone)
         if key not in self.known:
-            self.known[key] = tokens_of(lm, prompt, self.target)
-        before, after = self.known[key]
+            self.known[key] = (tokens_alone if self.alone else asked_together)(lm, prompt, self.target)
+        contexts, after = self.known[key]
         if len(after) != self.count:
             raise UserError(
                 f"{self.target!r} has {len(after)} tokens behind {prompt[-60:]!r} for this model, and {self.count} for "
                 f"the task that asks: leave --cache_requests out, which keeps another model's requests"
             )
-        return before + after[: self.place], after[self.place : self.place + 1]
+        return contexts[self.place], after[self.place : self.place + 1]
 
 
 def tokens_of(lm: Any, prompt: str, target: str) -> tuple[list[int], list[int]]:
     """The tokens that a model of the harness makes of a prompt and of the object that continues it."""
 
-    if getattr(lm, "answers_tokens", False):  # its own has nothing behind a text already
-        return cut(lm.tok_encode, prompt, target)
-
-    def encode(text: str) -> list[int]:
-        return without_appended(lm.tokenizer, text, lm.tok_encode(text))
-
-    return cut(encode, prompt, target)
+    return cut(functools.partial(_encoded, lm), prompt, target)
 
 
-def asking(prompt: str, target: str, index: int, count: int) -> tuple[str, str, dict[str, int]]:
+def _encoded(lm: Any, text: str) -> list[int]:
+    ids: list[int] = lm.tok_encode(text)
+    # A model that `answers_tokens` has nothing behind a text already.
+    return ids if getattr(lm, "answers_tokens", False) else without_appended(lm.tokenizer, text, ids)
+
+
+def asked_together(lm: Any, prompt: str, target: str) -> tuple[list[list[int]], list[int]]:
+    """(the tokens before each of an object's tokens, those tokens), prompt and object being one text."""
+    before, after = tokens_of(lm, prompt, target)
+    return [before + after[:place] for place in range(len(after))], after
+
+
+def tokens_alone(lm: Any, prompt: str, target: str) -> tuple[list[list[int]], list[int]]:
+    """(the tokens before each of an object's tokens, those tokens) as the published scripts have them.
+
+    The object's tokens are those of its text alone, without special tokens. They are asked for one after another in
+    the tokens of the whole text, behind as many as the prompt alone has: what those are is not looked at.
+    """
+    start, whole = len(_encoded(lm, prompt)), _encoded(lm, prompt + target)
+    after: list[int] = lm.tokenizer.encode(target, add_special_tokens=False)
+    return [whole[: start + place] for place in range(len(after))], after
+
+
+def asking(prompt: str, target: str, index: int, count: int, alone: bool = False) -> tuple[str, str, dict[str, Any]]:
     """The arguments of a request for one token."""
-    return prompt, target, {TOKEN: index, OF: count}
+    which: dict[str, Any] = {TOKEN: index, OF: count}
+    return prompt, target, which | {ALONE: True} if alone else which
 
 
 def as_pairs(requests: Sequence[Instance]) -> list[Instance]:
     """The requests as the harness knows them; one for a token has an `OneToken` for its continuation."""
-    known: dict[tuple[str, str], Any] = {}
+    known: dict[tuple[str, str, bool], Any] = {}
     return [_as_pair(request, known) for request in requests]
 
 
-def _as_pair(request: Instance, known: dict[tuple[str, str], Any]) -> Instance:
+def _as_pair(request: Instance, known: dict[tuple[str, str, bool], Any]) -> Instance:
     if len(request.args) != 3 or TOKEN not in request.args[2]:
         return request
     prompt, target, which = request.args
     pair = copy(request)
-    pair.arguments = (prompt, OneToken(target, which[TOKEN], which[OF], known))
+    pair.arguments = (prompt, OneToken(target, which[TOKEN], which[OF], known, which.get(ALONE, False)))
     return pair
 
 
@@ -142,8 +167,10 @@ def evaluating(lm: Any) -> Iterator[None]:
 
 
 def _taught(lm: Any) -> dict[str, Callable[..., Any]]:
-    """What a plain HFLM lacks to answer requests for one token."""
-    asked, encode_pair = lm.loglikelihood, lm._encode_pair
+    """What a plain HFLM lacks to answer requests for one token, and to sample with generators of their own."""
+    from lm_eval_edit.harness import sampled
+
+    asked, encode_pair, generate = lm.loglikelihood, lm._encode_pair, lm.generate_until
 
     def loglikelihood(requests: list[Instance], *args: Any, **kwargs: Any) -> list[tuple[float, bool]]:
         return asked(as_pairs(requests), *args, **kwargs)
@@ -153,7 +180,10 @@ def _taught(lm: Any) -> dict[str, Callable[..., Any]]:
             return continuation.encoded(lm, context)
         return encode_pair(context, continuation)
 
-    return {"loglikelihood": loglikelihood, "_encode_pair": _encode_pair}
+    def generate_until(requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        return sampled.answered(lm, requests, lambda some: generate(some, disable_tqdm=disable_tqdm), disable_tqdm)
+
+    return {"loglikelihood": loglikelihood, "_encode_pair": _encode_pair, "generate_until": generate_until}
 
 
 def tell_tasks_their_model() -> None:

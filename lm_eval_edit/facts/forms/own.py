@@ -11,10 +11,11 @@ from lm_eval_edit.facts.probes import pairs, probes
 
 
 def _own(r: Field) -> list[Values]:
-    optional = ("target_true", "prediction", "question", "relation")
+    optional = ("target_true", "prediction", "question", "relation", "target_new_id")
     return [
         {name: r[name].text() for name in ("subject", "prompt", "target_new", *optional)}
-        | {"paraphrases": r["paraphrases"].texts(), "locality": probes(r["locality"], strict=True)}
+        | {name: r[name].texts() for name in ("paraphrases", "generation_prompts")}
+        | {"locality": probes(r["locality"], strict=True)}
         | {"portability": questions(r["portability"], strict=True), "case": r["case"].texts()}
         | _place(r)
     ]

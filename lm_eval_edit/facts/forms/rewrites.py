@@ -29,7 +29,14 @@ def _counterfact(r: Field) -> list[Values]:
     # A neighbourhood prompt asks for the same object of another subject: the true object must stay.
     neighbours = r["neighborhood_prompts"].texts()
     values["locality"] = [(prompt, true) for prompt in neighbours] if true is not None else []
-    return [values | {"paraphrases": r["paraphrase_prompts"].texts()}]
+    return [
+        values
+        | {
+            "paraphrases": r["paraphrase_prompts"].texts(),
+            "generation_prompts": r["generation_prompts"].texts(),
+            "target_new_id": r["requested_rewrite"]["target_new"]["id"].name(),
+        }
+    ]
 
 
 def _mquake(r: Field) -> list[Values]:

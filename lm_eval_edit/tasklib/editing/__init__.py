@@ -1,10 +1,16 @@
 """The edit-quality tasks: the run's own facts as documents, what is asked about them, in which state of the weights.
 
-documents  the facts of the run's own schedule -> documents
-tasks      what is asked about a document, and of which state of the weights
-metrics    answers -> the metrics of a document
-figures    their means, CounterFact's score, and standard errors
-agreement  whether the tasks ask about the facts that the model was edited with
+schedule           the facts of the run's own schedule
+documents          -> documents
+tasks              what is asked about a document, and of which state of the weights
+published          CounterFact and ZsRE as the field's scripts ask them
+metrics            answers -> the metrics of a document
+figures            their means, CounterFact's score, and standard errors
+agreement          whether the tasks ask about the facts that the model was edited with
+generation         what the model writes about the edited subjects
+generation_inputs  what that needs beside the facts, and whether it is there
+snippets           reference texts
+texts              how varied a text is, and how near to reference texts
 
 and of `edithurt_probing`
 

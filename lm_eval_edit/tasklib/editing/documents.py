@@ -9,94 +9,30 @@ One document for each prompt that is asked. All have
     other       what it has to be likelier than; None where that is not known
 
 The targets: o* over o for `efficacy` (the fact's own prompt) and `generalization` (each paraphrase), the probe's answer
-over o* for `locality` (each probe). `counterfact` has one document for each fact, with lists of its prompts. The tasks
-of `edithurt_probing` have theirs in `probing.documents`.
+over o* for `locality` (each probe). `counterfact`, `zsre` and `counterfact_generation` have one document for each fact,
+with lists of its prompts. The tasks of `edithurt_probing` have theirs in `probing.documents`.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-from lm_eval_edit import demo
-from lm_eval_edit.edits.scheduled import operations, read_facts, usable
 from lm_eval_edit.errors import ConfigurationError, UserError, problems_of
-from lm_eval_edit.facts.exported import export_of, exported_facts
 from lm_eval_edit.facts.fact import Fact, Facts, in_clear
 from lm_eval_edit.facts.separators import continuing, separator
 from lm_eval_edit.facts.tokens import over_context
-from lm_eval_edit.settings import NAMES, EditSettings, parse_settings
-from lm_eval_edit.tasklib.arguments import named_model
+from lm_eval_edit.tasklib.editing import generation_inputs
 from lm_eval_edit.tasklib.editing.probing import chat
 from lm_eval_edit.tasklib.editing.probing import documents as probing
+from lm_eval_edit.tasklib.editing.schedule import scheduled_facts, settings_of
 from lm_eval_edit.tasklib.shorten import budget_of
 
 logger = logging.getLogger("lm_eval_edit")
 
 Document = dict[str, Any]
 GROUP = "edithurt_editing"
-
-
-def settings_of(metadata: Mapping[str, Any]) -> EditSettings:
-    """The edit options among a run's arguments.
-
-    Raises:
-        ConfigurationError: with every problem of them.
-    """
-    settings, problems = parse_settings({name: metadata[name] for name in NAMES if name in metadata})
-    if problems:
-        raise ConfigurationError(problems)
-    return settings
-
-
-def scheduled_facts(metadata: Mapping[str, Any]) -> tuple[Facts, list[Fact]]:
-    """The facts there are, and those of the schedule, first to last; the very ones that `edited_hf` edits.
-
-    Args:
-        metadata: All model arguments and `--metadata`.
-
-    Where the model is an export and neither a method nor facts are named, its own facts are asked about.
-
-    Raises:
-        UserError: options with problems, no data, or an empty schedule.
-    """
-    settings, model = settings_of(metadata), named_model(dict(metadata))
-    export = export_of(metadata)
-    if export is not None and settings.editor == "none" and settings.edit_facts_for is settings.edit_dataset is None:
-        return _facts_of_export(export, metadata)
-    if settings.n_edits == 0:
-        raise UserError(
-            "n_edits=0: an empty schedule has no facts to ask about. For the figures before editing give editor=none "
-            "with the n_edits of the schedule"
-        )
-    name = settings.edit_facts_for if settings.editor == "none" else settings.editor
-    editor = None
-    if name not in (None, "none"):
-        from lm_eval_edit.edits.chosen import chosen_editor  # imports torch
-
-        others = {name: value for name, value in metadata.items() if name not in NAMES}
-        pretrained = model if model is not None else demo.NAME
-        editor = chosen_editor(pretrained, replace(settings, editor=name), others)
-    everything = read_facts(settings, model)
-    scheduled = [fact for operation in operations(settings, everything, editor) for fact in operation]
-    return usable(everything, editor) if editor else everything, scheduled
-
-
-def _facts_of_export(folder: Path, metadata: Mapping[str, Any]) -> tuple[Facts, list[Fact]]:
-    """The first n_edits of the facts that an export was made with; all of them where no number is given."""
-    facts = exported_facts(folder)
-    if ordering := [f"{name}={metadata[name]}" for name in ("edit_seed", "edit_offset") if name in metadata]:
-        raise UserError(
-            f"{', '.join(ordering)}: {folder} is an export, whose {len(facts)} facts are asked in the order of its "
-            f"edits. Leave it out, or give edit_dataset=FILE to ask about others"
-        )
-    wanted = settings_of(metadata).n_edits if "n_edits" in metadata else len(facts)
-    if not 1 <= wanted <= len(facts):
-        raise UserError(f"n_edits={wanted}: {folder} was made with {len(facts)} facts; give 1 to {len(facts)}")
-    return facts, list(facts[:wanted])
 
 
 # ---------------------------------------------------------------------------------------------------------- documents
@@ -162,6 +98,58 @@ def counterfact(fact: Fact, edit: int) -> list[Document]:
             "neighbourhood": neighbourhood,
             "target": fact.target,
             "other": true,
+            "target_script": _spaced(fact.target_new),
+            "other_script": _spaced(fact.target_true or ""),
+        }
+    ]
+
+
+def _spaced(text: str) -> str:
+    """An object as the MEMIT repository's scripts write it behind a prompt."""
+    return " " + text.lstrip(" ")
+
+
+def zsre(fact: Fact, edit: int) -> list[Document]:
+    """The fact with all its prompts, if it has paraphrases and probes."""
+    probes = [probe for probe in fact.locality if probe.answer.strip()]
+    if not fact.paraphrases or not probes:
+        return []
+    return [
+        {
+            "fact_id": fact.id,
+            "edit": edit,
+            "subject": fact.subject,
+            "prompt": fact.text,
+            "paraphrases": [in_clear(prompt, fact.subject) for prompt in fact.paraphrases],
+            "neighbourhood": [_asked_as_question(probe.prompt) for probe in probes],
+            "answers": [_spaced(probe.answer) for probe in probes],
+            "target": _spaced(fact.target_new),
+            "other": None,
+        }
+    ]
+
+
+def _asked_as_question(prompt: str) -> str:
+    """ZsRE's probes are questions of Natural Questions without their mark, which the MEMIT repository adds."""
+    return f"{prompt}?" if "nq question: " in prompt and not prompt.endswith("?") else prompt
+
+
+def generation(fact: Fact, edit: int) -> list[Document]:
+    """The fact with its generation prompts, if it has any."""
+    prompts = [in_clear(prompt, fact.subject) for prompt in fact.generation_prompts]
+    if not prompts:
+        return []
+    return [
+        {
+            "fact_id": fact.id,
+            "edit": edit,
+            "subject": fact.subject,
+            "prompt": prompts[0],
+            "prompts": prompts,
+            "relation": fact.relation or "",
+            "object": fact.target_new_id or fact.target_new.strip(),
+            "target": fact.target,
+            "other": None,
         }
     ]
 
@@ -183,19 +171,21 @@ def in_context(doc: Mapping[str, Any], role: str, prompt: str, chat: bool = Fals
     return continuing(prompt, text, "" if chat else stated)
 
 
+GENERATION = "counterfact_generation"
+
 #: Task -> its documents of one fact, and what a fact without any lacks.
 KINDS: dict[str, tuple[Callable[[Fact, int], list[Document]], str]] = {
     "efficacy": (efficacy, "prompt"),
     "generalization": (generalization, "paraphrase"),
     "locality": (locality, "locality probe"),
     "counterfact": (counterfact, "true object with paraphrases and neighbourhood prompts"),
+    "zsre": (zsre, "paraphrase with a locality probe"),
+    GENERATION: (generation, "generation prompt (generation_prompts)"),
     **probing.KINDS,
 }
+OF_GROUP = ("efficacy", "generalization", "locality")
 #: Group -> the tasks that it asks for.
-GROUPS: dict[str, tuple[str, ...]] = {
-    GROUP: ("efficacy", "generalization", "locality"),
-    probing.GROUP: probing.IN_GROUP,
-}
+GROUPS: dict[str, tuple[str, ...]] = {GROUP: OF_GROUP, probing.GROUP: probing.IN_GROUP}
 
 
 def load(task: str, metadata: Mapping[str, Any]) -> tuple[list[Document], dict[str, Any]]:
@@ -259,6 +249,10 @@ def check_tasks(names: Iterable[str], metadata: Mapping[str, Any]) -> None:
             _check_has(task, facts, scheduled)
         except UserError as error:
             problems.append(str(error))
+            continue
+        if task == GENERATION:
+            docs = [doc for fact in scheduled for doc in generation(fact, 0)]
+            problems += generation_inputs.problems(metadata, facts.source, docs)
     if probing.CHAT in wanted and (found := chat.problem(metadata)):
         problems.append(found)
     if problems:
@@ -278,7 +272,7 @@ def dataset(edithurt: str, provenance: Any = None, **metadata: Any) -> dict[str,
             known["facts"],
             KINDS[edithurt][1],
         )
-    if known["without_other"] and edithurt != "reversed":  # which knows no other object of any fact
+    if known["without_other"] and edithurt in (*OF_GROUP, *probing.AGAINST_OTHER):
         logger.warning(
             "edithurt_%s: %s out %d of %d documents: nothing is known that the target should beat",
             edithurt,
@@ -292,6 +286,9 @@ def dataset(edithurt: str, provenance: Any = None, **metadata: Any) -> dict[str,
     return {"test": datasets.Dataset.from_list(docs)}
 
 
+_PROMPTS = ("paraphrases", "neighbourhood", "prompts")
+
+
 def _over_context(task: str, docs: Sequence[Document], metadata: Mapping[str, Any]) -> int:
     """How many prompts the harness will cut from the left, as they are longer than the model's context; told."""
     budget = budget_of(dict(metadata), 0)
@@ -300,7 +297,7 @@ def _over_context(task: str, docs: Sequence[Document], metadata: Mapping[str, An
     asked = {
         (doc["fact_id"], prompt, in_context(doc, role, prompt))
         for doc in docs
-        for prompt in (*probing.prompts(doc), *doc.get("paraphrases", ()), *doc.get("neighbourhood", ()))
+        for prompt in (*probing.prompts(doc), *(each for name in _PROMPTS for each in doc.get(name, ())))
         for role in ("target", "other")
         if doc[role] is not None
     }

@@ -19,6 +19,12 @@ def known_mean(values: Sequence[float | None]) -> float:
     return sum(known) / len(known) if known else float("nan")
 
 
+def signed_mean(values: Sequence[float | None]) -> float:
+    """`known_mean` of values from −1 to 1: by how much one probability is larger than another."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else float("nan")
+
+
 def known_mean_stderr(items: Sequence[tuple[str, float | None]]) -> float:
     """Standard error of `known_mean`, by a bootstrap over facts. Items: (fact, value)."""
     known = [(fact, value) for fact, value in items if value is not None]

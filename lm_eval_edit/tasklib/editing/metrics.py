@@ -5,6 +5,7 @@
     prob_success  P(target) > P(other), of the whole objects (the ROME and MEMIT papers')
     correct       `em` of a locality probe's known answer
     unchanged     greedy generation says what the unedited model says
+    *_script      as the scripts of the MEMIT repository count it, see `counterfact` and `zsre`
 
 A response comes as [role, tokens, response], see `editing_tasks`. A metric that a document cannot have is None there
 and left out of the mean. Every metric `<m>` is followed by `<m>_stderr`; `editing_figures` makes figures of both.
@@ -12,6 +13,7 @@ and left out of the mean. Every metric `<m>` is followed by `<m>_stderr`; `editi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,6 +21,9 @@ from lm_eval_edit.tasklib.editing.documents import Document
 
 # What a request asks: a piece of the target, the other object, and what is said in words, now and unedited.
 ROLES = TARGET, OTHER, SAYS, SAID_UNEDITED = "target", "other", "says", "said unedited"
+# Before a role: the object as the published scripts take it, where its tokens are others than ours.
+PUBLISHED = "published"
+KINDS = EFFICACY, PARAPHRASE, NEIGHBOURHOOD = "efficacy", "paraphrase", "neighbourhood"
 
 Response = Sequence[Any]
 
@@ -43,9 +48,13 @@ def in_words(responses: Sequence[Response]) -> str:
     for role, _, response in responses:
         if role == SAYS:
             return response
-    if pairs := _compared(responses):
+    said = [response for role, _, response in responses if role.endswith(SAYS)]
+    if said:
+        return " | ".join(said)
+    asked = [each for each in responses if not each[0].startswith(PUBLISHED)]
+    if pairs := _compared(asked):
         return f"the target is the likelier of two in {sum(pairs)} of {len(pairs)}"
-    target = [str(response[1]) in ("True", "1") for role, _, response in responses if role.endswith(TARGET)]
+    target = [str(response[1]) in ("True", "1") for role, _, response in asked if role.endswith(TARGET)]
     return f"{sum(target)} of {len(target)} pieces of the target are the likeliest"
 
 
@@ -110,20 +119,64 @@ def locality(doc: Document, results: Sequence[Response]) -> dict[str, Any]:
     )
 
 
+def prompts_of(doc: Document) -> list[tuple[str, list[str]]]:
+    """The prompts of a document that has several: (kind, prompts)."""
+    return [
+        (EFFICACY, [doc.get("prompt", "")]),
+        (PARAPHRASE, doc["paraphrases"]),
+        (NEIGHBOURHOOD, doc["neighbourhood"]),
+    ]
+
+
 def counterfact(doc: Document, results: Sequence[Response]) -> dict[str, Any]:
-    """Of one fact: whether o* is likelier after its prompt, the share of its paraphrases after which it is, and the
-    share of its neighbourhood prompts after which the true object still is."""
+    """CounterFact's figures of one fact, each of `e` (its prompt), `p` (paraphrases) and `n` (neighbourhood prompts).
+
+    es, ps, ns     share of prompts after which o* is likelier than o, for `ns` o than o*; P of the whole object
+    es_script ...  the same with P's geometric mean over the object's tokens, as the published scripts have it
+    em_script ...  by how much that mean is larger, on average over prompts
+    es_acc ...     share of prompts after which every token of the right object is the likeliest
+    """
+    values: dict[str, list[float | None]] = {"s": [], "s_script": [], "m_script": [], "s_acc": []}
+    for kind, prompts in prompts_of(doc):
+        right, wrong = (OTHER, TARGET) if kind == NEIGHBOURHOOD else (TARGET, OTHER)
+        asked = [f"{kind} {number}" for number in range(len(prompts))]
+        margins = [_log_prob(results, f"{each} {right}") - _log_prob(results, f"{each} {wrong}") for each in asked]
+        values["s"].append(sum(margin > 0 for margin in margins) / len(prompts))
+        published = [_published(results, each, right, wrong) for each in asked]
+        for name, shares in zip(("s_script", "m_script", "s_acc"), zip(*published, strict=True), strict=True):
+            values[name].append(None if None in shares else sum(shares) / len(prompts))
+    fact = doc["fact_id"]
+    found = {f"{letter}{name}": value for name, of in values.items() for letter, value in zip("epn", of, strict=True)}
+    items = {"score": (fact, *values["s"]), "score_script": (fact, *values["s_script"])}
+    scores = {f"{name}{end}": item for name, item in items.items() for end in ("", "_stderr")}
+    return scores | with_errors(fact, **found)
+
+
+SCRIPT = (*(f"{letter}{name}" for name in ("s_script", "m_script", "s_acc") for letter in "epn"), "score_script")
+"""The metrics of `counterfact` that need the number of an object's tokens."""
+
+
+def _published(results: Sequence[Response], asked: str, right: str, wrong: str) -> tuple[float | None, ...]:
+    """(success, magnitude, all right) of one prompt; None where nobody knows how many tokens an object has."""
+    found = {role: _of(results, f"{PUBLISHED} {asked} {role}") or _of(results, f"{asked} {role}") for role in ROLES[:2]}
+    tokens = {role: sum(tokens for tokens, _ in pieces) for role, pieces in found.items()}
+    if not all(tokens.values()):
+        return None, None, None
+    mean = {role: sum(log_prob for _, (log_prob, _) in pieces) / tokens[role] for role, pieces in found.items()}
+    exact = all(is_greedy for _, (_, is_greedy) in found[right])
+    return float(mean[right] > mean[wrong]), math.exp(mean[right]) - math.exp(mean[wrong]), float(exact)
+
+
+def zsre(doc: Document, results: Sequence[Response]) -> dict[str, Any]:
+    """ZsRE's figures of one fact: the share of the right object's tokens that are the likeliest, those before given,
+    over all prompts of a kind together; `ns_token_acc` of the probes' answers."""
     shares = []
-    for kind, n in (
-        ("efficacy", 1),
-        ("paraphrase", len(doc["paraphrases"])),
-        ("neighbourhood", len(doc["neighbourhood"])),
-    ):
-        margins = [
-            _log_prob(results, f"{kind} {number} {TARGET}") - _log_prob(results, f"{kind} {number} {OTHER}")
-            for number in range(n)
-        ]
-        shares.append(sum(m < 0 if kind == "neighbourhood" else m > 0 for m in margins) / n)
-    fact, (es, ps, ns) = doc["fact_id"], shares
-    item = (fact, es, ps, ns)
-    return {"score": item, "score_stderr": item} | with_errors(fact, es=es, ps=ps, ns=ns)
+    for kind, _ in prompts_of(doc):
+        of_kind = [(TARGET, tokens, response) for role, tokens, response in results if role.startswith(kind)]
+        shares.append(_token_acc(of_kind))
+    item = (doc["fact_id"], *shares)
+    figures = dict(zip(ZSRE, shares, strict=True))
+    return {"score": item, "score_stderr": item} | with_errors(doc["fact_id"], **figures)
+
+
+ZSRE = ("es_token_acc", "ps_token_acc", "ns_token_acc")

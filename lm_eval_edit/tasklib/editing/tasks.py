@@ -23,12 +23,12 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.task import ConfigurableTask
 
 from lm_eval_edit.edits.states import UNEDITED, in_state
-from lm_eval_edit.errors import UserError
 from lm_eval_edit.harness import exact_requests, requests
 from lm_eval_edit.settings import AFTER_EACH, EditSettings
 from lm_eval_edit.tasklib.arguments import is_edited
-from lm_eval_edit.tasklib.editing.documents import Document, in_context, settings_of
-from lm_eval_edit.tasklib.editing.metrics import OTHER, SAID_UNEDITED, SAYS, TARGET
+from lm_eval_edit.tasklib.editing.documents import Document, in_context
+from lm_eval_edit.tasklib.editing.metrics import OTHER, SAID_UNEDITED, SAYS, SCRIPT, TARGET
+from lm_eval_edit.tasklib.editing.schedule import settings_of
 from lm_eval_edit.tasklib.shorten import budget_of
 
 
@@ -94,6 +94,12 @@ def pieces(tokenizer: Any, context: str, target: str) -> list[tuple[str, int]]:
     return found or [(target, 0)]
 
 
+def _one_by_one(role: str, prompt: str, text: str, count: int, alone: bool = False) -> list[Question]:
+    """A request for each of an object's tokens."""
+    arguments = (exact_requests.asking(prompt, text, index, count, alone) for index in range(count))
+    return [(role, 1, "loglikelihood", each, None) for each in arguments]
+
+
 exact_requests.tell_tasks_their_model()
 
 
@@ -120,7 +126,7 @@ class EditingTask(ConfigurableTask):
         """Metrics that no document can have: they are not reported, rather than reported as something."""
         names = set()
         if self._tokenizer is None:
-            names |= {"token_acc", "unchanged"}
+            names |= {"token_acc", "unchanged", *SCRIPT}
         if "editor" not in self.config.metadata:  # who knows what this model's unedited self is
             names.add("unchanged")
         if all(doc["other"] is None for doc in docs):
@@ -168,14 +174,30 @@ class EditingTask(ConfigurableTask):
         if model is not None:
             context, count = (len(ids) for ids in exact_requests.tokens_of(model, ctx, text))
             if context and count:
-                arguments = (exact_requests.asking(ctx, text, index, count) for index in range(count))
-                return [(role, 1, "loglikelihood", each, None) for each in arguments]
+                return _one_by_one(role, ctx, text, count)
         asked: list[Question] = []
         before = ctx
         for piece, tokens in pieces(self._tokenizer, ctx, text):
             asked.append((role, tokens, "loglikelihood", (before, piece), None))
             before += piece
         return asked
+
+    def _published(self, role: str, prompt: str, text: str, ours: str | None) -> list[Question]:
+        """Requests for an object as the MEMIT repository's scripts take it: one space after the prompt, in the tokens
+        that it has alone.
+
+        Args:
+            text: The object, with that space.
+            ours: The object as it has been asked already; None where it has not. Where both are the same tokens in
+                the same place, nothing more is asked.
+        """
+        model = exact_requests.evaluated()
+        if model is None:
+            return [] if text == ours else self._pieces(role, prompt, text)
+        contexts, ids = exact_requests.tokens_alone(model, prompt, text)
+        if ours is not None and exact_requests.asked_together(model, prompt, ours) == (contexts, ids):
+            return []
+        return _one_by_one(role, prompt, text, len(ids), alone=True)
 
     # -------------------------------------------------------------------------------------------------------- answers
 
@@ -205,27 +227,3 @@ class LocalityTask(EditingTask):
             if self._edited:
                 questions.append((SAID_UNEDITED, tokens, "generate_until", (ctx, wanted), UNEDITED))
         return questions
-
-
-class CounterFactTask(EditingTask):
-    """`edithurt_counterfact`: the two objects after each prompt of a fact.
-
-    Raises:
-        UserError: the harness put something around the fact's own prompt, which the others would lack.
-    """
-
-    def _questions(self, doc: Document, ctx: str) -> list[Question]:
-        if ctx != doc["prompt"]:
-            raise UserError(
-                "edithurt_counterfact asks several prompts of a fact, and the harness puts a chat template, a system "
-                "instruction or examples around the first alone: leave them out, or ask for edithurt_editing, whose "
-                "documents have one prompt each"
-            )
-        kinds = (("efficacy", [ctx]), ("paraphrase", doc["paraphrases"]), ("neighbourhood", doc["neighbourhood"]))
-        return [
-            question
-            for kind, prompts in kinds
-            for number, prompt in enumerate(prompts)
-            for role in (TARGET, OTHER)
-            for question in self._pieces(f"{kind} {number} {role}", prompt, in_context(doc, role, prompt))
-        ]

@@ -12,7 +12,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lm_eval_edit import EditedHFLM, UserError, load_facts
 from lm_eval_edit.facts.fact import in_clear
-from tests.support.harness_runs import evaluate, figures
+from lm_eval_edit.tasklib.editing.metrics import SCRIPT
+from tests.support import harness_runs
+from tests.support.harness_runs import evaluate
 
 FAST = {
     "v_num_grad_steps": 25,
@@ -22,6 +24,13 @@ FAST = {
     "context_templates": ["{}", "It is said that. {}"],
     "layers": [2],
 }
+
+
+def figures(results, kind):
+    """The figures of our own definitions; the published ones have a test file of their own."""
+    return {name: value for name, value in harness_runs.figures(results, kind).items() if name not in SCRIPT}
+
+
 KINDS = ("efficacy", "generalization", "locality", "counterfact")
 
 

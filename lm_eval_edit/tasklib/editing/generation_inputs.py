@@ -1,0 +1,113 @@
+"""What `edithurt_counterfact_generation` needs beside the facts, and whether it is there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lm_eval_edit import demo
+from lm_eval_edit.errors import UserError, problems_of
+from lm_eval_edit.tasklib.arguments import given
+from lm_eval_edit.tasklib.editing import texts
+from lm_eval_edit.tasklib.editing.snippets import Snippets, read_snippets
+
+TASK = "edithurt_counterfact_generation"
+MAX_TOKENS = 100
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The choices of a run.
+
+    Attributes:
+        snippets: The reference texts; None without any.
+        word_tokenizer: How texts are cut into words, see `texts.word_tokenizer`.
+        sampling_seed: What the texts' seeds are made of.
+        text_tokens: How many tokens a text has, its prompt included.
+    """
+
+    snippets: Snippets | None
+    word_tokenizer: str
+    sampling_seed: int
+    text_tokens: int
+
+    def record(self) -> dict[str, Any]:
+        """What the provenance says of them."""
+        record: dict[str, Any] = {"word_tokenizer": self.word_tokenizer, "sampling_seed": self.sampling_seed}
+        record["text_tokens"] = self.text_tokens
+        if self.snippets is not None:
+            record["snippets"] = str(self.snippets.path)
+            record["snippets_sha256"] = self.snippets.sha256
+            record["weights_of_words"] = self.snippets.weights
+        return record
+
+
+def inputs(metadata: Mapping[str, Any], source: str) -> Inputs:
+    """What a run's arguments say, and the demo's own texts for the demo's facts, cut without a model to download.
+
+    Args:
+        metadata: All model arguments and `--metadata`.
+        source: Where the facts are from.
+
+    Raises:
+        UserError: the reference texts cannot be read, or a number is none.
+    """
+    snippets = None
+    if given(metadata.get("snippets")):
+        snippets = read_snippets(str(metadata["snippets"]))
+    elif source == demo.NAME:
+        snippets = read_snippets(demo.SNIPPETS)
+    way = texts.UNTRAINED if source == demo.NAME else texts.PUNKT
+    if given(metadata.get("word_tokenizer")):
+        way = str(metadata["word_tokenizer"])
+    return Inputs(
+        snippets, way, _whole(metadata, "sampling_seed", 0, 0), _whole(metadata, "text_tokens", MAX_TOKENS, 2)
+    )
+
+
+def _whole(metadata: Mapping[str, Any], name: str, default: int, least: int) -> int:
+    value = metadata[name] if given(metadata.get(name)) else default
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = float("nan")
+    if isinstance(value, bool) or not number.is_integer() or number < least:
+        raise UserError(f"{name}={value}: want a whole number of at least {least}")
+    return int(value)
+
+
+def problems(metadata: Mapping[str, Any], source: str, docs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What the task lacks, as sentences, before anything is loaded.
+
+    Args:
+        metadata, source: As for `inputs`.
+        docs: The task's documents.
+    """
+    if lacking := texts.missing_extra():
+        return [lacking]
+    try:
+        found = inputs(metadata, source)
+    except UserError as error:
+        return problems_of(error)
+    problems: list[str] = []
+    try:
+        texts.word_tokenizer(found.word_tokenizer)
+    except UserError as error:
+        problems += problems_of(error)
+    snippets = found.snippets
+    if snippets is None:
+        return problems
+    if not any(snippets.joined(doc["relation"], doc["object"]) for doc in docs):
+        first = docs[0]
+        problems.append(
+            f"{TASK}: snippets={snippets.path} has no texts for any of the {len(docs)} facts of the schedule; the "
+            f"first, {first['fact_id']}, has the relation_id {first['relation']!r} and the target_id "
+            f"{first['object']!r}. Give the file that belongs to {source}, or leave snippets out, and consistency "
+            f"with it"
+        )
+    try:
+        _ = snippets.vectorizer  # its files fit each other
+    except UserError as error:
+        problems += problems_of(error)
+    return problems
