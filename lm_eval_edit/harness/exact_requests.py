@@ -31,6 +31,7 @@ OF = "of"
 _TELLING = "tells_tasks_their_model"  # a mark on the harness's function, so that it is changed once
 
 _evaluated: ContextVar[Any] = ContextVar("evaluated", default=None)
+_asked: ContextVar[Any] = ContextVar("asked", default=None)  # the same of any kind, able or not
 
 
 class OneToken(str):
@@ -118,18 +119,32 @@ def evaluated() -> Any:
     return _evaluated.get()
 
 
+def tells_tokens() -> bool:
+    """Whether the model that is being evaluated, of whatever kind, cuts its requests into tokens by itself."""
+    return callable(getattr(_asked.get(), "_encode_pair", None))
+
+
+def summed(prompt: str, target: str) -> int:
+    """How many tokens the evaluated model's log-likelihood of `target` after `prompt` is a sum over.
+
+    Asked of the model's own way to cut the two texts, which is what its answer goes by. Only where it `tells_tokens`.
+    """
+    return len(_asked.get()._encode_pair(prompt, target)[1])
+
+
 @contextmanager
 def evaluating(lm: Any) -> Iterator[None]:
     """Within this block tasks know the model they ask, and it answers requests for one token if it can."""
     lm = getattr(lm, "lm", lm)  # the response cache stands before it
     able = answers_tokens(lm)
     taught = _taught(lm) if able and not getattr(lm, "answers_tokens", False) else {}
-    mark = _evaluated.set(lm if able else None)
+    mark, mark_asked = _evaluated.set(lm if able else None), _asked.set(lm)
     vars(lm).update(taught)
     try:
         yield
     finally:
         _evaluated.reset(mark)
+        _asked.reset(mark_asked)
         for name in taught:
             del vars(lm)[name]
 

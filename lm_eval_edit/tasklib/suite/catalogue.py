@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 GROUP = "edithurt_suite"
+BY_LIKELIHOOD = "edithurt_suite_mc"  # the group that asks some of the tasks by likelihood
 
 
 @dataclass(frozen=True)

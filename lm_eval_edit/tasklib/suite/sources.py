@@ -19,13 +19,15 @@ from lm_eval_edit import demo
 from lm_eval_edit.errors import ConfigurationError, UserError
 from lm_eval_edit.tasklib import shorten
 from lm_eval_edit.tasklib.arguments import given, named_model
+from lm_eval_edit.tasklib.shorten import Prompt
 from lm_eval_edit.tasklib.suite import documents, hub, layouts, prompts
-from lm_eval_edit.tasklib.suite.catalogue import TASKS
+from lm_eval_edit.tasklib.suite.catalogue import BY_LIKELIHOOD, TASKS
 
 logger = logging.getLogger("lm_eval_edit")
 
 DEMO_DATA = demo.DATA
 SUITE = "edithurt_suite"
+LEFT_OUT = ("conll2003",)  # of the tasks that are asked by likelihood
 
 
 @dataclass(frozen=True)
@@ -127,9 +129,12 @@ def check_offline(names: Iterable[str], metadata: dict[str, Any]) -> None:
 
 
 def _wanted(names: Iterable[str]) -> list[str]:
-    """The tasks of the suite among task and group names."""
-    names = list(names)
-    return list(TASKS) if SUITE in names else [task for task in TASKS if f"edithurt_{task}" in names]
+    """The tasks of the suite whose data the tasks and groups of these names need."""
+    names = set(names)
+    if SUITE in names:
+        return list(TASKS)
+    lacking = LEFT_OUT if BY_LIKELIHOOD in names else TASKS
+    return [task for task in TASKS if task not in lacking or {f"edithurt_{task}", f"edithurt_{task}_mc"} & names]
 
 
 @functools.cache
@@ -140,8 +145,14 @@ def _warn_demo() -> None:
     )
 
 
-def load(task: str, metadata: dict[str, Any]) -> tuple[list[documents.Document], dict[str, Any]]:
+def load(
+    task: str, metadata: dict[str, Any], prompt: Prompt | None = None, new_tokens: int | None = None
+) -> tuple[list[documents.Document], dict[str, Any]]:
     """The task's documents, ready to be prompted, and their provenance.
+
+    Args:
+        task, metadata: As for `resolve`.
+        prompt, new_tokens: What must fit into the model, where that is not the suite's prompt and new tokens.
 
     Returns:
         Documents with `source`, `shortened` and `overlong` added, and a dictionary of what is known about them: where
@@ -163,7 +174,8 @@ def load(task: str, metadata: dict[str, Any]) -> tuple[list[documents.Document],
     for doc in docs:
         doc.update(source=name, shortened=False, overlong=False)
     spec = TASKS[task]
-    budget = shorten.fit(docs, getattr(prompts, task), spec.shortenable, spec.new_tokens, metadata)
+    room = spec.new_tokens if new_tokens is None else new_tokens
+    budget = shorten.fit(docs, prompt or getattr(prompts, task), spec.shortenable, room, metadata)
     if notes.get("with_passage") is False:
         logger.warning("nq: %s has no passages, the questions are asked closed-book", name)
     return docs, {
