@@ -129,12 +129,15 @@ def _check_data_when_tasks_are_named(task_manager: type[TaskManager]) -> None:
     def match_tasks(self, task_list):
         names = stock(self, task_list)
         if any(name.startswith(PREFIX) for name in names):
+            from lm_eval_edit.tasklib import perplexity
             from lm_eval_edit.tasklib.editing import documents as editing_documents
             from lm_eval_edit.tasklib.suite import sources
 
             if (self.metadata or {}).get("data_dir"):
                 sources.check_tasks(names, self.metadata)
+                perplexity.check_tasks(names, self.metadata)
             sources.check_offline(names, self.metadata or {})
+            perplexity.check_offline(names, self.metadata or {})
             editing_documents.check_tasks(names, self.metadata or {})
         return names
 

@@ -19,6 +19,7 @@ from lm_eval_edit.settings import NAMES
 from lm_eval_edit.sweep.design import LEAVE_OUT, Design, Model, Row
 from lm_eval_edit.sweep.evaluation import find_tasks
 from lm_eval_edit.sweep.folder import Cell, SweepFolder
+from lm_eval_edit.tasklib import perplexity
 from lm_eval_edit.tasklib.editing import documents as editing_documents
 from lm_eval_edit.tasklib.suite import sources
 
@@ -134,6 +135,7 @@ def check(design: Design, folder: SweepFolder, *, dry_run: bool = False) -> Chec
             )
         else:
             problems += _problems(lambda args=args: sources.check_tasks(general, args))
+            problems += _problems(lambda args=args: perplexity.check_tasks(general, args))
         for row in design.rows():
             if row.model != model:
                 continue

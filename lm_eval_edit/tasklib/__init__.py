@@ -2,6 +2,7 @@
 
 suite      the eight tasks of Gu et al.
 editing    the tasks about the run's own facts
+perplexity the perplexity of a fixed text
 
 and what these families share:
 
