@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from lm_eval_edit._support.terminal import printable
-from lm_eval_edit.errors import UserError
+from lm_eval_edit.errors import UserError, nearest
 
 
 class Listing(NamedTuple):
@@ -54,14 +54,55 @@ def _presets() -> Iterable[str]:
     from lm_eval_edit.commands._layout import columns
     from lm_eval_edit.sweep.parsing import preset_names, read_design
 
-    return columns((name, read_design(name, {}).description) for name in preset_names())
+    designs = {name: read_design(name, {}) for name in preset_names()}
+    return columns((name, f"{design.description} [{_source(design)}]") for name, design in designs.items())
+
+
+def _preset(name: str) -> Iterable[str]:
+    from lm_eval_edit.sweep.parsing import preset_names, read_design
+
+    if name not in preset_names():
+        raise UserError(f"no preset {name}.{nearest(name, preset_names())} There are {', '.join(preset_names())}")
+    design = read_design(name, {})
+    counts = design.n_edits or design.n_operations or ()
+    tasks = [f"{task} ({n}-shot)" if (n := design.num_fewshot.get(task)) is not None else task for task in design.tasks]
+    told = {
+        "what": design.description,
+        "source": _source(design),
+        "models": ", ".join(model.pretrained for model in design.models),
+        "editors": ", ".join(
+            f"{method.label} ({_batches(method.edit_batch_size or design.edit_batch_size)})"
+            for method in design.editors
+        ),
+        "facts": ", ".join(str(each) for each in design.datasets),
+        "checkpoints": f"{', '.join(map(str, counts))} {'edits' if design.n_edits else 'batches'}",
+        "tasks": ", ".join(tasks) + ("; through the chat template" if design.apply_chat_template else ""),
+        "documents": "all" if design.limit is None else f"{design.limit} of each task",
+        "use": f"lm-eval-edit sweep preset:{name} -o DIR [--pretrained MODEL ...] [--editors METHOD ...]; --dry_run",
+    }
+    return [f"{word:<12}{text}" for word, text in told.items()]
+
+
+def _batches(sizes: Iterable[int | str]) -> str:
+    return ", ".join(
+        "one batch" if size == "all" else f"batches of {size}" if size != 1 else "singly" for size in sizes
+    )
+
+
+def _source(design: Any) -> str:
+    return design.source or str(design.published.get("source", ""))
 
 
 LISTINGS = {
     "tasks": Listing("our groups and tasks (`lm_eval ls tasks` lists the harness's as well)", _tasks),
     "options": Listing("the options of `--model edited_hf`, for --model_args", _options),
     "editors": Listing("the editing methods; with a name, all hyper-parameters of that one", _editors, _editor),
-    "presets": Listing("the designs of `lm-eval-edit sweep`: one for each panel of the paper's figures 3-8", _presets),
+    "presets": Listing(
+        "designs of `lm-eval-edit sweep`, no hyper-parameters: the panels of the paper's figures 3-8 and other papers' "
+        "protocols, each with its source; with a name, what that one does",
+        _presets,
+        _preset,
+    ),
 }
 
 
@@ -75,7 +116,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("what", choices=LISTINGS, help="what to list")
-    parser.add_argument("name", nargs="?", help="one of them, to be told more about it (editors)")
+    parser.add_argument("name", nargs="?", help="one of them, to be told more about it (editors, presets)")
     return parser
 
 

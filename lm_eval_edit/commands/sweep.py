@@ -35,7 +35,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
         "edit is made twice, and running the same command again goes on where it stopped. The design comes from a "
         "preset (`lm-eval-edit ls presets`), a YAML file with the same keys, or flags; flags replace what a file says.",
     )
-    parser.add_argument("design", nargs="?", help="a preset's name, or a YAML file")
+    parser.add_argument("design", nargs="?", help="a preset's name (preset:NAME too), or a YAML file")
     parser.add_argument("--preset", "--config", dest="named", metavar="NAME", help="the same")
     parser.add_argument("-o", "--output", "--output_path", type=Path, metavar="DIR", help="the folder for all results")
     parser.add_argument(
@@ -52,6 +52,11 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
         metavar="RATIO",
         help="stop a row once a fixed text is this many times as perplexing as it was; its other cells are marked",
     )
+    for flag, text in (
+        ("apply_chat_template", "prompts go through the models' chat templates"),
+        ("fewshot_as_multiturn", "examples are turns of the chat"),
+    ):
+        parser.add_argument(f"--{flag}", action=argparse.BooleanOptionalAction, default=None, help=text)
     parser.add_argument("--include_path", metavar="DIR", help="a folder with further tasks")
     parser.add_argument("--device", help="cpu, cuda:0, ...; default: a GPU where there is one")
     parser.add_argument(
@@ -208,7 +213,9 @@ def _changes(args: argparse.Namespace) -> dict[str, Any]:
             changes[key] = _editors(values) if key == "editors" else [w for v in values for w in v.split(",") if w]
     if args.pretrained is not None:
         changes["models"] = [_named(word, "pretrained") for word in args.pretrained]
-    for key in ("limit", "batch_size", "stop_at_perplexity", "include_path"):
+    for key in (
+        "limit", "batch_size", "stop_at_perplexity", "include_path", "apply_chat_template", "fewshot_as_multiturn",
+    ):  # fmt: skip
         if (value := getattr(args, key)) is not None:
             changes[key] = value
     if args.model_args:
@@ -255,8 +262,15 @@ def _cells(checked: Any) -> list[str]:
             how = "each in one batch on the unedited model" if row.at_once else "nested"
             counts = ", ".join(map(str, row.checkpoints))
             lines.append(f"  {row.name}: n_edits {counts} ({how}), {edits} edits in all")
-    lines.append(f"tasks: {', '.join([*checked.general, *checked.about_schedule])}")
+    lines.append(f"tasks: {', '.join(_with_examples(checked))}")
     return lines
+
+
+def _with_examples(checked: Any) -> list[str]:
+    """The tasks with their numbers of examples; the last words are about all of them."""
+    design, names = checked.design, [*checked.general, *checked.about_schedule]
+    words = [f"{name} ({design.num_fewshot[name]}-shot)" if name in design.num_fewshot else name for name in names]
+    return words + (["through the chat template"] if design.apply_chat_template else [])
 
 
 def _table(sweep: Any) -> list[str]:

@@ -148,7 +148,13 @@ def _unusable(comparison: Comparison, rows: Sequence[Row], gate: Gate) -> list[s
             )
         low, high = bounds(pair.base.metrics[row.metric], pair.edited.metrics[row.metric])
         share = gate.min_recovery if own.min_recovery is None else own.min_recovery
-        if not math.isfinite(high - low) and own.max_drop is None and share is None:
+        if own.max_drop is None and share is not None and row.base < 0:
+            problems.append(
+                f"{row.task}: {row.metric} ({row.base:.4g}, now {row.edited:.4g}) is no amount of which a share could be "
+                f"left, so min_recovery says nothing of it; give the task its own max_drop in a --config file: "
+                f"tasks: {{{row.task}: {{max_drop: NUMBER}}}}"
+            )
+        elif not math.isfinite(high - low) and own.max_drop is None and share is None:
             problems.append(
                 f"{row.task}: {row.metric} ({row.base:.4g}, now {row.edited:.4g}) is not on the scale from 0 to 1 that "
                 f"a max_drop of {gate.max_drop:g} is meant for; give the task its own in a --config file: "
@@ -165,9 +171,9 @@ def limit(task: str, base: Metric, gate: Gate) -> float:
     if own.max_drop is None and share is not None and not math.isfinite(base.bounds[1]):
         drop = None  # meant for figures from 0 to 1
     limits = [] if drop is None else [drop]
-    if share is not None:
+    if share is not None and base.value >= 0:  # there is no share of a log-probability
         limits.append(base.value * (1 - share if base.higher_is_better else 1 / share - 1))
-    return max(0.0, min(limits))
+    return max(0.0, min(limits, default=0.0))
 
 
 def _finding(row: Row) -> Finding:

@@ -141,6 +141,7 @@ def _row(pair: Pair, task: str, filter_name: str, name: str, headline: bool, set
         measures=pair.base.measures,
         floor=why_floor,
         recovery_undefined=undefined,
+        bounded=all(map(math.isfinite, bounds(before, after))),
     )
 
 

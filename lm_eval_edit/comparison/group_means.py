@@ -31,11 +31,12 @@ def group_rows(base: Run, rows: Sequence[Row], pairs: Pairs, settings: Settings)
 
     A group's weights (by task or by document) are not in the results; those are taken that give its reported figure. A
     group whose tasks were not all compared, or whose figure neither gives, is left out; so is one that mixes tasks
-    about the edits with others, since a gain of the one would hide a loss of the other. Where some tasks are at floor
-    (`floors`), the mean of those that are not follows.
+    about the edits with others, since a gain of the one would hide a loss of the other. Perplexities and
+    log-probabilities are on no scale with scores and enter no mean of them. Where some tasks are at floor (`floors`), the
+    mean of those that are not follows.
     """
     headlines = {(row.task, row.metric, row.filter): row for row in rows if row.headline}
-    kinds = {kind: [row for row in headlines.values() if row.measures == kind] for kind in KINDS}
+    kinds = {kind: on_one_scale([row for row in headlines.values() if row.measures == kind]) for kind in KINDS}
     covered: set[str] = set()
     for group, members, weights in _reported(base, rows):
         if len({row.measures for row in members}) > 1:
@@ -55,8 +56,14 @@ def _key(row: Row) -> tuple[str, str, str]:
     return row.task, row.metric, row.filter
 
 
+def on_one_scale(rows: Sequence[Row]) -> list[Row]:
+    """The rows whose figures are bounded, as scores are; all of them where none is."""
+    return [row for row in rows if row.bounded] or list(rows)
+
+
 def _can_be_averaged(rows: Sequence[Row], at_least: int = 2) -> bool:
-    return len(rows) >= at_least and len({row.higher_is_better for row in rows}) == 1
+    scales = {(row.higher_is_better, row.bounded, None if row.bounded else row.metric) for row in rows}
+    return len(rows) >= at_least and len(scales) == 1
 
 
 def _reported(base: Run, rows: Sequence[Row]) -> Iterator[tuple[str, list[Row], list[float]]]:
@@ -147,6 +154,7 @@ def _mean(name: str, members: Sequence[Row], weights: Sequence[float], pairs: Pa
         floor=why,
         at_floor=at_floor,
         recovery_undefined=undefined,
+        bounded=all(row.bounded for row in members),
     )
     return judge(row, settings.alpha, 1)
 

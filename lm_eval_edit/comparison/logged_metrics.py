@@ -24,6 +24,7 @@ class Metric:
         higher_is_better: The task's word; True where it has none.
         direction_known: Whether the task has a word on that.
         chance: What guessing scores; None for metrics that have no such floor: unbounded, or better where lower.
+        is_quantity: Whether the task calls it no share (`measures.quantities`), whatever its values are.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Metric:
     higher_is_better: bool = True
     direction_known: bool = True
     chance: float | None = None
+    is_quantity: bool = False
 
     @property
     def value(self) -> float:
@@ -54,6 +56,8 @@ class Metric:
 
         A mean whose values all lie between 0 and 1 is taken for a share.
         """
+        if self.is_quantity:
+            return -np.inf, np.inf
         if self.aggregation.name in aggregations.CORRELATIONS:
             return -1.0, 1.0
         if self.aggregation.name in aggregations.SHARES:
@@ -95,6 +99,7 @@ def read_metrics(
     metrics: dict[str, Metric] = {}
     left_out: dict[str, str] = {}
     listed = [entry.get("metric") for entry in config.get("metric_list") or ()]
+    quantities = measures.quantities(config)
     for name in sorted(values, key=lambda name: listed.index(name) if name in listed else len(listed)):
         if name.endswith("_stderr") and name.removesuffix("_stderr") in values:
             continue  # the task's own way to a standard error, not a metric
@@ -111,7 +116,8 @@ def read_metrics(
         else:
             said = better.get(name)
             counts = found.counts(values[name])[order]
-            metrics[name] = Metric(name, found, counts, said is not False, isinstance(said, bool))
+            told = said is not False, isinstance(said, bool)
+            metrics[name] = Metric(name, found, counts, *told, is_quantity=name in quantities)
     for name in figures:
         if name not in values and not name.endswith("_stderr"):
             left_out[name] = "its values are not in the samples"

@@ -77,6 +77,7 @@ class Row:
         floor: Why the unedited model's score leaves no damage to be shown; None where it can be shown.
         at_floor: For groups: the tasks of which that is so.
         recovery_undefined: Why there is no recovery; None where there is one.
+        bounded: Whether the figure is on a scale with two ends, as shares are; a perplexity or a log-probability is not.
     """
 
     task: str
@@ -104,6 +105,7 @@ class Row:
     floor: str | None = None
     at_floor: tuple[str, ...] = ()
     recovery_undefined: str | None = None
+    bounded: bool = True
 
     @property
     def gain(self) -> Estimate:
@@ -139,7 +141,9 @@ def recovered(
     whole = base if higher_is_better else edited
     if why_floor is not None:
         return None, f"the base is at floor ({why_floor})"
-    if whole <= 0 or (math.isfinite(difference.most) and whole < NEAR_ZERO):
+    if whole < 0:
+        return None, f"{whole:.3g} is no amount of which a share could be left"
+    if whole == 0 or (math.isfinite(difference.most) and whole < NEAR_ZERO):
         return None, f"{'the base' if higher_is_better else 'the edited figure'} of {whole:.3g} is too near 0"
     return statistics.recovery(base, edited, higher_is_better), None
 

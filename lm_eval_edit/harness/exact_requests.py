@@ -33,7 +33,7 @@ ALONE = "alone"
 _TELLING = "tells_tasks_their_model"  # a mark on the harness's function, so that it is changed once
 
 _evaluated: ContextVar[Any] = ContextVar("evaluated", default=None)
-_asked: ContextVar[Any] = ContextVar("asked", default=None)
+_asked: ContextVar[Any] = ContextVar("asked", default=None)  # the same of any kind, able or not
 
 
 class OneToken(str):
@@ -147,6 +147,19 @@ def evaluated() -> Any:
 def asked_model() -> Any:
     """The model that is being evaluated, whatever it can answer; None outside of an evaluation."""
     return _asked.get()
+
+
+def tells_tokens() -> bool:
+    """Whether the model that is being evaluated, of whatever kind, cuts its requests into tokens by itself."""
+    return callable(getattr(_asked.get(), "_encode_pair", None))
+
+
+def summed(prompt: str, target: str) -> int:
+    """How many tokens the evaluated model's log-likelihood of `target` after `prompt` is a sum over.
+
+    Asked of the model's own way to cut the two texts, which is what its answer goes by. Only where it `tells_tokens`.
+    """
+    return len(_asked.get()._encode_pair(prompt, target)[1])
 
 
 @contextmanager

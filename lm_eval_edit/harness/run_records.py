@@ -50,9 +50,15 @@ class RunRecorder:
         self.model_type = model_type
         self._environment: dict[str, Any] = {}
 
-    def start(self, model_args: Mapping[str, Any]) -> RunClock:
-        """Begin the record of one evaluation."""
-        return RunClock(self.model_type, model_args)
+    def start(self, model_args: Mapping[str, Any], template: str | None = None, multiturn: bool = False) -> RunClock:
+        """Begin the record of one evaluation.
+
+        Args:
+            model_args: As `--model_args` would say.
+            template: The chat template that prompts go through.
+            multiturn: Whether examples are turns of the chat.
+        """
+        return RunClock(self.model_type, model_args, template, multiturn)
 
     def finish(
         self, clock: RunClock, lm: LM, results: dict[str, Any], config: Mapping[str, Any]
@@ -90,11 +96,13 @@ class RunRecorder:
 class RunClock:
     """When one evaluation began and ended, and what it was of, as the harness notes it."""
 
-    def __init__(self, model_type: str, model_args: Mapping[str, Any]) -> None:
+    def __init__(
+        self, model_type: str, model_args: Mapping[str, Any], template: str | None = None, multiturn: bool = False
+    ) -> None:
         self.started = time.time()
         self._tracker = GeneralConfigTracker()
-        self._tracker.log_experiment_args(model_type, dict(model_args), None, None, False)
-        self._tracker.fewshot_as_multiturn = False
+        self._tracker.log_experiment_args(model_type, dict(model_args), None, template, multiturn)
+        self._tracker.fewshot_as_multiturn = multiturn
 
     def stop(self) -> dict[str, Any]:
         """The notes, for the results."""

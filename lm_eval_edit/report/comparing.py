@@ -10,7 +10,7 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from lm_eval_edit.comparison.compare import compare_runs, reported
-from lm_eval_edit.comparison.group_means import SeedRow, seed_rows
+from lm_eval_edit.comparison.group_means import SeedRow, on_one_scale, seed_rows
 from lm_eval_edit.comparison.pairing import PairingError, pair_runs
 from lm_eval_edit.comparison.results import load_run
 from lm_eval_edit.comparison.runs import Run
@@ -47,10 +47,11 @@ class Compared:
     def judged(self) -> dict[str, Row]:
         """The headline metrics that say what was lost: of ability, never mixed with those about the edits themselves.
 
-        Where every task is about the edits, those.
+        Where every task is about the edits, those. A perplexity beside scores is not among them: a drop of 0.02 is
+        something else there.
         """
         ability = {task: row for task, row in self.headlines.items() if row.measures == ABILITY}
-        return ability or self.headlines
+        return {row.task: row for row in on_one_scale(list((ability or self.headlines).values()))}
 
     @property
     def able(self) -> dict[str, Row]:

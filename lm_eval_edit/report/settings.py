@@ -87,6 +87,10 @@ def command(sweep: Sweep, cell: CellData) -> str:
         words += ["--batch_size", str(config["batch_size"])]
     if config.get("limit") is not None:
         words += ["--limit", f"{config['limit']:g}"]
+    if cell.results.get("chat_template"):
+        words.append("--apply_chat_template")
+    if cell.results.get("fewshot_as_multiturn"):
+        words.append("--fewshot_as_multiturn")
     return shlex.join([*words, "--output_path", "results", "--log_samples"])
 
 

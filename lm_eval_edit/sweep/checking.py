@@ -21,6 +21,7 @@ from lm_eval_edit.sweep.evaluation import find_tasks
 from lm_eval_edit.sweep.folder import Cell, SweepFolder
 from lm_eval_edit.tasklib import before_loading
 from lm_eval_edit.tasklib.editing import documents as editing_documents
+from lm_eval_edit.tasklib.shorten import budget_of
 
 
 @dataclass(frozen=True)
@@ -134,6 +135,7 @@ def check(design: Design, folder: SweepFolder, *, dry_run: bool = False) -> Chec
             )
         else:
             problems += _problems(lambda args=args: before_loading.check_records(general, args))
+            problems += _without_chat_template(design, model, args)
         for row in design.rows():
             if row.model != model:
                 continue
@@ -151,6 +153,14 @@ def check(design: Design, folder: SweepFolder, *, dry_run: bool = False) -> Chec
         raise ConfigurationError(dict.fromkeys(problems + lacking))
     lacking = list(dict.fromkeys(lacking))
     return Checked(design, folder, rows, schedules, general, about_schedule, configs, notices, lacking)
+
+
+def _without_chat_template(design: Design, model: Model, args: Mapping[str, Any]) -> list[str]:
+    """That the model's tokenizer, where it can be had, lacks the chat template that the design asks for."""
+    budget = budget_of(dict(args), 0) if design.apply_chat_template else None
+    if budget is None or getattr(budget.tokenizer, "chat_template", None):
+        return []
+    return [f"apply_chat_template: {model.label} has no chat template; leave it out (--no-apply_chat_template)"]
 
 
 def _problems(look: Any) -> list[str]:

@@ -127,6 +127,9 @@ class Design:
         n_operations: Checkpoints as numbers of operations instead: times edit_batch_size.
         tasks: Names of tasks and groups.
         limit: Documents per task; None for all.
+        num_fewshot: Name among `tasks` -> examples before each question, where the task does not rule them out itself.
+        apply_chat_template: Whether prompts go through the model's chat template.
+        fewshot_as_multiturn: Whether examples are turns of the chat.
         batch_size: Prompts evaluated at a time.
         model_args: What holds for every row: data_dir, dtype, hyper-parameters of all editors.
         stop_at_perplexity: A row is stopped once the perplexity of a fixed text is this many times the unedited
@@ -136,6 +139,7 @@ class Design:
         include_path: A folder with task files of the user's own.
         figure: What figure of the paper this is, for plots: number, panel.
         published: The paper's values, for plots: metric, source, n_edits, tasks.
+        source: Where the protocol is from, for people.
     """
 
     name: str
@@ -149,6 +153,9 @@ class Design:
     edit_batch_size: tuple[int | str, ...] = (1,)
     tasks: tuple[str, ...] = ("edithurt_suite",)
     limit: int | None = None
+    num_fewshot: Mapping[str, int] = field(default_factory=dict)
+    apply_chat_template: bool = False
+    fewshot_as_multiturn: bool = False
     batch_size: int = 32
     model_args: Mapping[str, Any] = field(default_factory=dict)
     stop_at_perplexity: float | None = None
@@ -157,6 +164,7 @@ class Design:
     include_path: str | None = None
     figure: Mapping[str, Any] = field(default_factory=dict)
     published: Mapping[str, Any] = field(default_factory=dict)
+    source: str = ""
 
     def rows(self) -> list[Row]:
         """Every row, in the order model, data set, editor, batch size, seed."""
@@ -181,6 +189,9 @@ class Design:
     def identity(self) -> dict[str, Any]:
         """What two designs must have in common to share a folder, as JSON-able values."""
         content = asdict(self)
-        for word in ("name", "description", "figure", "published"):
+        for word in ("name", "description", "figure", "published", "source"):
             del content[word]
+        for key in ("num_fewshot", "apply_chat_template", "fewshot_as_multiturn"):
+            if not content[key]:  # as folders have it that were begun before there were these keys
+                del content[key]
         return content

@@ -16,12 +16,15 @@ from lm_eval_edit.sweep.design import Model, Row
 
 
 def _published(pretrained: str) -> Any:
-    """The configuration of the paper's models, where the hub cannot be asked; None for others."""
+    """The configuration of the presets' models, where the hub cannot be asked; None for others."""
     from transformers import GPT2Config, LlamaConfig
 
     known = {
         "openai-community/gpt2-xl": GPT2Config(n_embd=1600, n_layer=48, n_head=25),  # its checkpoint is float32
         "huggyllama/llama-7b": LlamaConfig(dtype="float16"),  # transformers' defaults are LLaMA-1 7B's sizes
+        "meta-llama/Meta-Llama-3-8B-Instruct": LlamaConfig(
+            vocab_size=128256, intermediate_size=14336, num_key_value_heads=8, dtype="bfloat16"
+        ),
     }
     return known.get(pretrained)
 

@@ -30,6 +30,24 @@ logger = logging.getLogger("lm_eval_edit")
 ABOUT_SCHEDULE = frozenset({*editing_documents.GROUPS, *(f"edithurt_{kind}" for kind in editing_documents.KINDS)})
 
 
+@dataclass(frozen=True)
+class Manner:
+    """What stands around the questions.
+
+    Attributes:
+        num_fewshot: Task or group -> examples before each question.
+        apply_chat_template: Whether prompts go through the model's chat template.
+        fewshot_as_multiturn: Whether examples are turns of the chat.
+    """
+
+    num_fewshot: Mapping[str, int] = field(default_factory=dict)
+    apply_chat_template: bool = False
+    fewshot_as_multiturn: bool = False
+
+
+AS_IT_IS = Manner()
+
+
 @dataclass
 class Evaluation:
     """What one evaluation gave.
@@ -83,6 +101,7 @@ class Evaluator:
         limit: Documents per task.
         include_path: A folder of further tasks.
         batch_size: As recorded in results.
+        manner: What stands around the questions.
     """
 
     def __init__(
@@ -96,9 +115,10 @@ class Evaluator:
         include_path: str | None,
         batch_size: int,
         log_samples: bool = True,
+        manner: Manner = AS_IT_IS,
     ):
         self.lm, self.limit, self.batch_size, self.log_samples = lm, limit, batch_size, log_samples
-        self.include_path = include_path
+        self.include_path, self.manner = include_path, manner
         self.about_schedule = tuple(about_schedule)
         self._loaded: dict[str, Any] = {"tasks": {}, "groups": {}, "group_map": {}}
         self._unloadable: dict[str, str] = {}
@@ -129,7 +149,8 @@ class Evaluator:
                     loaded[key] = {**loaded.get(key, {}), **value}
             except Exception as error:  # a task of a group may fail in many ways; the others go on
                 failed |= dict.fromkeys(self.about_schedule, in_one_line(error))
-        clock = self._recorder.start(model_args)
+        template = self.lm.chat_template(True) if self.manner.apply_chat_template else None
+        clock = self._recorder.start(model_args, template, self.manner.fewshot_as_multiturn)
         results, more = self._evaluate(loaded)
         failed |= more
         if results is None:
@@ -159,11 +180,20 @@ class Evaluator:
 
     def _load(self, manager: TaskManager, names: Sequence[str]) -> dict[str, Any]:
         loaded = manager.load(list(names))
+        self._set_examples(loaded)
         for task in loaded["tasks"].values():
             if task.get_config("num_fewshot") is None:
                 task.set_config(key="num_fewshot", value=0)
             task.set_fewshot_seed(seed=SEEDS["fewshot_seed"])
         return loaded
+
+    def _set_examples(self, loaded: dict[str, Any]) -> None:
+        """The number of examples of each task; as in the harness, a task that says 0 itself keeps to it."""
+        for name, count in self.manner.num_fewshot.items():
+            group, task = loaded["groups"].get(name), loaded["tasks"].get(name)
+            for each in group.get_all_tasks() if group is not None else [task] if task is not None else []:
+                if each.get_config("num_fewshot") != 0:
+                    each.set_config(key="num_fewshot", value=count)
 
     def _evaluate(self, loaded: dict[str, Any]) -> tuple[dict[str, Any] | None, dict[str, str]]:
         """All tasks in one go, which batches best; if that fails, without the tasks that fail alone."""
@@ -200,6 +230,8 @@ class Evaluator:
                 limit=self.limit,
                 bootstrap_iters=BOOTSTRAP,
                 log_samples=self.log_samples,
+                apply_chat_template=self.manner.apply_chat_template,
+                fewshot_as_multiturn=self.manner.fewshot_as_multiturn,
             )
 
     def _config(self, model_args: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from lm_eval_edit.errors import ConfigurationError, UserError, nearest
 from lm_eval_edit.sweep.design import ALL, LEAVE_OUT, REFUSE, Design, Method, Model, safe
 
 PRESETS = Path(__file__).parent / "presets"
+_PRESET = "preset:"
 
 
 def _list(value: Any) -> list[Any]:
@@ -130,6 +131,11 @@ def _truth(value: Any) -> bool:
     return value
 
 
+def _shots(value: Any) -> dict[str, int]:
+    want = "a mapping of the tasks' names to whole numbers of at least 0"
+    return {name: _whole(count, 0, want) for name, count in _mapping(value).items()}
+
+
 def _too_few(value: Any) -> str:
     if value not in (REFUSE, LEAVE_OUT):
         raise ValueError(f"got {value!r}, want {REFUSE} or {LEAVE_OUT}")
@@ -148,6 +154,9 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "n_operations": _optional(_counts),
     "tasks": _words,
     "limit": _optional(lambda value: _whole(value, 1, "a whole number of at least 1, or none")),
+    "num_fewshot": _shots,
+    "apply_chat_template": _truth,
+    "fewshot_as_multiturn": _truth,
     "batch_size": lambda value: _whole(value, 1, "a whole number of at least 1 (a sweep does not search for one)"),
     "model_args": _mapping,
     "stop_at_perplexity": _optional(_ratio),
@@ -156,6 +165,7 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "include_path": _optional(str),
     "figure": _mapping,
     "published": _mapping,
+    "source": str,
 }
 KEYS = tuple(f.name for f in fields(Design))
 #: Options that a design says with keys of its own.
@@ -238,6 +248,10 @@ def _contradictions(design: Design, where: str) -> list[str]:
                         f"{where}: n_edits: {', '.join(map(str, inside))} end within a batch of {size}; "
                         f"give multiples of edit_batch_size"
                     )
+    if strange := [name for name in design.num_fewshot if name not in design.tasks]:
+        problems.append(f"{where}: num_fewshot: {', '.join(strange)}: not among the tasks ({', '.join(design.tasks)})")
+    if design.fewshot_as_multiturn and not design.apply_chat_template:
+        problems.append(f"{where}: fewshot_as_multiturn: examples are turns of a chat only with apply_chat_template")
     if not problems:
         names = [(row.model.label, row.name) for row in design.rows()]
         same = sorted({name for name in names if names.count(name) > 1})
@@ -254,7 +268,7 @@ def read_design(source: str | Path, changes: Mapping[str, Any]) -> Design:
     """A design from a preset or a YAML file.
 
     Args:
-        source: A preset's name, or a file.
+        source: A preset's name, `preset:` before it or not, or a file.
         changes: Keys that replace the file's.
 
     Raises:
@@ -262,10 +276,10 @@ def read_design(source: str | Path, changes: Mapping[str, Any]) -> Design:
         ConfigurationError: as `parse_design`.
     """
     name, path = str(source), Path(source)
-    if name in preset_names():
-        path = PRESETS / f"{name}.yaml"
+    if (stem := name.removeprefix(_PRESET)) in preset_names():
+        name, path = stem, PRESETS / f"{stem}.yaml"
     elif not path.is_file():
-        near = nearest(name, preset_names())
+        near = nearest(stem, preset_names())
         raise UserError(
             f"{name}: no such file, and no preset.{near} Presets are {', '.join(preset_names())} "
             f"(`lm-eval-edit ls presets`)"
@@ -287,6 +301,9 @@ def replaced(given: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, 
     if changes.keys() & {"n_edits", "n_operations"}:
         given.pop("n_edits", None)
         given.pop("n_operations", None)
+    if "tasks" in changes and isinstance(given.get("num_fewshot"), Mapping):
+        kept = _list(changes["tasks"])
+        given["num_fewshot"] = {name: count for name, count in given["num_fewshot"].items() if name in kept}
     models = changes.get("models")
     if models is not None and given.get("models") != models:
         given.pop("published", None)  # the paper's values are of the paper's model

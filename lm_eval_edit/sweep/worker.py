@@ -15,7 +15,7 @@ from lm_eval_edit.model import EditedHFLM
 from lm_eval_edit.sweep.checking import Checked, Schedule, loading_args, row_args
 from lm_eval_edit.sweep.collapse import perplexity
 from lm_eval_edit.sweep.design import Model, Row
-from lm_eval_edit.sweep.evaluation import Evaluation, Evaluator
+from lm_eval_edit.sweep.evaluation import Evaluation, Evaluator, Manner
 from lm_eval_edit.sweep.folder import COLLAPSED, DONE, FAILED, Cell
 
 logger = logging.getLogger("lm_eval_edit")
@@ -68,6 +68,7 @@ class Worker:
             include_path=design.include_path,
             batch_size=design.batch_size,
             log_samples=design.log_samples,
+            manner=Manner(design.num_fewshot, design.apply_chat_template, design.fewshot_as_multiturn),
         )
         self.unedited_perplexity = perplexity(self.lm.model, self.lm.tokenizer)
         self._unedited = self.lm.plan

@@ -1,8 +1,9 @@
 """What the YAML files in `tasks/` call: where documents come from, how they are prompted, how outputs are scored.
 
-suite      the eight tasks of Gu et al.
-editing    the tasks about the run's own facts
-glue       GLUE, MMLU and two more, as papers on sequential editing ask them
+suite       the eight tasks of Gu et al.
+editing     the tasks about the run's own facts
+glue        GLUE, MMLU and two more, as papers on sequential editing ask them
+perplexity  the perplexity of a fixed text
 
 and what these families share:
 

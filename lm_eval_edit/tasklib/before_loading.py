@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from lm_eval_edit.errors import ConfigurationError, UserError, problems_of
+from lm_eval_edit.tasklib import perplexity
 from lm_eval_edit.tasklib.editing import documents as editing_documents
 from lm_eval_edit.tasklib.glue import catalogue as glue_catalogue
 from lm_eval_edit.tasklib.glue import sources as glue_sources
@@ -33,7 +34,11 @@ def check_records(names: Iterable[str], metadata: dict[str, Any]) -> None:
         ConfigurationError: naming every task without data and what was looked for.
     """
     names = list(names)
-    _all(lambda: sources.check(records_of(names), metadata), lambda: glue_sources.check_tasks(names, metadata))
+    _all(
+        lambda: sources.check(records_of(names), metadata),
+        lambda: glue_sources.check_tasks(names, metadata),
+        lambda: perplexity.check_tasks(names, metadata),
+    )
 
 
 def check_tasks(names: Iterable[str], metadata: dict[str, Any]) -> None:
@@ -52,8 +57,14 @@ def check_tasks(names: Iterable[str], metadata: dict[str, Any]) -> None:
             sources.check(records_of(names), metadata)
         sources.check_offline(records_of(names), metadata)
 
+    def of_perplexity() -> None:
+        if metadata.get("data_dir"):
+            perplexity.check_tasks(names, metadata)
+        perplexity.check_offline(names, metadata)
+
     _all(
         in_folder,
+        of_perplexity,
         lambda: glue_sources.check_tasks(names, metadata),
         lambda: editing_documents.check_tasks(names, metadata),
     )

@@ -4,6 +4,8 @@ Read from the configuration that the harness dumps into its results (`configs.<t
 
     metadata: {measures: edit_quality}    the task asks about the edits themselves; every other task measures ability
     metadata: {chance: 0.5}               what an answer picked blindly scores, from 0 to below 1
+    metadata: {quantities: [logprob]}     metrics that are no shares from 0 to 1, whatever values they happen to have:
+                                          they have no level of chance and are averaged with no share
 """
 
 from __future__ import annotations
@@ -46,6 +48,12 @@ def stated_chance(task: str, config: Mapping[str, Any]) -> float | None:
     if not 0 <= said < 1:
         raise UserError(f"{task}: metadata.chance is {said}; want a share from 0 to below 1, such as 0.5")
     return float(said)
+
+
+def quantities(config: Mapping[str, Any]) -> frozenset[str]:
+    """The metrics that the task calls quantities: log-probabilities, perplexities."""
+    said = _metadata(config).get("quantities")
+    return frozenset(name for name in said if isinstance(name, str)) if isinstance(said, list | tuple) else frozenset()
 
 
 def counted_chance(config: Mapping[str, Any], choices: Sequence[int]) -> float | None:

@@ -286,10 +286,11 @@ def test_an_unknown_preset_names_the_nearest():
         read_design("fig3_rome_gpt2_xl", {})
 
 
-def test_there_are_twelve_presets_and_each_runs_on_the_demo_as_a_plan(tmp_path):
-    assert len(preset_names()) == 12
+def test_there_are_fifteen_presets_and_each_runs_on_the_demo_as_a_plan(tmp_path):
+    assert len(preset_names()) == 15
     for name in preset_names():
-        design = read_design(name, {"models": ["demo"]})
+        design = read_design(name, {"models": ["demo"], "tasks": ["edithurt_rte"], "apply_chat_template": False,
+                                    "fewshot_as_multiturn": False})  # fmt: skip
         checked = checking.check(design, folder.SweepFolder(tmp_path))
         assert all(schedule.plan for found in checked.schedules.values() for schedule in found)
         for row in checked.rows:  # the demo has 1,020 facts: what lies beyond is named, not dropped

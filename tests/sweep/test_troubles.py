@@ -310,8 +310,9 @@ def test_a_summary_that_was_never_written_is_written(whole, tmp_path, capsys):
 @pytest.mark.parametrize("name", preset_names())
 def test_each_preset_runs_on_the_demo(name, tmp_path):
     """Its first checkpoint, on one task: how far the whole of it goes is a matter of time, not of another path."""
-    design = read_design(name, {"models": ["demo"], "limit": 2, "tasks": ["edithurt_rte"]})
-    counts = {"n_edits": design.n_edits[:1]} if design.n_edits else {"n_operations": (1,)}
+    raw = {"apply_chat_template": False, "fewshot_as_multiturn": False}  # the demo has no chat template
+    design = read_design(name, {"models": ["demo"], "limit": 2, "tasks": ["edithurt_rte"], **raw})
+    counts = {"n_edits": (min(100, design.n_edits[0]),)} if design.n_edits else {"n_operations": (1,)}
     outcome = engine.run_sweep(
         checking.check(replace(design, **counts), folder.SweepFolder(tmp_path)), device="cpu", progress=False
     )

@@ -8,6 +8,7 @@ from lm_eval_edit.tasklib.records import public
 from lm_eval_edit.tasklib.records.sets import HubSet, RecordSet
 
 GROUP = "edithurt_suite"
+BY_LIKELIHOOD = "edithurt_suite_mc"  # the group that asks some of the tasks by likelihood
 _SPLIT_NAMES = {"train": ("train",), "test": ("test",), "validation": ("validation", "dev")}
 
 

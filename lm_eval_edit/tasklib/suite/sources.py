@@ -12,12 +12,15 @@ from typing import Any
 from lm_eval_edit.tasklib import shorten
 from lm_eval_edit.tasklib.records import sources as of_records
 from lm_eval_edit.tasklib.records.sources import Source, check_data_dir
+from lm_eval_edit.tasklib.shorten import Prompt
 from lm_eval_edit.tasklib.suite import documents, prompts
-from lm_eval_edit.tasklib.suite.catalogue import GROUP, TASKS, record_set
+from lm_eval_edit.tasklib.suite.catalogue import BY_LIKELIHOOD, GROUP, TASKS, record_set
 
 __all__ = ["check_data_dir", "check_offline", "check_tasks", "dataset", "load", "resolve", "wanted"]
 
 logger = logging.getLogger("lm_eval_edit")
+
+LEFT_OUT = ("conll2003",)  # of the tasks that are asked by likelihood
 
 
 def resolve(task: str, metadata: dict[str, Any]) -> Source:
@@ -26,9 +29,12 @@ def resolve(task: str, metadata: dict[str, Any]) -> Source:
 
 
 def wanted(names: Iterable[str]) -> list[str]:
-    """The tasks of the suite among task and group names as the harness resolved them; a group stands for its tasks."""
-    names = list(names)
-    return list(TASKS) if GROUP in names else [task for task in TASKS if f"edithurt_{task}" in names]
+    """The tasks of the suite whose data the tasks and groups of these names need, as the harness resolved them."""
+    names = set(names)
+    if GROUP in names:
+        return list(TASKS)
+    lacking = LEFT_OUT if BY_LIKELIHOOD in names else TASKS
+    return [task for task in TASKS if task not in lacking or {f"edithurt_{task}", f"edithurt_{task}_mc"} & names]
 
 
 def check_tasks(names: Iterable[str], metadata: dict[str, Any]) -> None:
@@ -41,8 +47,14 @@ def check_offline(names: Iterable[str], metadata: dict[str, Any]) -> None:
     of_records.check_offline(map(record_set, wanted(names)), metadata)
 
 
-def load(task: str, metadata: dict[str, Any]) -> tuple[list[documents.Document], dict[str, Any]]:
+def load(
+    task: str, metadata: dict[str, Any], prompt: Prompt | None = None, new_tokens: int | None = None
+) -> tuple[list[documents.Document], dict[str, Any]]:
     """The task's documents, ready to be prompted, and their provenance.
+
+    Args:
+        task, metadata: As for `resolve`.
+        prompt, new_tokens: What must fit into the model, where that is not the suite's prompt and new tokens.
 
     Returns:
         Documents with `source`, `shortened` and `overlong` added, and a dictionary of what is known about them: where
@@ -56,7 +68,8 @@ def load(task: str, metadata: dict[str, Any]) -> tuple[list[documents.Document],
     for doc in docs:
         doc.update(source=provenance["source"], shortened=False, overlong=False)
     spec = TASKS[task]
-    budget = shorten.fit(docs, getattr(prompts, task), spec.shortenable, spec.new_tokens, metadata)
+    room = spec.new_tokens if new_tokens is None else new_tokens
+    budget = shorten.fit(docs, prompt or getattr(prompts, task), spec.shortenable, room, metadata)
     if notes.get("with_passage") is False:
         logger.warning("nq: %s has no passages, the questions are asked closed-book", provenance["source"])
     return docs, {
