@@ -133,7 +133,7 @@ def _draft_plan(
     problems += _facts_for(settings)
     if settings.editor != "none":
         plan, found = _plan_edits(settings, source, config, {**given, **direct})
-        problems += found + _in_chat(plan, others) + _too_long(plan, config, others)
+        problems += found + _in_chat(plan, {**given, **direct}, others) + _too_long(plan, config, others)
         chosen = plan.hyperparameters
         if chosen is not None:
             plan = replace(plan, origins=_origins(chosen, given, direct, settings))
@@ -242,17 +242,17 @@ def _too_long(plan: EditPlan, config: PretrainedConfig, others: Mapping[str, Any
         return []
 
 
-def _in_chat(plan: EditPlan, others: Mapping[str, Any]) -> list[str]:
+def _in_chat(plan: EditPlan, given: Mapping[str, Any], others: Mapping[str, Any]) -> list[str]:
     """The problems of editing inside the chat template, where that is asked for."""
-    if not plan.settings.edit_chat_template or plan.hyperparameters is None:
+    if not plan.settings.edit_chat_template:
+        return []
+    try:
+        editor = find_editor(plan.settings.editor)
+    except UserError:  # told with the other problems of the plan
         return []
     facts = [fact for operation in plan.operations for fact in operation]
-    return chat_problems(
-        plan.hyperparameters.editor,
-        facts,
-        lambda: planned_tokenizer(plan.pretrained, others),
-        template_arguments(others),
-    )
+    arguments = template_arguments(others)
+    return chat_problems(editor, given, facts, lambda: planned_tokenizer(plan.pretrained, others), arguments)
 
 
 def _opened(plan: EditPlan, editor: Editor, config: PretrainedConfig, others: Mapping[str, Any]) -> list[str]:

@@ -104,7 +104,7 @@ class Editor(ABC):
     easyedit_name: ClassVar[str | None] = None
     unused_fields: ClassVar[frozenset[str]] = frozenset()
     without_second_moments: str = ""
-    not_in_chat: str = ""
+    not_in_chat: ClassVar[str] = ""
     needs_subject: ClassVar[bool] = True
     instead_of_layers: ClassVar[str | None] = None
     options: Any  # an `Options`; a method says which, for the type checker

@@ -97,10 +97,10 @@ def edit_model(
         problems.append(f"min_success={min_success}: want a share between 0 and 1, or None")
     resolved, found = resolve(editor_class, model.config, options or {})
     problems += found
+    problems += chat_problems(editor_class, options or {}, facts, lambda: tokenizer, {}) if chat_template else []
     if resolved is not None:
         problems += _unusable(resolved.editor, facts)
         problems += resolved.editor.schedule_problems(len(facts))
-        problems += chat_problems(resolved.editor, facts, lambda: tokenizer, {}) if chat_template else []
     if resolved is not None:
         problems += Architecture.discover(model).check_layers(resolved.editor.layers())
     if problems or resolved is None:

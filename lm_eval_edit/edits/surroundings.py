@@ -7,6 +7,7 @@ that tells today's date tells that of the first edit.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -56,17 +57,25 @@ def template_arguments(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def chat_problems(
-    editor: Editor, facts: Sequence[Fact], tokenizer_of: Callable[[], Any], arguments: Mapping[str, Any]
+    editor: type[Editor],
+    given: Mapping[str, Any],
+    facts: Sequence[Fact],
+    tokenizer_of: Callable[[], Any],
+    arguments: Mapping[str, Any],
 ) -> list[str]:
     """Why facts cannot be edited inside the model's chat template, as sentences.
 
     Args:
         editor: The method.
+        given: Its hyper-parameters as given, which may choose the editor it wraps.
         facts: As their records have them.
         tokenizer_of: Loads the tokenizer; may give None where it cannot be had yet.
         arguments: What the template is rendered with.
     """
     problems = []
+    with suppress(UserError):  # no such editor to wrap: `resolve` tells
+        while (inner := editor.wraps(given)) is not None:
+            editor = inner
     if editor.not_in_chat:
         problems.append(f"{CHAT}=true: {editor.name} cannot edit inside a chat template: {editor.not_in_chat}")
     tokenizer = tokenizer_of()

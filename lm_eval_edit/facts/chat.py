@@ -26,7 +26,7 @@ from lm_eval_edit.facts.slots import Template, in_clear, subject_place, with_slo
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_SAID = "zqturnqz"  # a text that no template holds
+_SAID = "zq turn\nqz"  # a text that no template holds
 _PADDED = f" \n{_SAID}\n "
 _TRIMS: dict[str, Callable[[str], str]] = {"": str, "both": str.strip, "left": str.lstrip, "right": str.rstrip}
 

@@ -38,7 +38,6 @@ class WrappingEditor(Editor):
         super().__init__(options)
         self.inner = inner
         self.without_second_moments = inner.without_second_moments
-        self.not_in_chat = inner.not_in_chat
 
     @classmethod
     def wraps(cls, given: Mapping[str, Any]) -> type[Editor]:

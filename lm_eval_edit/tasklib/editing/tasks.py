@@ -14,7 +14,7 @@ the next ones.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -23,7 +23,6 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.task import ConfigurableTask
 
 from lm_eval_edit.edits.states import UNEDITED, in_state
-from lm_eval_edit.errors import UserError
 from lm_eval_edit.harness import exact_requests, requests
 from lm_eval_edit.settings import AFTER_EACH, EditSettings
 from lm_eval_edit.tasklib.arguments import is_edited
@@ -210,22 +209,43 @@ class LocalityTask(EditingTask):
 class CounterFactTask(EditingTask):
     """`edithurt_counterfact`: the two objects after each prompt of a fact.
 
-    Raises:
-        UserError: the harness put something around the fact's own prompt, which the others would lack.
+    The harness makes one context a document; what it puts around the fact's own prompt (a chat template, a system
+    instruction) is put around the others by the same function.
     """
 
+    def __init__(self, config: Mapping[str, Any]):
+        super().__init__(config)
+        self._around: dict[str, Callable[[str], str]] = {}
+        self._in_chat = False
+
+    def fewshot_context(self, doc: Document, *args: Any, **kwargs: Any) -> str:
+        """As in the harness; how it was made is kept for the document's other prompts."""
+
+        def around(prompt: str) -> str:
+            made: str = super(CounterFactTask, self).fewshot_context({**doc, "prompt": prompt}, *args, **kwargs)
+            return made
+
+        self._around[doc["prompt"]] = around
+        return around(doc["prompt"])
+
+    def construct_requests(self, doc: Document, ctx: str, **kwargs: Any) -> list[Instance]:
+        """As for the other tasks."""
+        self._in_chat = bool(kwargs.get("apply_chat_template"))
+        return super().construct_requests(doc, ctx, **kwargs)
+
     def _questions(self, doc: Document, ctx: str) -> list[Question]:
-        if ctx != doc["prompt"]:
-            raise UserError(
-                "edithurt_counterfact asks several prompts of a fact, and the harness puts a chat template, a system "
-                "instruction or examples around the first alone: leave them out, or ask for edithurt_editing, whose "
-                "documents have one prompt each"
-            )
-        kinds = (("efficacy", [ctx]), ("paraphrase", doc["paraphrases"]), ("neighbourhood", doc["neighbourhood"]))
+        around = self._around.get(doc["prompt"], str)
+        kinds = (
+            ("efficacy", [doc["prompt"]]),
+            ("paraphrase", doc["paraphrases"]),
+            ("neighbourhood", doc["neighbourhood"]),
+        )
         return [
             question
             for kind, prompts in kinds
-            for number, prompt in enumerate(prompts)
+            for number, context in enumerate(map(around, prompts))
             for role in (TARGET, OTHER)
-            for question in self._pieces(f"{kind} {number} {role}", prompt, in_context(doc, role, prompt))
+            for question in self._pieces(
+                f"{kind} {number} {role}", context, in_context(doc, role, context, self._in_chat)
+            )
         ]
