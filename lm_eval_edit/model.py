@@ -24,6 +24,7 @@ from lm_eval_edit.edits.run import EditRun, begin_editing
 from lm_eval_edit.edits.source import describe_source, refuse_offloaded
 from lm_eval_edit.edits.states import answer_by_state, wanted_state
 from lm_eval_edit.errors import UserError
+from lm_eval_edit.facts.chat import chat_frame
 from lm_eval_edit.facts.skipped import reasons
 from lm_eval_edit.harness import loading
 from lm_eval_edit.harness.endings import Listener, listening
@@ -81,6 +82,7 @@ class EditedHFLM(ExactHFLM):
         edit_corpus: str | None = None,
         edit_corpus_tokens: int = 200_000,
         edit_mom2_regularisation: float = 0.0,
+        edit_chat_template: bool = False,
         edit_when: str = AFTER_ALL,
         edit_facts_for: str | None = None,
         snippets: str | None = None,
@@ -174,6 +176,7 @@ class EditedHFLM(ExactHFLM):
             plan.operations,
             edit_batch_size=settings.edit_batch_size,
             second_moments=moments.regularised(settings.edit_mom2_regularisation),
+            chat=chat_frame(self.tokenizer, self.chat_template_args) if settings.edit_chat_template else None,
             directory=Path(settings.edit_ledger) if settings.edit_ledger else None,
             seed=settings.edit_seed or 0,
             min_success=settings.min_success,

@@ -21,7 +21,9 @@ from lm_eval_edit.edits.ledger import mismatch, read_header
 from lm_eval_edit.edits.needed_moments import no_second_moments
 from lm_eval_edit.edits.prompt_lengths import flat, planned_tokenizer, too_long
 from lm_eval_edit.edits.run import batch_problems
+from lm_eval_edit.edits.surroundings import chat_problems, template_arguments
 from lm_eval_edit.errors import ConfigurationError, UserError, problems_of
+from lm_eval_edit.facts.chat import chat_frame, placed
 from lm_eval_edit.facts.contradictions import Repetitions, repetitions
 from lm_eval_edit.facts.fact import Fact, Facts
 from lm_eval_edit.facts.tokens import context_size
@@ -132,7 +134,7 @@ def _draft_plan(
     problems += _facts_for(settings)
     if settings.editor != "none":
         plan, found = _plan_edits(settings, source, config, {**given, **direct})
-        problems += found + _too_long(plan, config, others)
+        problems += found + _in_chat(plan, {**given, **direct}, others) + _too_long(plan, config, others)
         chosen = plan.hyperparameters
         if chosen is not None:
             plan = replace(plan, origins=_origins(chosen, given, direct, settings))
@@ -231,10 +233,27 @@ def _too_long(plan: EditPlan, config: PretrainedConfig, others: Mapping[str, Any
     given = editor.given_templates() if editor and editor.template_plan() else None
     facts = [fact for operation in plan.operations for fact in operation]
     try:
+        if plan.settings.edit_chat_template:
+            tokenizer = planned_tokenizer(plan.pretrained, others)
+            frame = None if tokenizer is None else chat_frame(tokenizer, template_arguments(others))
+            facts = placed(facts, frame)
         contexts, size = flat(given), context_size(config, others.get("max_length"))
         return too_long(facts, size, lambda: planned_tokenizer(plan.pretrained, others), contexts)
-    except (TypeError, ValueError):  # templates or a length that are told elsewhere
+    except (TypeError, ValueError, UserError):  # templates or a length that are told elsewhere
         return []
+
+
+def _in_chat(plan: EditPlan, given: Mapping[str, Any], others: Mapping[str, Any]) -> list[str]:
+    """The problems of editing inside the chat template, where that is asked for."""
+    if not plan.settings.edit_chat_template:
+        return []
+    try:
+        editor = find_editor(plan.settings.editor)
+    except UserError:  # told with the other problems of the plan
+        return []
+    facts = [fact for operation in plan.operations for fact in operation]
+    arguments = template_arguments(others)
+    return chat_problems(editor, given, facts, lambda: planned_tokenizer(plan.pretrained, others), arguments)
 
 
 def _opened(plan: EditPlan, editor: Editor, config: PretrainedConfig, others: Mapping[str, Any]) -> list[str]:
@@ -317,7 +336,9 @@ def check_ledger_header(directory: Path, hyperparameters: Hyperparameters, setti
         "editor": hyperparameters.editor.name,
         "options": hyperparameters.editor.describe(),
         "edit_batch_size": settings.edit_batch_size,
+        "edit_chat_template": settings.edit_chat_template,
     }
-    found = differences({name: header["identity"].get(name) for name in wanted}, wanted)
+    kept = header["identity"] | {"edit_chat_template": "chat_template" in header["identity"]}
+    found = differences({name: kept.get(name) for name in wanted}, wanted)
     if found:
         raise mismatch(directory, found)

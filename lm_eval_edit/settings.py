@@ -61,6 +61,14 @@ def _part(value: Any) -> float | None:
     raise ValueError("want a share between 0 and 1")
 
 
+def _truth(value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    if _is_none(value) or str(value).lower() in ("false", "true"):
+        return str(value).lower() == "true"
+    raise ValueError("want true or false")
+
+
 def _is_none(value: Any) -> bool:
     return value is None or (isinstance(value, str) and value.lower() == "none")
 
@@ -189,6 +197,12 @@ class EditSettings:
         _share,
         "a number >= 0",
         "added to E[k k^T]'s diagonal, as a share of its mean eigenvalue: for moments from too few tokens",
+    )
+    edit_chat_template: bool = _setting(
+        False,
+        _truth,
+        "true or false",
+        "edit the facts inside the model's chat template, where a chat user meets them (docs/chat.md)",
     )
     edit_when: str = _setting(
         AFTER_ALL,

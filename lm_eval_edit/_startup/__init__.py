@@ -2,4 +2,5 @@
 
 _lm_eval_edit_autoload  the shim at the top of site-packages, called when Python starts
 hooks                   what it adds to the harness: one model type, one folder of tasks, readable errors
+chat                    what there is to say of chat templates before a model loads
 """

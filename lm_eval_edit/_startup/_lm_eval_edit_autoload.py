@@ -15,6 +15,7 @@ import sys
 _HOOKS = {
     "lm_eval.models": "register_model",
     "lm_eval.tasks.manager": "add_tasks",
+    "lm_eval.evaluator": "look_at_chat_templates",
 }
 
 

@@ -1,7 +1,8 @@
 """What lm-eval-edit adds to the LM Evaluation Harness: one model type, one folder of tasks, and readable errors.
 
-The start-up shim `_lm_eval_edit_autoload` calls `register_model` and `add_tasks` when a program imports the harness;
-the command `lm-eval-edit` calls `connect`, which needs no start-up files. All of them may be called again and again.
+The start-up shim `_lm_eval_edit_autoload` calls `register_model`, `add_tasks` and `look_at_chat_templates` when a
+program imports those parts of the harness; the command `lm-eval-edit` calls `connect`, which needs no start-up files.
+All of them may be called again and again.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lm_eval_edit._startup import chat
 from lm_eval_edit._support.interrupts import PLAIN, Terminated, asked, kept, tell
 from lm_eval_edit._support.terminal import printable
 from lm_eval_edit.errors import UserError
@@ -38,6 +40,12 @@ def connect() -> None:
     """Import the two parts of the harness that are extended and extend them now, start-up files or not."""
     register_model()
     add_tasks()
+
+
+def look_at_chat_templates() -> None:
+    """Let the harness's `simple_evaluate` look at the model's chat template before the model loads."""
+    print_user_errors_plainly()
+    chat.look_before_loading(PREFIX, MODEL_TYPE)
 
 
 def register_model() -> None:

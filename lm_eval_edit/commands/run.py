@@ -51,6 +51,7 @@ def run(args: argparse.Namespace) -> int:
             _tell_nearest(harness.options("run"), args.arguments)
         raise
     _hooks.connect()
+    _hooks.look_at_chat_templates()
     # Tasks of the user's own may build on built-in ones, whatever they are called.
     if not given(harness_args, "include_path") and all_ours(given(harness_args, "tasks"), our_names()):
         with _hooks.only_our_tasks():

@@ -23,6 +23,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lm_eval_edit.editors.named_by_data import refuse_code_of_data
 from lm_eval_edit.editors.templates import TemplatePlan
 from lm_eval_edit.errors import UserError, nearest
+from lm_eval_edit.facts.chat import ChatFrame
 from lm_eval_edit.facts.fact import Fact
 from lm_eval_edit.models.architecture import Architecture
 from lm_eval_edit.moments.second_moments import SecondMoments
@@ -46,6 +47,7 @@ class EditContext:
         seed: The schedule's seed, for editors that draw random numbers (from generators of their own).
         progress: Whether long work inside one operation may show a progress bar.
         schedule: The facts of the whole schedule, first to last; empty where there is none.
+        chat: The chat template's frame that these facts and those to be edited stand in; None for facts as they are.
     """
 
     model: PreTrainedModel
@@ -56,6 +58,7 @@ class EditContext:
     seed: int = 0
     progress: bool = False
     schedule: Sequence[Fact] = ()
+    chat: ChatFrame | None = None
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,8 @@ class Editor(ABC):
         needs_subject: Whether a fact must name its subject, and where it stands.
         longest_object: How many characters an object may have; None where the method learns a text of any length.
         instead_of_layers: Name of the field of `Options` that names modules in place of `layers`, if there is one.
+        not_in_chat: Why it cannot edit inside a chat template, for the error; empty where it can: it takes prompts
+            from `Fact.text`, `behind` and `essence`, and objects from `target`.
         without_second_moments: How to do without E[k kᵀ], for the error when there is none; empty if there is no way.
     """
 
@@ -104,6 +109,7 @@ class Editor(ABC):
     easyedit_name: ClassVar[str | None] = None
     unused_fields: ClassVar[frozenset[str]] = frozenset()
     without_second_moments: str = ""
+    not_in_chat: ClassVar[str] = ""
     needs_subject: ClassVar[bool] = True
     longest_object: ClassVar[int | None] = LONGEST_OBJECT
     instead_of_layers: ClassVar[str | None] = None

@@ -4,6 +4,7 @@ schedule        which facts, in which order, how many at once
 scheduled       the facts of a run, decided once for the editor and for the tasks that ask about them
 chosen          the editor that a run's options choose, told without its weights
 opened          every file of a run, opened and checked before a model loads
+surroundings    what stands around a run's prompts: context templates, the chat template
 prompt_lengths  prompts that a model cannot read
 needed_moments  the second moments that an editor needs, or computed
 source          where a model came from

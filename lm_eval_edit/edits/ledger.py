@@ -38,7 +38,7 @@ FORMAT = 1
 #: What `extra` may hold and others read; None where it is not known.
 _EXTRA = {
     "model": (dict, NoneType), "editor_class": (str, NoneType), "context_templates": (list, NoneType),
-    "second_moments_source": (str, NoneType), "versions": (dict, NoneType),
+    "second_moments_source": (str, NoneType), "versions": (dict, NoneType), "chat": (dict, NoneType),
 }  # fmt: skip
 #: What of the model's origin it is loaded again by; the rest (`source.describe_source`) is told and never used.
 _LOADED_BY = ("pretrained", "revision", "dtype", "gguf_file")

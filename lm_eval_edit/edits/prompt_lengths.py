@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from lm_eval_edit.facts.fact import SLOT, Fact
-from lm_eval_edit.facts.slots import Template
 from lm_eval_edit.facts.tokens import ask_as, encode, most_tokens
 
 _LOADING = ("revision", "trust_remote_code", "subfolder", "gguf_file")
@@ -43,7 +42,7 @@ def too_long(
 
 def _problem(tokenizer: Any, fact: Fact, size: int, contexts: Sequence[str]) -> str | None:
     def tokens(context: str) -> tuple[int, int]:
-        text = Template.of(context).about(fact.text)
+        text = fact.text_behind(context)
         # Several methods read the target to its last token, whatever they make of it: it needs a place.
         return len(encode(tokenizer, text + fact.target)), len(encode(tokenizer, text))
 

@@ -71,6 +71,7 @@ def edit_record(
         "seconds_per_edit": sum(seconds) / max(n_edits, 1),
         "second_moments": ledger.extra["second_moments_source"],
         "context_templates": ledger.extra["context_templates"],
+        "chat_template": ledger.extra.get("chat"),
         "ledger": str(ledger.directory) if ledger.directory else None,
         "unedited_fingerprint": unedited_fingerprint,
     }

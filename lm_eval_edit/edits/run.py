@@ -19,16 +19,18 @@ from lm_eval_edit._support.versions import versions
 from lm_eval_edit.editors._shared.history import History
 from lm_eval_edit.editors.base import EditContext, Editor, find_editor
 from lm_eval_edit.editors.hyperparameters import resolve
-from lm_eval_edit.editors.templates import check_templates, sample_templates
-from lm_eval_edit.edits.answers import edit_answers
+from lm_eval_edit.edits.answers import Answer, edit_answers
 from lm_eval_edit.edits.continuing import batched, operations_after, taken_over
 from lm_eval_edit.edits.guards import EditError, NotFiniteError, NotTakenError, check_finite, guard, summary
-from lm_eval_edit.edits.ledger import Ledger, check_schedule, open_ledger, read_header
+from lm_eval_edit.edits.ledger import Ledger, check_schedule, open_ledger
 from lm_eval_edit.edits.needed_moments import check_second_moments, no_second_moments
 from lm_eval_edit.edits.prompt_lengths import flat, too_long
 from lm_eval_edit.edits.source import describe_source
 from lm_eval_edit.edits.success import FEW, Success
+from lm_eval_edit.edits.surroundings import chat_problems, kept_frame
+from lm_eval_edit.edits.surroundings import context_templates as templates_for
 from lm_eval_edit.errors import ConfigurationError, UserError
+from lm_eval_edit.facts.chat import ChatFrame, chat_frame, placed
 from lm_eval_edit.facts.contradictions import repetitions
 from lm_eval_edit.facts.fact import Fact
 from lm_eval_edit.facts.tokens import context_size
@@ -54,6 +56,7 @@ def edit_model(
     context_templates: Sequence[Any] | None = None,
     second_moments: str | Path | Mapping[str, torch.Tensor] | SecondMoments | None = None,
     *,
+    chat_template: bool = False,
     ledger: str | Path | None = None,
     seed: int = 0,
     min_success: float | None = None,
@@ -71,6 +74,8 @@ def edit_model(
         context_templates: Texts with `{}` at the prompt's place, flat (ROME family) or nested (MEMIT family); sampled
             from the model when not given.
         second_moments: A safetensors file or {module name: (f, f) tensor E[k kᵀ]}, for methods that need them.
+        chat_template: Whether to edit the facts where a chat user meets them, inside the model's chat template
+            (`facts.chat`), instead of the prompts as they stand.
         ledger: A folder to store the operations in, or to replay and continue: with more facts behind those that it
             holds the run goes on, with its state, whether the model object carries them already or is unedited.
         seed: Seeds whatever is sampled.
@@ -92,6 +97,7 @@ def edit_model(
         problems.append(f"min_success={min_success}: want a share between 0 and 1, or None")
     resolved, found = resolve(editor_class, model.config, options or {})
     problems += found
+    problems += chat_problems(editor_class, options or {}, facts, lambda: tokenizer, {}) if chat_template else []
     if resolved is not None:
         problems += _unusable(resolved.editor, facts)
         problems += resolved.editor.schedule_problems(len(facts))
@@ -112,6 +118,7 @@ def edit_model(
         edit_batch_size=edit_batch_size,
         context_templates=context_templates,
         second_moments=SecondMoments.load(second_moments),
+        chat=chat_frame(tokenizer) if chat_template else None,
         directory=directory,
         seed=seed,
         min_success=min_success,
@@ -171,12 +178,16 @@ def begin_editing(
     edit_batch_size: int,
     context_templates: Sequence[Any] | None = None,
     second_moments: SecondMoments | None = None,
+    chat: ChatFrame | None = None,
     directory: Path | None = None,
     seed: int = 0,
     min_success: float | None = None,
     progress: bool = True,
 ) -> EditRun:
     """Prepare checked operations on a model, which is not changed yet; see `edit_model` for the arguments.
+
+    Args:
+        chat: The chat template's frame to edit in; None for prompts as they stand.
 
     Edits of the very ledger that is given are taken off; with others the model counts as unedited, and that is told.
 
@@ -187,7 +198,7 @@ def begin_editing(
     with taken_over(model, directory):
         return _begin(
             model, tokenizer, editor, operations, edit_batch_size, context_templates,
-            second_moments or SecondMoments(), directory, seed, min_success, progress,
+            second_moments or SecondMoments(), kept_frame(chat, directory), directory, seed, min_success, progress,
         )  # fmt: skip
 
 
@@ -199,6 +210,7 @@ def _begin(
     edit_batch_size: int,
     context_templates: Sequence[Any] | None,
     second_moments: SecondMoments,
+    chat: ChatFrame | None,
     directory: Path | None,
     seed: int,
     min_success: float | None,
@@ -207,8 +219,8 @@ def _begin(
     """`begin_editing` on a model that carries none of the run's edits."""
     architecture = Architecture.discover(model)
     needed = check_second_moments(editor, architecture, second_moments)
-    templates = _templates(model, tokenizer, editor, context_templates, directory, seed)
-    facts = [fact for operation in operations for fact in operation]
+    templates = templates_for(model, tokenizer, editor, context_templates, directory, seed)
+    facts = placed([fact for operation in operations for fact in operation], chat)
     if problems := too_long(facts, context_size(model.config), lambda: tokenizer, flat(templates)):
         raise ConfigurationError(problems)
     identity = {
@@ -219,19 +231,19 @@ def _begin(
         "seed": seed,
         "context_templates": hash_json(templates),
         "second_moments": second_moments.sha256(needed) if needed else None,
-    }
+    } | ({"chat_template": chat.template} if chat else {})
     extra = {
         "model": describe_source(model),
         "editor_class": f"{type(editor).__module__}:{type(editor).__qualname__}",
         "context_templates": templates,
         "second_moments_source": second_moments.source,
         "versions": versions(),
-    }
+    } | ({"chat": chat.record()} if chat else {})
     ledger = open_ledger(directory, identity, extra, EditedWeights(model))
     check_schedule(directory, ledger.operations, operations)
     ledger.operations = ledger.operations[: len(operations)]
     ledger.finish = editor.finish
-    context = EditContext(model, tokenizer, architecture, templates, second_moments, seed, progress, facts)
+    context = EditContext(model, tokenizer, architecture, templates, second_moments, seed, progress, facts, chat)
     run = EditRun(ledger, editor, context, [list(facts) for facts in operations], min_success)
     ledger.edit_more = run.edit_more
     return run
@@ -278,7 +290,7 @@ class EditRun:
             ledger.close()
             ledger.guards = guard(ledger)
             facts = [fact for operation in ledger.applied_operations for fact in operation.facts]
-            ledger.guards["retained"] = summary(edit_answers(self.context.model, self.context.tokenizer, facts))
+            ledger.guards["retained"] = summary(self._answers(facts))
             if facts:
                 self._tell_success()
         except BaseException:
@@ -290,7 +302,9 @@ class EditRun:
         contexts, context = flat(self.context.context_templates), self.context
         problems = _broken(facts) or (
             _unusable(self.editor, facts)
-            + too_long(facts, context_size(context.model.config), lambda: context.tokenizer, contexts)
+            + too_long(
+                placed(facts, context.chat), context_size(context.model.config), lambda: context.tokenizer, contexts
+            )
         )
         if problems:
             raise ConfigurationError(problems)
@@ -310,7 +324,8 @@ class EditRun:
             NotTakenError: fewer than `min_success` asks for.
         """
         ledger = self.ledger
-        found = Success.of([operation.record for operation in ledger.applied_operations], ledger.guards["retained"])
+        records = [operation.record for operation in ledger.applied_operations]
+        found = Success.of(records, ledger.guards["retained"], in_chat=self.context.chat is not None)
         ledger.guards |= found.record()
         if problem := found.problem(self.min_success):
             raise NotTakenError(problem)
@@ -333,13 +348,13 @@ class EditRun:
         states = self._states()
         rest = self.operations[len(ledger.operations) : n]
         for facts in tqdm(rest, desc=f"editing ({editor.name})", unit="op", disable=not context.progress):
-            before = edit_answers(context.model, context.tokenizer, facts)
+            before = self._answers(facts)
             started = time.perf_counter()
-            result = editor.compute(context, facts, states)
+            result = editor.compute(context, placed(facts, context.chat), states)
             check_finite(result, facts)
             ledger.weights.apply(result.deltas)
             seconds = time.perf_counter() - started
-            after = edit_answers(context.model, context.tokenizer, facts)
+            after = self._answers(facts)
             record = {
                 "seconds": seconds,
                 "delta_norms": {name: delta.norm() for name, delta in result.deltas.items()},
@@ -355,6 +370,10 @@ class EditRun:
             states.append(operation.state)
             operation.release()
 
+    def _answers(self, facts: Sequence[Fact]) -> list[Answer]:
+        """The model's answers to facts where they are edited."""
+        return edit_answers(self.context.model, self.context.tokenizer, placed(facts, self.context.chat))
+
     def _states(self) -> History:
         """What each operation in the ledger left behind for later ones; each is read once for the life of this run."""
         if len(self.history) > len(self.ledger.operations):  # another run has taken some away
@@ -363,23 +382,3 @@ class EditRun:
             self.history.append(operation.state)
             operation.release()
         return self.history
-
-
-def _templates(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    editor: Editor,
-    given: Sequence[Any] | None,
-    directory: Path | None,
-    seed: int,
-) -> Sequence[Any]:
-    """The context templates: given, in the options, in the ledger that is continued, or sampled, in this order."""
-    given = given or editor.given_templates()
-    plan = editor.template_plan()
-    if plan is None:
-        return list(given or [])
-    if given:
-        check_templates(given, plan, editor.name)
-        return list(given)
-    header = read_header(directory) if directory is not None else None
-    return header["extra"]["context_templates"] if header else sample_templates(model, tokenizer, plan, seed)

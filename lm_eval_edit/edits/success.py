@@ -24,20 +24,23 @@ class Success:
         at_end: Those answered right by the weights as they stand, with all the operations applied.
         closed: For methods that aim at a target for the residual stream, the share of the way to it that their updates
             went, in the mean over the facts; None for the others.
+        in_chat: Whether they were made, and are asked, inside the model's chat template.
     """
 
     edits: int
     after_own: int
     at_end: int
     closed: float | None = None
+    in_chat: bool = False
 
     @classmethod
-    def of(cls, records: Sequence[Mapping[str, Any]], at_end: Mapping[str, float]) -> Success:
+    def of(cls, records: Sequence[Mapping[str, Any]], at_end: Mapping[str, float], in_chat: bool = False) -> Success:
         """From the records of the operations applied, and `retained` of the guards.
 
         Args:
             records: As in the ledger.
             at_end: `n` and `em` of all facts on the weights as they stand.
+            in_chat: Whether both are of answers inside the chat template.
         """
         edits = sum(record["after"]["n"] for record in records)
         after_own = sum(round(record["after"]["em"] * record["after"]["n"]) for record in records)
@@ -45,7 +48,7 @@ class Success:
         share = None
         if closed and all(value is not None for value, _ in closed):
             share = sum(value * n for value, n in closed) / edits
-        return cls(edits, after_own, round(at_end["em"] * at_end["n"]), share)
+        return cls(edits, after_own, round(at_end["em"] * at_end["n"]), share, in_chat)
 
     @property
     def share(self) -> float:
@@ -55,8 +58,9 @@ class Success:
     def line(self) -> str:
         """All of it in one line."""
         closed = "" if self.closed is None else f"; residual closed {100 * self.closed:.0f} %"
+        where = " inside the chat template" if self.in_chat else ""
         return (
-            f"{self.edits} edit{'s' * (self.edits != 1)}: {self.after_own} answered right after their own edit, "
+            f"{self.edits} edit{'s' * (self.edits != 1)}{where}: {self.after_own} answered right after their own edit, "
             f"{self.at_end} at the end{closed}"
         )
 

@@ -13,6 +13,7 @@ slots           where a subject stands in a prompt, by the place of characters
 subject_span    the same in whichever Unicode form the two are written
 separators      what stands between a prompt and its object
 tokens          the tokens of prompt, subject and target: one rule for all who ask
+chat            where a chat user meets a fact: inside the model's chat template
 contradictions  facts of one schedule that cannot all hold
 skipped         which facts are passed over, and why
 """

@@ -153,6 +153,25 @@ class Fact:
         """The new object as it continues the prompt, its separator included."""
         return self.continuing(self.text, self.target_new)
 
+    def behind(self, context: str) -> Template:
+        """The prompt with a context template around it, `{}` at the subject's place.
+
+        Args:
+            context: A text with `{}` at the prompt's place.
+        """
+        left, right = Template.of(context).sides
+        before, after = self.template.sides
+        return Template(left + before, after + right)
+
+    def text_behind(self, context: str) -> str:
+        """The prompt in clear with a context template around it."""
+        return Template.of(context).about(self.text)
+
+    @property
+    def essence(self) -> Template:
+        """ "{} is a", after whose subject ROME's KL term holds the next words still."""
+        return Template("", " is a")
+
     def continuing(self, prompt: str, text: str) -> str:
         """An object as it continues one of the fact's prompts (in clear), its separator included."""
         return continuing(prompt, text, self.separator)

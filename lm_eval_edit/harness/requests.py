@@ -76,6 +76,16 @@ def documents(task: ConfigurableTask) -> Sequence[Any]:
     return task.task_docs if hasattr(task, "task_docs") else task.eval_docs
 
 
+def replace_documents(task: ConfigurableTask, documents: Sequence[dict[str, Any]]) -> None:
+    """Put other documents in the place of those of the split that a task evaluates, as many as there are."""
+    import datasets
+
+    split = task.config.test_split
+    task.dataset = {**task.dataset, split: datasets.Dataset.from_list(list(documents))}
+    for name in ("task_docs", "eval_docs"):  # where a release keeps what it has read
+        vars(task).pop(name, None)
+
+
 def predicts_only(task: ConfigurableTask) -> bool:
     """Whether a task was told to score nothing (`--predict_only`)."""
     if hasattr(task, "_has_metric"):

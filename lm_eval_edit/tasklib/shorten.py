@@ -4,8 +4,9 @@ The harness cuts a prompt that is too long from the left, down to the model's le
 That takes the start: half the passage, and with it the instruction or the question before it. Here, when the documents
 are loaded, the long field itself loses its end instead, at a token boundary, until the whole prompt fits.
 
-What cannot be known when documents are loaded is not accounted for: a chat template, a system instruction, or
-`--gen_kwargs` that ask for more tokens. A run whose arguments name no tokenizer (API models) gets no shortening.
+What a run puts around the prompts (a chat template, a system instruction), or that it wants more tokens, is known only
+when the requests are built; the task cuts again then (`suite.task`). A run whose arguments name no tokenizer (API
+models) gets no shortening.
 """
 
 from __future__ import annotations
@@ -59,8 +60,16 @@ class Budget:
 
     def excess(self, texts: Sequence[str]) -> list[int]:
         """Tokens over the limit, for each text; 0 or less for one that fits."""
-        batches = self._tokenized(texts, **self._special)
-        return [len(ids) - self.limit for batch in batches for ids in batch["input_ids"]]
+        # As HFLM has it: a text that begins with the token (a chat template writes one) gets no second one before it.
+        bos = getattr(self.tokenizer, "bos_token", None)
+        begun = [bool(bos) and text.startswith(bos) for text in texts]
+        counts: dict[bool, Iterator[int]] = {}
+        for has_bos, special in ((False, self._special), (True, {"add_special_tokens": False})):
+            some = [text for text, its_own in zip(texts, begun, strict=True) if its_own == has_bos]
+            counts[has_bos] = iter(
+                [len(ids) for batch in self._tokenized(some, **special) for ids in batch["input_ids"]]
+            )
+        return [next(counts[has_bos]) - self.limit for has_bos in begun]
 
     def ends(self, texts: Sequence[str]) -> list[list[int]]:
         """Where each text may be cut: the character positions after its tokens.

@@ -31,6 +31,7 @@ def world(tmp_path: Path) -> Path:
         "lm_eval/models/__init__.py": "NAMES = ['hf']",
         "lm_eval/tasks/__init__.py": "from lm_eval.tasks import manager",
         "lm_eval/tasks/manager.py": "FOLDERS = ['builtin']",
+        "lm_eval/evaluator.py": "LOOKS = 0",
         "lm_eval_edit/__init__.py": "",
         "lm_eval_edit/_startup/hooks.py": """
             def register_model():
@@ -40,6 +41,10 @@ def world(tmp_path: Path) -> Path:
             def add_tasks():
                 from lm_eval.tasks import manager
                 manager.FOLDERS.append('ours')
+
+            def look_at_chat_templates():
+                from lm_eval import evaluator
+                evaluator.LOOKS += 1
             """,
     }
     for name, text in files.items():
@@ -62,10 +67,13 @@ def shimmed(world: Path, code: str, *options: str, switch: str = "1") -> subproc
     return python("-S", *options, "-c", PRELUDE + textwrap.dedent(code), path=world, LM_EVAL_EDIT_AUTOLOAD=switch)
 
 
-SHOW = "import lm_eval.models as m, lm_eval.tasks as t; print(m.NAMES, t.manager.FOLDERS, watching())"
+SHOW = """
+import lm_eval.models as m, lm_eval.tasks as t, lm_eval.evaluator
+print(m.NAMES, t.manager.FOLDERS, watching())
+"""
 
 
-def test_shim_extends_both_modules_and_leaves(world):
+def test_shim_extends_all_modules_and_leaves(world):
     done = shimmed(world, f"shim.install(); print(watching()); {SHOW}")
     assert (done.stdout.split("\n")[:2], done.stderr) == (["1", "['hf', 'edited_hf'] ['builtin', 'ours'] 0"], "")
 

@@ -19,6 +19,7 @@ from lm_eval_edit.editors._shared.progress import steps
 from lm_eval_edit.editors._shared.target import optimise_targets
 from lm_eval_edit.editors.base import EditContext
 from lm_eval_edit.errors import UserError
+from lm_eval_edit.facts.chat import placed
 from lm_eval_edit.facts.fact import Fact
 from lm_eval_edit.facts.sources import load_facts
 
@@ -127,7 +128,7 @@ def anchors(
     given = options.norm_anchor
     if not isinstance(given, str):
         return {}
-    some = list(context.schedule or facts) if given == "auto" else list(load_facts(given))
+    some = list(context.schedule or facts) if given == "auto" else placed(list(load_facts(given)), context.chat)
     if problems := too_few(len(some), options):
         raise UserError(problems[0])
     some = some[: options.norm_anchor_facts]

@@ -67,7 +67,7 @@ def subject_states(
     parts = []
     for start in range(0, len(facts), step):
         rows = [
-            prompt_row(context.tokenizer, fact.template, fact.subject, context=template)
+            prompt_row(context.tokenizer, fact.behind(template), fact.subject)
             for fact in facts[start : start + step]
             for template in templates
         ]

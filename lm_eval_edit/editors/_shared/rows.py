@@ -60,12 +60,12 @@ def prompt_row(
 
 def fact_rows(tokenizer: PreTrainedTokenizerBase, fact: Fact, contexts: Sequence[str]) -> list[Row]:
     """The rewriting rows of one fact: one for each context template, each with the target to be predicted."""
-    return [prompt_row(tokenizer, fact.template, fact.subject, fact.target, context) for context in contexts]
+    return [prompt_row(tokenizer, fact.behind(context), fact.subject, fact.target) for context in contexts]
 
 
 def essence_row(tokenizer: PreTrainedTokenizerBase, fact: Fact) -> Row:
     """The row "{subject} is a", whose next-word distribution the KL term holds still (ROME, eq. 4)."""
-    return prompt_row(tokenizer, "{} is a", fact.subject)
+    return prompt_row(tokenizer, fact.essence, fact.subject)
 
 
 @dataclass(frozen=True)

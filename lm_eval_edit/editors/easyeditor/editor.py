@@ -67,6 +67,7 @@ class EasyEdit(Editor):
     """One method of the package `easyeditor`; `with_parameter` says which."""
 
     name = "easyeditor"
+    not_in_chat = "EasyEdit puts its own texts around a prompt and knows of no turns; use the package's own methods"
     summary = "any weight-changing method of the EasyEdit package: easyeditor:ROME, easyeditor:PMET, ..."
     source = "Wang et al. 2024, arXiv 2308.07269"
     Options = EasyEditOptions

@@ -15,7 +15,7 @@ from lm_eval_edit.facts.fact import Facts
 from lm_eval_edit.settings import EditSettings
 from lm_eval_edit.tasklib.editing.tasks import Asked, AskedSchedule
 
-_COMPARED = ("editor", "edit_batch_size", "edit_seed", "edit_offset")
+_COMPARED = ("editor", "edit_batch_size", "edit_seed", "edit_offset", "edit_chat_template")
 
 
 def check_asked(requests: Sequence[Instance], model: EditSettings, facts: Facts | None, n_edits: int) -> None:

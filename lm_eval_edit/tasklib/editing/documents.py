@@ -8,8 +8,8 @@ One document for each prompt that is asked. All have
     target      what is asked for, as it continues the prompt: with what stands between them (`separators`)
     other       what it has to be likelier than; None where that is not known
 
-The targets: o* over o for `efficacy` (the fact's own prompt) and `generalization` (each paraphrase), the probe's answer
-over o* for `locality` (each probe). `counterfact`, `zsre` and `counterfact_generation` have one document for each fact,
+The targets: o* over o for `efficacy` (the fact's own prompt; with `edit_chat_template` its question, if it has one) and
+`generalization` (each paraphrase), the probe's answer over o* for `locality` (each probe). `counterfact`, `zsre` and `counterfact_generation` have one document for each fact,
 with lists of its prompts. The tasks of `edithurt_probing` have theirs in `probing.documents`.
 """
 
@@ -17,9 +17,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from lm_eval_edit.errors import ConfigurationError, UserError, problems_of
+from lm_eval_edit.facts.chat import said
 from lm_eval_edit.facts.fact import Fact, Facts, in_clear
 from lm_eval_edit.facts.separators import continuing, separator
 from lm_eval_edit.facts.tokens import over_context
@@ -55,9 +57,11 @@ def _document(fact: Fact, edit: int, prompt: str, target: str, other: str | None
     }
 
 
-def efficacy(fact: Fact, edit: int) -> list[Document]:
-    """The fact's own prompt."""
-    return [_document(fact, edit, fact.text, fact.target, _continuing(fact, fact.text, fact.target_true))]
+def efficacy(fact: Fact, edit: int, in_chat: bool = False) -> list[Document]:
+    """The fact's own prompt; with `edit_chat_template` what the user says where it is edited."""
+    prompt = said(fact) if in_chat else fact.text
+    target, other = fact.continuing(prompt, fact.target_new), _continuing(fact, prompt, fact.target_true)
+    return [_document(fact, edit, prompt, target, other)]
 
 
 def generalization(fact: Fact, edit: int) -> list[Document]:
@@ -196,7 +200,10 @@ def load(task: str, metadata: Mapping[str, Any]) -> tuple[list[Document], dict[s
     """
     facts, scheduled = scheduled_facts(metadata)
     _check_has(task, facts, scheduled)
-    by_fact = [KINDS[task][0](fact, edit) for edit, fact in enumerate(scheduled)]
+    made = KINDS[task][0]
+    if task == "efficacy":
+        made = partial(efficacy, in_chat=settings_of(metadata).edit_chat_template)
+    by_fact = [made(fact, edit) for edit, fact in enumerate(scheduled)]
     docs = [doc for some in by_fact for doc in some]
     return docs, {
         "source": facts.source,

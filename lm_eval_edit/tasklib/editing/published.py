@@ -9,6 +9,11 @@ after the prompt and the object's tokens before it.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from lm_eval.api.instance import Instance
+
 from lm_eval_edit.errors import UserError
 from lm_eval_edit.tasklib.editing.documents import Document, in_context
 from lm_eval_edit.tasklib.editing.metrics import NEIGHBOURHOOD, OTHER, PUBLISHED, TARGET, ZSRE, prompts_of
@@ -16,29 +21,52 @@ from lm_eval_edit.tasklib.editing.tasks import EditingTask, Question
 
 
 def refuse_what_is_around(task: EditingTask, doc: Document, ctx: str) -> None:
-    """Refuse what the harness puts around a document's first prompt, and would not put around its others.
+    """Refuse what the harness puts around a document's prompt.
 
     Raises:
         UserError: it did.
     """
     if ctx != doc["prompt"]:
         raise UserError(
-            f"{task.config.task} asks several prompts of a fact, and the harness puts a chat template, a system "
-            "instruction or examples around the first alone: leave them out, or ask for edithurt_editing, whose "
-            "documents have one prompt each"
+            f"{task.config.task} asks as the published scripts do, and they know no chat template, system instruction "
+            "or examples: leave them out, or ask for edithurt_editing or edithurt_counterfact"
         )
 
 
 class SeveralPromptsTask(EditingTask):
-    """A task whose documents have several prompts, of which nothing stands around one alone."""
+    """A task whose documents have several prompts.
+
+    The harness makes one context a document; what it puts around the first prompt (a chat template, a system
+    instruction) is put around the others by the same function.
+    """
+
+    def __init__(self, config: Mapping[str, Any]):
+        super().__init__(config)
+        self._around: dict[str, Callable[[str], str]] = {}
+        self._in_chat = False
+
+    def fewshot_context(self, doc: Document, *args: Any, **kwargs: Any) -> str:
+        """As in the harness; how it was made is kept for the document's other prompts."""
+
+        def around(prompt: str) -> str:
+            made: str = super(SeveralPromptsTask, self).fewshot_context({**doc, "prompt": prompt}, *args, **kwargs)
+            return made
+
+        self._around[doc["prompt"]] = around
+        return around(doc["prompt"])
+
+    def construct_requests(self, doc: Document, ctx: str, **kwargs: Any) -> list[Instance]:
+        """As for the other tasks."""
+        self._in_chat = bool(kwargs.get("apply_chat_template"))
+        return super().construct_requests(doc, ctx, **kwargs)
 
     def _questions(self, doc: Document, ctx: str) -> list[Question]:
-        refuse_what_is_around(self, doc, ctx)
+        around = self._around.get(doc["prompt"], str)
         return [
             question
             for kind, prompts in prompts_of(doc)
-            for number, prompt in enumerate(prompts)
-            for question in self._after(doc, kind, number, prompt)
+            for number, context in enumerate(map(around, prompts))
+            for question in self._after(doc, kind, number, context)
         ]
 
     def _after(self, doc: Document, kind: str, number: int, prompt: str) -> list[Question]:
@@ -52,14 +80,19 @@ class CounterFactTask(SeveralPromptsTask):
     def _after(self, doc: Document, kind: str, number: int, prompt: str) -> list[Question]:
         questions = []
         for role in (TARGET, OTHER):
-            ours, name = in_context(doc, role, prompt), f"{kind} {number} {role}"
+            ours, name = in_context(doc, role, prompt, self._in_chat), f"{kind} {number} {role}"
             questions += self._pieces(name, prompt, ours)
-            questions += self._published(f"{PUBLISHED} {name}", prompt, doc[f"{role}_script"], ours)
+            if not self._in_chat:  # which no published script knows: the figures are then of the tokens asked
+                questions += self._published(f"{PUBLISHED} {name}", prompt, doc[f"{role}_script"], ours)
         return questions
 
 
 class ZsreTask(SeveralPromptsTask):
-    """`edithurt_zsre`: the new object after the fact's prompts, a probe's answer after the probe."""
+    """`edithurt_zsre`: the new object after the fact's prompts, a probe's answer after the probe; as published, bare."""
+
+    def _questions(self, doc: Document, ctx: str) -> list[Question]:
+        refuse_what_is_around(self, doc, ctx)
+        return super()._questions(doc, ctx)
 
     def _after(self, doc: Document, kind: str, number: int, prompt: str) -> list[Question]:
         text = doc["answers"][number] if kind == NEIGHBOURHOOD else doc["target"]

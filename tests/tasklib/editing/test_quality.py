@@ -239,19 +239,6 @@ def test_tasks_about_other_edits_than_the_models_are_refused(reference, facts, m
     evaluate(lm, model_args, ["edithurt_efficacy"])
 
 
-def test_counterfact_is_refused_with_anything_around_one_of_its_prompts():
-    """The harness gives the system instruction to the fact's own prompt, not to paraphrases and neighbourhood."""
-    lm, metadata = EditedHFLM(n_edits=2, device="cpu"), {"pretrained": "demo", "editor": "none", "n_edits": 2}
-    lm.tokenizer.chat_template = "{% for m in messages %}<{{ m.role }}> {{ m.content }} {% endfor %}<assistant>"
-    for options in ({"system_instruction": "Be brief."}, {"apply_chat_template": True}):
-        with pytest.raises(UserError, match="edithurt_counterfact asks several prompts of a fact"):
-            evaluate(lm, metadata, ["edithurt_counterfact"], **options)
-    found = evaluate(lm, metadata, ["edithurt_editing"], system_instruction="Be brief.")["samples"]
-    for task in KINDS[:3]:
-        for sample in found[f"edithurt_{task}"]:
-            assert all(arguments[0].startswith("Be brief.") for arguments in sample["arguments"])
-
-
 def test_predict_only_logs_the_samples_and_scores_nothing():
     lm, metadata = EditedHFLM(n_edits=2, device="cpu"), {"pretrained": "demo", "editor": "none", "n_edits": 2}
     found = evaluate(lm, metadata, predict_only=True)
