@@ -25,7 +25,7 @@ def read_header(directory: Path) -> dict[str, Any] | None:
     """`ledger.json` of a folder, or None when the folder is absent or empty.
 
     Raises:
-        UserError: the folder holds other things, or a ledger of another format.
+        UserError: the folder holds other things, or a ledger of another format, or of a hash that is not known.
     """
     file = directory / "ledger.json"
     if not file.exists():
@@ -58,6 +58,10 @@ def read_header(directory: Path) -> dict[str, Any] | None:
             f"{file} is damaged (extra: {', '.join(wrong)}: absent, or not of the kind that is written there); "
             f"nothing was changed. Give another folder"
         )
+    try:
+        hash_named(_weights_of(header))
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from None
     return header
 
 
@@ -74,13 +78,14 @@ def hash_of_ledger(directory: Path | None) -> str:
     """The hash of a ledger's fingerprints: its own where the folder holds one, else that of new ones.
 
     Raises:
-        UserError: this version does not know it, or the folder is no ledger.
+        As `read_header`.
     """
     header = read_header(directory) if directory is not None else None
     if header is None:
         return NEWEST
+    return hash_named(_weights_of(header))
+
+
+def _weights_of(header: Mapping[str, Any]) -> Mapping[str, Any]:
     described = header["identity"].get("model")
-    try:
-        return hash_named(described if isinstance(described, Mapping) else {})
-    except UserError as error:
-        raise UserError(f"edit_ledger={directory}: {error}") from None
+    return described if isinstance(described, Mapping) else {}
