@@ -34,7 +34,7 @@ from lm_eval_edit.models import gguf
 from lm_eval_edit.plan import EditPlan, make_plan
 from lm_eval_edit.settings import AFTER_ALL, NAMES
 from lm_eval_edit.tasklib.editing.agreement import check_asked
-from lm_eval_edit.weights.edited import model_fingerprint
+from lm_eval_edit.weights.fingerprint import model_fingerprint
 
 logger = logging.getLogger("lm_eval_edit")
 log_safely()  # ids of facts, names of tasks
@@ -246,6 +246,12 @@ class EditedHFLM(ExactHFLM):
         """A hash of the weights as they stand."""
         return self.ledger.fingerprint() if self.ledger is not None else self._base_fingerprint
 
+    @property
+    def unedited_fingerprint(self) -> str:
+        """A hash of the weights before any edit: the ledger's, where an earlier version's has a hash of its own."""
+        ledger = self.ledger
+        return ledger.identity["model"]["fingerprint"] if ledger is not None else self._base_fingerprint
+
     def set_cache_hook(self, cache_hook: CacheHook) -> None:
         """As in HFLM, with the response cache (`--use_cache`) kept apart for each state of the weights."""
         self._name_cache(cache_hook)
@@ -271,5 +277,5 @@ class EditedHFLM(ExactHFLM):
             self.ledger,
             model=describe_source(self.model),
             weights_fingerprint=self.weights_fingerprint,
-            unedited_fingerprint=self._base_fingerprint,
+            unedited_fingerprint=self.unedited_fingerprint,
         )

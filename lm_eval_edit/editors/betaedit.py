@@ -14,13 +14,14 @@ above 20 √n; here the guards that hold for every method do.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from lm_eval_edit.editors._shared.earlier_keys import keys_name
 from lm_eval_edit.editors._shared.history import History
+from lm_eval_edit.editors._shared.inverse_root import InverseRoot
 from lm_eval_edit.editors._shared.keys import cholesky
 from lm_eval_edit.editors._shared.scale import MEMIT_CLOSED, NOTHING, update_weight
 from lm_eval_edit.editors.alphaedit import AlphaEdit, AlphaEditOptions
@@ -46,22 +47,29 @@ class BetaEditOptions(AlphaEditOptions):
             raise ValueError(f"mom2_update_weight={self.mom2_update_weight:g}: want a number of at least 0")
 
 
-@dataclass(frozen=True)
+@dataclass
 class _NullSpace:
-    """U (f, r) as it stands after some operations.
+    """U (f, r) as it stands after some operations, and their keys within it.
 
     Attributes:
-        gram: K_p K_pᵀ (f, f) of all of them, in float64; None before the first.
+        basis: U.
+        root: H (r, r), lower triangular, with H Hᵀ = λ₁ UᵀCU + λ₂I.
+        earlier: The root of (I + V Vᵀ)⁻¹, V = H⁻¹ Uᵀ K_p.
+        gram: K_p K_pᵀ (f, f) of all of them, in float64; None before the first, and where U is never found anew.
         edits, since: How many facts they hold, all and since U was found.
-        found: How often U was found anew.
-        basis: U, or None for that of C alone.
     """
 
+    basis: Tensor
+    root: Tensor
+    earlier: InverseRoot
     gram: Tensor | None = None
     edits: int = 0
     since: int = 0
-    found: int = 0
-    basis: Tensor | None = None
+
+    def into(self, given: Tensor) -> Tensor:
+        """H⁻¹ Uᵀ x."""
+        inside: Tensor = torch.linalg.solve_triangular(self.root, self.basis.T @ given, upper=False)
+        return inside
 
 
 class BetaEdit(AlphaEdit):
@@ -90,53 +98,44 @@ class BetaEdit(AlphaEdit):
     ) -> Tensor:
         """A (f, n) = U (G + Uᵀ(K_p K_pᵀ + K Kᵀ)U)⁻¹ Uᵀ K with G = λ₁ UᵀCU + λ₂I = H Hᵀ: in H⁻¹Uᵀ keys, G is I."""
         module = context.architecture.down_projections[layer]
-        values = {
-            name: float(scale.get(name, getattr(self.options, name)))
+        values = [
+            float(scale.get(name, getattr(self.options, name)))
             for name in ("nullspace_threshold", "L2", "mom2_update_weight")
-        }
-        threshold, ridge, weight = values.values()
-        moment = context.second_moments.symmetric(module, keys.device)
-        space = self._null_space(history, module, moment, threshold, weight, keys)
-        basis = space.basis
-        if basis is None:
-            basis = self._basis(context, layer, threshold).to(keys.device)
-        own = weight * (basis.T @ moment @ basis)
-        own.diagonal().add_(ridge)
-        root = cholesky(own, keys.shape[1])
-
-        def into(given: Tensor) -> Tensor:
-            inside: Tensor = torch.linalg.solve_triangular(root, basis.T @ given, upper=False)
-            return inside
-
-        setting = (threshold, ridge, weight, space.found)
-        earlier = self._earlier(history, module, basis.shape[1], keys, into, setting)
-        solved: Tensor = torch.linalg.solve_triangular(root.T, earlier.solve(into(keys)), upper=True)
-        return basis @ solved
-
-    def _null_space(
-        self,
-        history: Sequence[Mapping[str, Tensor]],
-        module: str,
-        moment: Tensor,
-        threshold: float,
-        weight: float,
-        like: Tensor,
-    ) -> _NullSpace:
+        ]
+        threshold, ridge, weight = values
         every = self.options.refresh_every
-        if every is None:
-            return _NullSpace()
+
+        def within(basis: Tensor, gram: Tensor | None = None, edits: int = 0) -> _NullSpace:
+            own = weight * (basis.T @ context.second_moments.symmetric(module, keys.device) @ basis)
+            own.diagonal().add_(ridge)
+            found = _NullSpace(basis, cholesky(own, edits), InverseRoot(basis.shape[1]), gram, edits)
+            if gram is not None:  # all keys at once: no earlier one is read again
+                found.earlier = InverseRoot.of(found.into(found.into(gram).T))
+            return found
+
+        def start() -> _NullSpace:
+            return within(self._basis(context, layer, threshold).to(keys.device))
 
         def add(space: _NullSpace, state: Mapping[str, Tensor]) -> _NullSpace:
-            keys = state[keys_name(module)].to(like.device, like.dtype)
-            n = keys.shape[1]
-            own = keys @ keys.T
-            gram = own if space.gram is None else space.gram + own
-            space = replace(space, gram=gram, edits=space.edits + n, since=space.since + n)
-            if space.since < every:
-                return space
-            values, vectors = torch.linalg.eigh((gram / space.edits + weight * moment) / (weight + 1))
-            basis = vectors[:, values < threshold].contiguous()
-            return replace(space, since=0, found=space.found + 1, basis=basis)
+            new = state[keys_name(module)].to(keys.device, keys.dtype)
+            if every is not None:
+                own = new @ new.T
+                space.gram = own if space.gram is None else space.gram.add_(own)
+                space.edits, space.since = space.edits + new.shape[1], space.since + new.shape[1]
+                if space.since >= every:
+                    moment = context.second_moments.symmetric(module, keys.device)
+                    vectors = _below(threshold, (space.gram / space.edits + weight * moment) / (weight + 1))
+                    return within(vectors, space.gram, space.edits)
+            space.earlier.absorb(space.into(new))
+            return space
 
-        name = ("null space", type(self), module, like.device, threshold, weight, every)
-        return History.of(history).summed(name, _NullSpace, add)
+        space = History.of(history).summed((type(self), module, keys.device, *values, every), start, add)
+        solved: Tensor = torch.linalg.solve_triangular(space.root.T, space.earlier.solve(space.into(keys)), upper=True)
+        directions: Tensor = space.basis @ solved
+        return directions
+
+
+def _below(threshold: float, moment: Tensor) -> Tensor:
+    """Eigenvectors of a symmetric matrix whose eigenvalues are below the threshold, as columns."""
+    values, vectors = torch.linalg.eigh(moment)
+    return vectors[:, values < threshold].contiguous()

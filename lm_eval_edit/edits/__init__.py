@@ -13,6 +13,7 @@ run             compute, apply, guard, record; resume where an earlier run stopp
 answers         what a model answers to a fact's prompt, teacher-forced
 guards          what may not pass unseen: no change, values that are not finite
 success         how many edits took
+header          what the operations of a ledger belong to, as a file
 operations      one operation as two files
 ledger          the operations as files: replay, restore, any prefix
 states          requests that want the weights after the first k operations

@@ -77,12 +77,12 @@ def operations_after(directory: Path | None, facts: Sequence[Fact], edit_batch_s
     Raises:
         UserError: the ledger is damaged.
     """
-    stored: Sequence[Operation] = []
+    stored: Iterator[Operation] = iter(())
     if directory is not None and (header := read_header(directory)) is not None:
         stored = read_operations(directory, header)
     operations: list[list[Fact]] = []
     start = 0
-    for done in stored:
+    while start < len(facts) and (done := next(stored, None)) is not None:
         batch = list(facts[start : start + len(done.facts)])
         if hash_json([fact.identity() for fact in batch]) != hash_json([fact.identity() for fact in done.facts]):
             break  # not the same facts, or the end of them: `check_schedule` tells

@@ -18,30 +18,24 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import NoneType
 from typing import Any
 
 from torch import Tensor
 
 from lm_eval_edit._support.differences import differences
-from lm_eval_edit._support.files import hash_json, read_json, write_json, writing
+from lm_eval_edit._support.files import hash_json, write_json, writing
 from lm_eval_edit._support.locks import only_writer
-from lm_eval_edit.edits.operations import Operation, operation_file, read_operations
+from lm_eval_edit.edits.header import FORMAT, mismatch, read_header
+from lm_eval_edit.edits.operations import Operation, count_operations, operation_file, read_operations
 from lm_eval_edit.errors import UserError
 from lm_eval_edit.facts.fact import Fact
 from lm_eval_edit.weights.delta import Delta, save_deltas
 from lm_eval_edit.weights.edited import EditedWeights
+from lm_eval_edit.weights.fingerprint import hash_named
+
+__all__ = ["Ledger", "check_schedule", "mismatch", "open_ledger", "read_header"]
 
 logger = logging.getLogger("lm_eval_edit")
-
-FORMAT = 1
-#: What `extra` may hold and others read; None where it is not known.
-_EXTRA = {
-    "model": (dict, NoneType), "editor_class": (str, NoneType), "context_templates": (list, NoneType),
-    "second_moments_source": (str, NoneType), "versions": (dict, NoneType), "chat": (dict, NoneType),
-}  # fmt: skip
-#: What of the model's origin it is loaded again by; the rest (`source.describe_source`) is told and never used.
-_LOADED_BY = ("pretrained", "revision", "dtype", "gguf_file")
 
 
 @dataclass
@@ -57,7 +51,7 @@ class Ledger:
         guards: Verdicts on the edited weights.
         finish: The editor's last correction (`Editor.finish`), applied after the operations whatever their number.
         applied: How many of the operations, counted from the first, the model carries now.
-        correction: What the model carries of `finish` beside them; no further operation may start from there.
+        correction: What the model carries of `finish` beside them; no further operation starts from there.
         edit_more: Goes on with the run that made it; None for a ledger without one.
     """
 
@@ -70,18 +64,23 @@ class Ledger:
     finish: Callable[[Mapping[str, tuple[Tensor, Tensor]]], dict[str, Delta]] = field(default=lambda weights: {})
     applied: int = 0
     correction: dict[str, Delta] = field(default_factory=dict)
-    edit_more: Callable[[Sequence[Fact]], None] | None = field(default=None, repr=False, compare=False)
+    edit_more: Callable[[Sequence[Fact], bool], None] | None = field(default=None, repr=False, compare=False)
+    _uncorrected: dict[str, tuple[Tensor, Tensor | None]] = field(default_factory=dict, repr=False, compare=False)
+    _seen: int | None = field(default=None, repr=False, compare=False)  # when the folder of operations last changed
 
     def __post_init__(self) -> None:
         self.weights.owner = self
 
-    def edit(self, facts: Sequence[Fact]) -> None:
+    def edit(self, facts: Sequence[Fact], ask_all: bool = True) -> None:
         """Edit more facts, behind those that are there: the same editor, with the state that its operations have left.
 
         The new facts begin an operation of their own, in batches as large as the run's.
 
         Args:
             facts: What to edit, first to last.
+            ask_all: Whether all facts, those of earlier calls included, are asked at the end (`guards["retained"]`,
+                `min_success`), which takes longer the more there are. False asks those of this call: what a call
+                costs then does not grow with the edits before it.
 
         Raises:
             ConfigurationError: with every problem of the facts; nothing was changed.
@@ -89,12 +88,12 @@ class Ledger:
         """
         if self.edit_more is None:
             raise UserError("this ledger belongs to no run that could go on; give its folder to edit_model")
-        self.edit_more(facts)
+        self.edit_more(facts, ask_all)
 
     def restore(self) -> None:
         """Put the model back to its unedited weights, bit for bit. The operations stay in the ledger."""
         self.weights.restore()
-        self.applied, self.correction = 0, {}
+        self.applied, self.correction, self._uncorrected = 0, {}, {}
 
     def apply(self, n_operations: int | None = None) -> None:
         """Bring the model to the state after the first n operations (default: all)."""
@@ -121,14 +120,24 @@ class Ledger:
                 self.directory,
             )
 
+    def compare_with_weights(self) -> None:
+        """Warn where the edited weights are not what the last operation left: something else has changed them."""
+        if self.applied and self.fingerprint() != self.applied_operations[-1].record["fingerprint"]:
+            logger.warning(
+                "something else than the ledger's operations has changed edited weights while they were computed: the "
+                "model is not what its ledger makes. restore() and a run with this ledger give that"
+            )
+
     def rewind(self, n_operations: int) -> int:
-        """Restore the model if it carries what does not belong to the state after n operations.
+        """Take off what the model carries and does not belong to the state after n operations.
 
         Returns:
             How many operations the model carries then.
         """
-        if self.correction or self.applied > n_operations:
+        if self.applied > n_operations or not self.correction.keys() <= self._uncorrected.keys():
             self.restore()
+        self.weights.put_back(self._uncorrected)
+        self.correction, self._uncorrected = {}, {}
         return self.applied
 
     def close(self) -> None:
@@ -137,7 +146,8 @@ class Ledger:
             self.correct(self.finish(self.weights.changes()))
 
     def correct(self, correction: dict[str, Delta]) -> None:
-        """Apply a last correction."""
+        """Apply a last correction. What it changes is kept as it was, so that editing goes on from there."""
+        self._uncorrected = self.weights.copied(name for name in correction if name in self.weights.touched)
         self.weights.apply(correction)
         self.correction = correction
 
@@ -151,9 +161,18 @@ class Ledger:
         """The operations the model carries now."""
         return self.operations[: self.applied]
 
-    def fingerprint(self) -> str:
-        """A hash of the model's weights as they stand."""
-        return self.weights.fingerprint(self.identity["model"]["fingerprint"])
+    @property
+    def hash_name(self) -> str:
+        """The hash that its fingerprints are made with; ledgers of earlier versions keep theirs."""
+        return hash_named(self.identity["model"])
+
+    def fingerprint(self, unseen: bool = True) -> str:
+        """A hash of the model's weights as they stand.
+
+        Args:
+            unseen: As in `EditedWeights.fingerprint`.
+        """
+        return self.weights.fingerprint(self.identity["model"]["fingerprint"], self.hash_name, unseen)
 
     @contextmanager
     def growing(self, schedule: Sequence[Sequence[Fact]]) -> Iterator[None]:
@@ -176,11 +195,26 @@ class Ledger:
                 raise UserError(f"edit_ledger={self.directory}: its ledger.json has been deleted since this run began")
             if found := differences(header["identity"], self.identity):
                 raise mismatch(self.directory, found)
-            there = read_operations(self.directory, header)[: len(schedule)]
-            if len(there) != len(self.operations):
-                self.operations = [*self.operations[: len(there)], *there[len(self.operations) :]]
-                check_schedule(self.directory, self.operations, schedule)
+            self._take_up(self.directory, header, schedule)
             yield
+
+    def _take_up(self, directory: Path, header: Mapping[str, Any], schedule: Sequence[Sequence[Fact]]) -> None:
+        """What others have done to the operations in the folder since they were read; nothing is read where nobody has.
+
+        Their folder tells: adding or taking away a file changes its time. Times are some milliseconds coarse, so the
+        two places where it would happen are looked at besides.
+        """
+        known, folder = len(self.operations), operation_file(directory, 0, "json").parent
+        last_is_there = not known or operation_file(directory, known - 1, "json").exists()
+        next_is_there = operation_file(directory, known, "json").exists()
+        if last_is_there and not next_is_there and self._seen == _changed_at(folder):
+            return
+        self._seen = _changed_at(folder)
+        there = min(count_operations(directory), len(schedule))
+        if there != known:
+            self.operations = self.operations[:there]
+            self.operations += read_operations(directory, header, max(there - known, 0), known)
+            check_schedule(directory, self.operations, schedule, min(known, there))
 
     def append(
         self,
@@ -203,67 +237,37 @@ class Ledger:
         state = {name: tensor.to("cpu") for name, tensor in state.items()}
         operation = Operation(index, list(facts), full, deltas, state)
         if self.directory is not None:
-            operation._file = operation_file(self.directory, index, "safetensors")
+            file = operation_file(self.directory, index, "safetensors")
             with writing(self.directory):
-                full["sha256"] = save_deltas(operation._file, deltas, state)
+                full["sha256"] = save_deltas(file, deltas, state)
                 write_json(operation_file(self.directory, index, "json"), full)
+            operation.stored_in(file)
+            self._seen = _changed_at(file.parent)
         self.operations.append(operation)
         return operation
 
 
-def read_header(directory: Path) -> dict[str, Any] | None:
-    """`ledger.json` of a folder, or None when the folder is absent or empty.
-
-    Raises:
-        UserError: the folder holds other things, or a ledger of another format.
-    """
-    file = directory / "ledger.json"
-    if not file.exists():
-        # A run killed while it wrote its first file leaves a temporary one, which is nobody's data.
-        if directory.exists() and (
-            not directory.is_dir() or any(not found.name.startswith(".") for found in directory.iterdir())
-        ):
-            raise UserError(
-                f"edit_ledger={directory} is not a ledger (no ledger.json in it) and not empty; give a new folder"
-            )
+def _changed_at(folder: Path) -> int | None:
+    """When a file of a folder was last added, replaced or taken away; None where there is no such folder."""
+    try:
+        return folder.stat().st_mtime_ns
+    except OSError:
         return None
-    header = read_json(file)
-    if not isinstance(header, dict) or header.get("format") != FORMAT:
-        found = header.get("format") if isinstance(header, dict) else None
-        raise UserError(f"{file} has ledger format {found}; this version of lm-eval-edit reads format {FORMAT}")
-    lacking = [name for name in ("identity", "extra") if not isinstance(header.get(name), dict)]
-    if lacking:
-        raise UserError(
-            f"{file} is damaged (no {' and no '.join(lacking)}), so nobody knows what its operations belong to; "
-            f"nothing was changed. Give another folder"
-        )
-    extra = header["extra"]
-    wrong = [name for name, kind in _EXTRA.items() if name in extra and not isinstance(extra[name], kind)]
-    wrong += [name for name in ("context_templates", "second_moments_source") if name not in extra]
-    model = extra.get("model") or {}
-    if not wrong and not all(isinstance(model.get(name), (str, NoneType)) for name in _LOADED_BY):
-        wrong = ["model"]
-    if wrong:
-        raise UserError(
-            f"{file} is damaged (extra: {', '.join(wrong)}: absent, or not of the kind that is written there); "
-            f"nothing was changed. Give another folder"
-        )
-    return header
-
-
-def mismatch(directory: Path | None, found: Sequence[str]) -> UserError:
-    """The error for a ledger that belongs to something else."""
-    return UserError(
-        f"edit_ledger={directory} belongs to another run:\n"
-        + "\n".join(f"    {line}" for line in found)
-        + "\n  Give the options it was made with, or another folder; nothing in it was changed"
-    )
 
 
 def open_ledger(
-    directory: Path | None, identity: dict[str, Any], extra: dict[str, Any], weights: EditedWeights
+    directory: Path | None,
+    identity: dict[str, Any],
+    extra: dict[str, Any],
+    weights: EditedWeights,
+    most: int | None = None,
 ) -> Ledger:
     """A ledger to append to: a new one, or what a folder holds.
+
+    Args:
+        directory: The folder; None for none.
+        identity, extra, weights: See `Ledger`.
+        most: How many of the folder's operations are wanted, from the first; None for all.
 
     Raises:
         UserError: the folder's ledger has another identity (each difference named), or is damaged.
@@ -283,17 +287,25 @@ def open_ledger(
     if found:
         raise mismatch(directory, found)
     ledger.extra = header["extra"]
-    ledger.operations = read_operations(directory, header)
+    ledger._seen = _changed_at(operation_file(directory, 0, "json").parent)
+    ledger.operations = list(read_operations(directory, header, most))
     return ledger
 
 
-def check_schedule(directory: Path | None, operations: Sequence[Operation], schedule: Sequence[Sequence[Fact]]) -> None:
+def check_schedule(
+    directory: Path | None, operations: Sequence[Operation], schedule: Sequence[Sequence[Fact]], first: int = 0
+) -> None:
     """Check that a ledger's operations are a prefix of the schedule, or the schedule a prefix of them.
+
+    Args:
+        directory: The ledger's folder.
+        operations, schedule: To be compared.
+        first: The operations before it are known to agree.
 
     Raises:
         UserError: naming the first operation whose facts differ.
     """
-    for done, planned in zip(operations, schedule, strict=False):
+    for done, planned in zip(operations[first:], schedule[first:], strict=False):
         stored, wanted = [f.identity() for f in done.facts], [f.identity() for f in planned]
         if hash_json(stored) == hash_json(wanted):
             continue

@@ -93,9 +93,9 @@ def ledger_problems(directory: Path, schedule: Sequence[Sequence[Fact]]) -> list
     """What is wrong with the operations that a ledger's folder holds, for a schedule, as a list of sentences."""
     try:
         header = read_header(directory)
-        operations = read_operations(directory, header) if header is not None else []
+        operations = list(read_operations(directory, header, len(schedule))) if header is not None else []
         check_schedule(directory, operations, schedule)
-        for operation in operations[: len(schedule)]:
+        for operation in operations:
             operation.check()
     except UserError as error:
         return [str(error)]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from torch import Tensor
 from lm_eval_edit._support.files import hash_json, read_json
 from lm_eval_edit.errors import UserError
 from lm_eval_edit.facts.fact import Fact, parse_record
-from lm_eval_edit.weights.delta import Delta, holds_state, load_deltas
+from lm_eval_edit.weights.delta import Delta, load_deltas, load_state, state_names
 
 
 @dataclass
@@ -23,7 +25,7 @@ class Operation:
         index: Its position in the schedule, from 0.
         facts: The facts it edited together.
         deltas: Parameter name to update; read from disk when first asked for.
-        state: What its editor leaves for later operations.
+        state: What its editor leaves for later operations; each tensor is read from disk when it is asked for.
         record: Everything else about it, as in its JSON file.
     """
 
@@ -33,14 +35,25 @@ class Operation:
     _deltas: dict[str, Delta] | None = None
     _state: dict[str, Tensor] | None = None
     _file: Path | None = None
+    _seen: tuple[int, int] | None = None  # size and time of the file when its bytes were those recorded
+
+    def stored_in(self, file: Path) -> None:
+        """Note that its tensors lie in a file now, which has just been written."""
+        self._file, self._seen = file, _stamp(file)
 
     def _load(self) -> tuple[dict[str, Delta], dict[str, Tensor]]:
         if self._deltas is None or self._state is None:
-            try:
-                self._deltas, self._state = load_deltas(self._stored, self.record["sha256"])
-            except UserError as error:
-                raise _damaged(self._stored, str(error)) from None
+            self._deltas, self._state = self._read()
         return self._deltas, self._state
+
+    def _read(self) -> tuple[dict[str, Delta], dict[str, Tensor]]:
+        seen = _stamp(self._stored)
+        try:
+            found = load_deltas(self._stored, self.record["sha256"])
+        except UserError as error:
+            raise _damaged(self._stored, str(error)) from None
+        self._seen = seen
+        return found
 
     @property
     def _stored(self) -> Path:
@@ -52,11 +65,22 @@ class Operation:
         return self._load()[0]
 
     @property
-    def state(self) -> dict[str, Tensor]:
+    def state(self) -> Mapping[str, Tensor]:
         """Without any the file's header says so: its deltas are not read, nor hashed, for that."""
-        if self._state is None and not self._holds_state():
-            return {}
-        return self._load()[1]
+        if self._file is None:
+            return self._load()[1]
+        names = list(self._state) if self._state is not None else self._state_names()
+        return _StoredState(self, names) if names else {}
+
+    def read_state(self, name: str) -> Tensor:
+        """One tensor of the state in the file, whose other bytes are read only if it has changed since they were.
+
+        Raises:
+            UserError: it is not the file that was written.
+        """
+        if self._seen is None or self._seen != _stamp(self._stored):
+            self._read()
+        return load_state(self._stored, name)
 
     def check(self) -> None:
         """Look at the header of the file: whether it is whole, not whether it is the one that was written.
@@ -65,15 +89,15 @@ class Operation:
             UserError: it is damaged.
         """
         if self._file is not None:
-            self._holds_state()
+            self._state_names()
 
     def receive(self, deltas: Mapping[str, Delta]) -> None:
         """Hold deltas that another process computed; what its editor leaves for later operations stays there."""
         self._deltas, self._state = dict(deltas), {}
 
-    def _holds_state(self) -> bool:
+    def _state_names(self) -> list[str]:
         try:
-            return holds_state(self._stored)
+            return state_names(self._stored)
         except UserError as error:
             raise _damaged(self._stored, str(error)) from None
 
@@ -81,6 +105,32 @@ class Operation:
         """Forget the deltas' tensors if they can be read again from disk."""
         if self._file is not None:
             self._deltas = self._state = None
+
+
+class _StoredState(Mapping[str, Tensor]):
+    """An operation's state in its file. Nothing is kept: what editors sum up of it they hold themselves."""
+
+    def __init__(self, operation: Operation, names: list[str]):
+        self._operation, self._names = operation, names
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._names:
+            raise KeyError(name)
+        return self._operation.read_state(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def _stamp(file: Path) -> tuple[int, int] | None:
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    return found.st_size, found.st_mtime_ns
 
 
 def operation_file(directory: Path, index: int, suffix: str) -> Path:
@@ -103,12 +153,18 @@ def _damaged(file: Path, why: str) -> UserError:
     )
 
 
-def read_operations(directory: Path, header: Mapping[str, Any]) -> list[Operation]:
-    """The operations a ledger's folder holds, first to last; their tensors stay on disk until asked for.
+def read_operations(
+    directory: Path, header: Mapping[str, Any], most: int | None = None, first: int = 0
+) -> Iterator[Operation]:
+    """The operations a ledger's folder holds, in order; their tensors stay on disk until asked for.
+
+    Each is read when its turn comes: whoever stops after k has opened the files of k.
 
     Args:
         directory: The folder.
         header: Its `ledger.json`, to which they must belong.
+        most: How many are wanted; None for all.
+        first: Which of them is the first.
 
     Raises:
         UserError: one is damaged, or is of another run.
@@ -117,10 +173,21 @@ def read_operations(directory: Path, header: Mapping[str, Any]) -> list[Operatio
     place = operation_file(directory, 0, "json").parent
     if place.exists() and not place.is_dir():
         raise UserError(f"{place} is a file; a ledger keeps its operations in a folder of that name")
-    operations: list[Operation] = []
-    while (file := operation_file(directory, len(operations), "json")).exists():
-        operations.append(_read_operation(file, len(operations), run))
-    return operations
+    for index in islice(count(first), most):
+        file = operation_file(directory, index, "json")
+        if not file.exists():
+            return
+        yield _read_operation(file, index, run)
+
+
+def count_operations(directory: Path) -> int:
+    """How many operations a folder holds, from the names of its files: those before the first that is not there."""
+    place = operation_file(directory, 0, "json").parent
+    try:
+        names = set(os.listdir(place))
+    except FileNotFoundError:
+        return 0
+    return next(n for n in count() if operation_file(directory, n, "json").name not in names)
 
 
 def _read_operation(file: Path, index: int, run: str) -> Operation:

@@ -32,7 +32,8 @@ from lm_eval_edit.edits.operations import Operation
 from lm_eval_edit.edits.run import EditRun
 from lm_eval_edit.errors import UserError
 from lm_eval_edit.weights.delta import Delta, flatten_deltas, unflatten_deltas
-from lm_eval_edit.weights.edited import EditedWeights, parameter_sums
+from lm_eval_edit.weights.edited import EditedWeights
+from lm_eval_edit.weights.fingerprint import parameter_hashes
 
 _PATIENCE = timedelta(weeks=52)  # others wait while the first edits; the harness gives its own group the same time
 _NAMED = 3  # differing parameters that an error names
@@ -136,7 +137,7 @@ class Processes:
         """
         told = None if failure is None else f"{type(failure).__name__}: {failure}"
         states: list[Any] = [None] * self.size
-        dist.all_gather_object(states, (told, None if told else parameter_sums(model)), group=self._group)
+        dist.all_gather_object(states, (told, None if told else parameter_hashes(model)), group=self._group)
         failed = [f"process {rank} failed: {what}" for rank, (what, _) in enumerate(states) if what]
         if failed:
             raise EditError("; ".join(failed)) from failure
@@ -174,6 +175,7 @@ class SharedRun:
             those that `edit_to` has come to.
         run: The first process's; None elsewhere.
         length: Operations in the schedule.
+        told: How many of them the others know, with their facts and records.
     """
 
     processes: Processes
@@ -181,6 +183,7 @@ class SharedRun:
     ledger: Ledger
     run: EditRun | None
     length: int
+    told: int = 0
 
     @classmethod
     def begin(cls, processes: Processes, model: nn.Module, editor: Editor, begin: Callable[[], EditRun]) -> SharedRun:
@@ -213,7 +216,8 @@ class SharedRun:
         try:
             operations, ledger.guards = self.processes.from_first(lambda: self._edit(n))
             if not self.processes.is_first:  # those known already keep their deltas: no operation is ever made anew
-                ledger.operations += operations[len(ledger.operations) :]
+                ledger.operations += operations
+            self.told += len(operations)
             self.processes.check_same_weights(self.model, self._follow(start, n))
         except BaseException:
             ledger.restore()
@@ -222,7 +226,7 @@ class SharedRun:
     def _edit(self, n: int) -> tuple[list[Operation], dict[str, Any]]:
         assert self.run is not None, "only the first process edits, and the run is its own"
         self.run.edit_to(n)
-        done = [Operation(o.index, o.facts, o.record) for o in self.ledger.operations]
+        done = [Operation(o.index, o.facts, o.record) for o in self.ledger.operations[self.told :]]
         return done, self.ledger.guards
 
     def _follow(self, start: int, n: int) -> Exception | None:

@@ -22,8 +22,10 @@ from lm_eval_edit.editors.hyperparameters import resolve
 from lm_eval_edit.edits.answers import Answer, edit_answers
 from lm_eval_edit.edits.continuing import batched, operations_after, taken_over
 from lm_eval_edit.edits.guards import EditError, NotFiniteError, NotTakenError, check_finite, guard, summary
+from lm_eval_edit.edits.header import hash_of_ledger, read_header
 from lm_eval_edit.edits.ledger import Ledger, check_schedule, open_ledger
 from lm_eval_edit.edits.needed_moments import check_second_moments, no_second_moments
+from lm_eval_edit.edits.operations import Operation
 from lm_eval_edit.edits.prompt_lengths import flat, too_long
 from lm_eval_edit.edits.source import describe_source
 from lm_eval_edit.edits.success import FEW, Success
@@ -31,12 +33,13 @@ from lm_eval_edit.edits.surroundings import chat_problems, kept_frame
 from lm_eval_edit.edits.surroundings import context_templates as templates_for
 from lm_eval_edit.errors import ConfigurationError, UserError
 from lm_eval_edit.facts.chat import ChatFrame, chat_frame, placed
-from lm_eval_edit.facts.contradictions import repetitions
+from lm_eval_edit.facts.contradictions import Asked, repetitions
 from lm_eval_edit.facts.fact import Fact
 from lm_eval_edit.facts.tokens import context_size
 from lm_eval_edit.models.architecture import Architecture
 from lm_eval_edit.moments.second_moments import SecondMoments
-from lm_eval_edit.weights.edited import EditedWeights, model_fingerprint
+from lm_eval_edit.weights.edited import EditedWeights
+from lm_eval_edit.weights.fingerprint import describe_weights
 
 __all__ = [
     "EditError", "EditRun", "NotFiniteError", "NotTakenError", "batch_problems", "begin_editing",
@@ -224,7 +227,7 @@ def _begin(
     if problems := too_long(facts, context_size(model.config), lambda: tokenizer, flat(templates)):
         raise ConfigurationError(problems)
     identity = {
-        "model": {"fingerprint": model_fingerprint(model), "class": type(model).__name__},
+        "model": describe_weights(model, hash_of_ledger(directory)),
         "editor": editor.name,
         "options": editor.describe(),
         "edit_batch_size": edit_batch_size,
@@ -239,9 +242,8 @@ def _begin(
         "second_moments_source": second_moments.source,
         "versions": versions(),
     } | ({"chat": chat.record()} if chat else {})
-    ledger = open_ledger(directory, identity, extra, EditedWeights(model))
+    ledger = open_ledger(directory, identity, extra, EditedWeights(model), len(operations))
     check_schedule(directory, ledger.operations, operations)
-    ledger.operations = ledger.operations[: len(operations)]
     ledger.finish = editor.finish
     context = EditContext(model, tokenizer, architecture, templates, second_moments, seed, progress, facts, chat)
     run = EditRun(ledger, editor, context, [list(facts) for facts in operations], min_success)
@@ -260,6 +262,7 @@ class EditRun:
         operations: The facts of every operation of the schedule.
         min_success: The share of the edits that must have taken whenever `edit_to` has done its work.
         history: What the operations that this run has seen left for later ones.
+        asked: What they ask, for telling whether more facts contradict them; found when more facts come.
     """
 
     ledger: Ledger
@@ -268,11 +271,16 @@ class EditRun:
     operations: list[list[Fact]]
     min_success: float | None = None
     history: History = field(default_factory=History)
+    asked: Asked | None = None
 
-    def edit_to(self, n_operations: int | None = None) -> None:
+    def edit_to(self, n_operations: int | None = None, ask_from: int = 0) -> None:
         """Bring the model to the state after the first n operations (default: all), computing those still missing.
 
         Any state may follow any other: earlier operations are replayed from the ledger, never computed again.
+
+        Args:
+            n_operations: n.
+            ask_from: The first operation whose facts are asked at the end, whether they hold.
 
         Raises:
             EditError: an edit failed its guards (the ledger holds the operations before it), or fewer edits took than
@@ -289,15 +297,16 @@ class EditRun:
                 self._replay(n)
             ledger.close()
             ledger.guards = guard(ledger)
-            facts = [fact for operation in ledger.applied_operations for fact in operation.facts]
+            told = ledger.operations[ask_from : ledger.applied]
+            facts = [fact for operation in told for fact in operation.facts]
             ledger.guards["retained"] = summary(self._answers(facts))
             if facts:
-                self._tell_success()
+                self._tell_success(told)
         except BaseException:
             ledger.restore()
             raise
 
-    def edit_more(self, facts: Sequence[Fact]) -> None:
+    def edit_more(self, facts: Sequence[Fact], ask_all: bool = True) -> None:
         """`Ledger.edit`: further operations behind those of the ledger."""
         contexts, context = flat(self.context.context_templates), self.context
         problems = _broken(facts) or (
@@ -308,23 +317,27 @@ class EditRun:
         )
         if problems:
             raise ConfigurationError(problems)
-        for warning in repetitions([*(f for o in self.ledger.operations for f in o.facts), *facts]).warnings():
+        stored = self.ledger.operations
+        if self.asked is None or self.asked.n_facts != self.ledger.n_edits:
+            self.asked = Asked([fact for operation in stored for fact in operation.facts])
+        for warning in self.asked.add(facts).warnings():
             logger.warning(warning)
-        more = batched(facts, self.ledger.identity["edit_batch_size"])
-        self.operations = [*(operation.facts for operation in self.ledger.operations), *more]
+        done, known = len(stored), len(self.operations)
+        self.operations[known:] = [operation.facts for operation in stored[known:]]
+        self.operations[done:] = batched(facts, self.ledger.identity["edit_batch_size"])
         try:
-            self.edit_to()
+            self.edit_to(ask_from=0 if ask_all else done)
         finally:
-            self.operations = self.operations[: len(self.ledger.operations)]
+            del self.operations[len(self.ledger.operations) :]
 
-    def _tell_success(self) -> None:
-        """Say and record how many of the edits took.
+    def _tell_success(self, told: Sequence[Operation]) -> None:
+        """Say and record how many of the edits of some operations took.
 
         Raises:
             NotTakenError: fewer than `min_success` asks for.
         """
         ledger = self.ledger
-        records = [operation.record for operation in ledger.applied_operations]
+        records = [operation.record for operation in told]
         found = Success.of(records, ledger.guards["retained"], in_chat=self.context.chat is not None)
         ledger.guards |= found.record()
         if problem := found.problem(self.min_success):
@@ -363,12 +376,14 @@ class EditRun:
                 "before": summary(before),
                 "after": summary(after),
                 "answers_changed": sum(a.predicted != b.predicted for a, b in zip(after, before, strict=True)),
-                "fingerprint": ledger.fingerprint(),
+                "fingerprint": ledger.fingerprint(unseen=False),
             }
             operation = ledger.append(facts, result.deltas, result.state, record)
             ledger.applied += 1
             states.append(operation.state)
             operation.release()
+        if rest:
+            ledger.compare_with_weights()
 
     def _answers(self, facts: Sequence[Fact]) -> list[Answer]:
         """The model's answers to facts where they are edited."""

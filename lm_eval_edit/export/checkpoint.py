@@ -13,7 +13,7 @@ from lm_eval_edit.edits.source import load_source
 from lm_eval_edit.errors import UserError, in_one_line
 from lm_eval_edit.export.edited import touched
 from lm_eval_edit.export.selfcheck import ExportError, last_logits
-from lm_eval_edit.weights.edited import parameter_sums
+from lm_eval_edit.weights.fingerprint import parameter_hashes
 
 
 def write_checkpoint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
@@ -40,7 +40,7 @@ def reloaded_logits(
 
     Args:
         folder: Where it lies.
-        wanted: `parameter_sums` of the model that was written, which every weight must be, bit for bit; None where
+        wanted: `parameter_hashes` of the model that was written, which every weight must be, bit for bit; None where
             the edited model has other last bits here than where the checkpoint was written.
         tokenizer: Of the unedited model: the checkpoint's own must give the prompts the same tokens.
         prompts: See `last_logits`.
@@ -63,7 +63,7 @@ def reloaded_logits(
                 f"its tokenizer makes {its_tokens[:20]} of {prompt!r}, the unedited model's {tokens[:20]}"
             )
     if wanted is not None:
-        found = parameter_sums(model)
+        found = parameter_hashes(model)
         different = [name for name in {**wanted, **found} if found.get(name) != wanted.get(name)]
         if different:
             raise ExportError(f"it holds other weights than the edited model: {touched(different)}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,8 @@ from lm_eval_edit.errors import ConfigurationError, UserError
 from lm_eval_edit.facts.fact import Fact
 from lm_eval_edit.models.devices import input_device
 from lm_eval_edit.weights.delta import Delta
-from lm_eval_edit.weights.edited import EditedWeights, model_fingerprint
+from lm_eval_edit.weights.edited import EditedWeights
+from lm_eval_edit.weights.fingerprint import hash_named, model_fingerprint
 
 Finish = Callable[[Mapping[str, tuple[Tensor, Tensor]]], dict[str, Delta]]
 
@@ -75,14 +75,16 @@ def select(directory: Path, n_edits: int | None = None, editors: Sequence[str] =
             [f"{directory} is no ledger (no ledger.json in it); give a folder that edit_ledger= made"]
         )
     problems = []
-    operations = read_operations(directory, header)
-    ends = list(accumulate(len(operation.facts) for operation in operations))
-    chosen = len(operations)
+    operations: list[Operation] = []
+    ends: list[int] = []  # facts up to the end of each
+    for operation in read_operations(directory, header):
+        operations.append(operation)
+        ends.append((ends[-1] if ends else 0) + len(operation.facts))
+        if ends[-1] == n_edits:
+            break
     if not operations:
         problems.append(f"{directory} holds no operation yet: nothing is edited")
-    elif n_edits is not None and n_edits in ends:
-        chosen = ends.index(n_edits) + 1
-    elif n_edits is not None:
+    elif n_edits is not None and ends[-1] != n_edits:
         near = sorted(sorted(ends, key=lambda end: abs(end - n_edits))[:2])
         problems.append(
             f"n_edits={n_edits}: no operation of the ledger ends there; the nearest that do end at "
@@ -109,7 +111,7 @@ def select(directory: Path, n_edits: int | None = None, editors: Sequence[str] =
         raise ConfigurationError(problems)
     source = {name: found.get(name) for name in ("pretrained", "revision")} | {"dtype": found.get("dtype") or "auto"}
     source |= {"gguf_file": found["gguf_file"]} if found.get("gguf_file") else {}
-    return Selection(directory, header, tuple(operations[:chosen]), source, editor_class, tuple(editors))
+    return Selection(directory, header, tuple(operations), source, editor_class, tuple(editors))
 
 
 @dataclass
@@ -164,7 +166,8 @@ def load(selection: Selection, device: str | None = None, trust_remote_code: boo
     """
     source = selection.source
     model, tokenizer = load_source(**source, device=device, trust_remote_code=trust_remote_code)
-    wanted, found = selection.header["identity"]["model"]["fingerprint"], model_fingerprint(model)
+    described = selection.header["identity"]["model"]
+    wanted, found = described["fingerprint"], model_fingerprint(model, hash_named(described))
     if found != wanted:
         raise UserError(
             f"pretrained={source['pretrained']} ({str(model.dtype).removeprefix('torch.')}) is not the model that "

@@ -25,7 +25,8 @@ from lm_eval_edit.export.edited import Edited, Selection, load, select
 from lm_eval_edit.export.selfcheck import ExportError, Verdict, compare, last_logits, prompts_of
 from lm_eval_edit.export.sums import sum_deltas
 from lm_eval_edit.facts.exported import RECORD
-from lm_eval_edit.weights.edited import EditedWeights, parameter_sums, wide_dtype
+from lm_eval_edit.weights.edited import EditedWeights, wide_dtype
+from lm_eval_edit.weights.fingerprint import parameter_hashes
 
 logger = logging.getLogger("lm_eval_edit")
 
@@ -116,7 +117,7 @@ def check(ledger: str | Path, folder: str | Path, **options: Any) -> dict[str, A
             "are compared, not its bits",
             folder,
         )
-        job.weight_sums = None
+        job.weight_hashes = None
     job.record["check"] = job.verdict(folder).record()
     return job.record
 
@@ -180,9 +181,9 @@ class _Job:
         self.wanted = self._logits()
         self.record = self._describe()
         self.adapter: Adapter | None = None
-        self.weight_sums: dict[str, list[Any]] | None = None
+        self.weight_hashes: dict[str, list[Any]] | None = None
         if self.to == "hf":
-            self.weight_sums = parameter_sums(edited.model)
+            self.weight_hashes = parameter_hashes(edited.model)
         else:
             self.sums = sum_deltas(edited.deltas(), edited.model, wide_dtype(self.dtype))
             edited.restore()
@@ -205,6 +206,7 @@ class _Job:
                 "dtype": str(self.dtype).removeprefix("torch."),
                 "architecture": type(self.edited.model).__name__,
                 "fingerprint": identity["model"]["fingerprint"],
+                "hash": ledger.hash_name,
             },
             "edits": {
                 "editor": identity["editor"],
@@ -273,7 +275,7 @@ class _Job:
             self.edited.release()
             device = "auto" if self.device == "auto" else str(self.edited.device)
             return reloaded_logits(
-                folder, self.weight_sums, self.tokenizer, self.prompts, device, self.trust_remote_code
+                folder, self.weight_hashes, self.tokenizer, self.prompts, device, self.trust_remote_code
             )
         model = self.edited.model
         if self.to == "peft":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
 
 from lm_eval_edit.facts.fact import Fact
 from lm_eval_edit.facts.subject_span import one_form
@@ -61,33 +62,72 @@ def repetitions(facts: Sequence[Fact]) -> Repetitions:
     Args:
         facts: Those of a schedule, first to last.
     """
-    prompts = [one_form(fact.text) for fact in facts]
-    relations = [
-        (one_form(fact.subject), one_form(fact.relation)) if fact.relation and fact.subject.strip() else None
-        for fact in facts
-    ]
-    objects = [one_form(fact.target_new) for fact in facts]
-
-    def several(values: Sequence[str], group: Sequence[int]) -> bool:
-        return len({values[position] for position in group}) > 1
-
-    def ids(groups: Iterable[Sequence[int]]) -> tuple[tuple[str, ...], ...]:
-        return tuple(tuple(str(facts[position].id) for position in group) for group in groups)
-
-    return Repetitions(
-        contradicting=ids(group for group in _groups(prompts) if several(objects, group)),
-        competing=ids(g for g in _groups(relations) if several(objects, g) and several(prompts, g)),
-        repeated=ids(_groups(list(zip(prompts, objects, strict=True)))),
-    )
+    return Asked().add(facts)
 
 
-def _groups(keys: Sequence[Hashable]) -> list[list[int]]:
-    """The positions of each key that stands more than once (None never does), in order."""
-    found: dict[Hashable, list[int]] = {}
-    for position, key in enumerate(keys):
-        if key is not None:
-            found.setdefault(key, []).append(position)
-    return [group for group in found.values() if len(group) > 1]
+class _Entry(NamedTuple):
+    """One fact in one form: its prompt, its object and its id."""
+
+    prompt: str
+    object: str
+    id: str
+
+
+class Asked:
+    """What facts ask, kept for those that come later.
+
+    Args:
+        facts: Those there are, first to last.
+
+    Attributes:
+        n_facts: How many have been taken up.
+    """
+
+    def __init__(self, facts: Sequence[Fact] = ()):
+        self.n_facts = 0
+        self._by_prompt: dict[Hashable, list[_Entry]] = {}
+        self._by_relation: dict[Hashable, list[_Entry]] = {}
+        self._by_both: dict[Hashable, list[_Entry]] = {}
+        self.add(facts)
+
+    def add(self, facts: Sequence[Fact]) -> Repetitions:
+        """Take up more facts; the work does not grow with the number of those there are.
+
+        Returns:
+            The groups that the new facts belong to, earlier facts in front.
+        """
+        prompts: dict[Hashable, list[_Entry]] = {}
+        relations: dict[Hashable, list[_Entry]] = {}
+        both: dict[Hashable, list[_Entry]] = {}
+
+        def put(key: Hashable, entry: _Entry, there: dict[Hashable, list[_Entry]], met: dict[Hashable, Any]) -> None:
+            group = met[key] = there.setdefault(key, [])
+            group.append(entry)
+
+        for fact in facts:
+            entry = _Entry(one_form(fact.text), one_form(fact.target_new), str(fact.id))
+            put(entry.prompt, entry, self._by_prompt, prompts)
+            put((entry.prompt, entry.object), entry, self._by_both, both)
+            if fact.relation and fact.subject.strip():
+                put((one_form(fact.subject), one_form(fact.relation)), entry, self._by_relation, relations)
+        self.n_facts += len(facts)
+        return Repetitions(
+            contradicting=_ids(group for group in prompts.values() if _several(e.object for e in group)),
+            competing=_ids(
+                group
+                for group in relations.values()
+                if _several(e.object for e in group) and _several(e.prompt for e in group)
+            ),
+            repeated=_ids(group for group in both.values() if len(group) > 1),
+        )
+
+
+def _several(values: Iterable[str]) -> bool:
+    return len(set(values)) > 1
+
+
+def _ids(groups: Iterable[Sequence[_Entry]]) -> tuple[tuple[str, ...], ...]:
+    return tuple(tuple(entry.id for entry in group) for group in groups)
 
 
 def _count(groups: Sequence[Sequence[str]]) -> str:

@@ -28,7 +28,8 @@ from lm_eval_edit.models.devices import input_device
 from lm_eval_edit.moments.corpus import Corpus
 from lm_eval_edit.moments.files import COUNT, MOMENT, Reader, read_moments
 from lm_eval_edit.moments.second_moments import SecondMoments
-from lm_eval_edit.weights.edited import parameter_sums, wide_dtype
+from lm_eval_edit.weights.edited import wide_dtype
+from lm_eval_edit.weights.fingerprint import parameter_sums
 
 logger = logging.getLogger("lm_eval_edit")
 

@@ -304,6 +304,9 @@ def unflatten_deltas(tensors: Mapping[str, Tensor]) -> dict[str, Delta]:
     return {name: KINDS[kind](**found) for (kind, name), found in fields.items()}
 
 
+_STATE = "state::"
+
+
 def save_deltas(path: Path, deltas: Mapping[str, Delta], state: Mapping[str, Tensor] | None = None) -> str:
     """Write deltas (and an editor's accumulated state) to one safetensors file, atomically.
 
@@ -312,11 +315,11 @@ def save_deltas(path: Path, deltas: Mapping[str, Delta], state: Mapping[str, Ten
     Returns:
         The sha256 of the file's bytes.
     """
-    return save_tensors(path, flatten_deltas(deltas) | {f"state::{k}": tensor for k, tensor in (state or {}).items()})
+    return save_tensors(path, flatten_deltas(deltas) | {_STATE + k: tensor for k, tensor in (state or {}).items()})
 
 
-def holds_state(path: Path) -> bool:
-    """Whether a file that `save_deltas` wrote holds an editor's state, from its header alone.
+def state_names(path: Path) -> list[str]:
+    """Names of what a file that `save_deltas` wrote holds of an editor's state, from its header alone.
 
     Raises:
         UserError: the file is missing or damaged.
@@ -326,7 +329,21 @@ def holds_state(path: Path) -> bool:
             names = list(file.keys())
     except Exception as error:  # safetensors raises its own untyped SafetensorError
         raise UserError(f"{path} is not a readable safetensors file: {error}") from None
-    return any(name.startswith("state::") for name in names)
+    return [name.removeprefix(_STATE) for name in names if name.startswith(_STATE)]
+
+
+def load_state(path: Path, name: str) -> Tensor:
+    """One tensor of an editor's state, without reading the rest of the file.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            found: Tensor = file.get_tensor(_STATE + name)
+    except Exception as error:  # safetensors raises its own untyped SafetensorError
+        raise UserError(f"{path} is not a readable safetensors file: {error}") from None
+    return found.clone()  # not a window into a file that may be replaced
 
 
 def load_deltas(path: Path, sha256: str | None = None) -> tuple[dict[str, Delta], dict[str, Tensor]]:
@@ -336,7 +353,7 @@ def load_deltas(path: Path, sha256: str | None = None) -> tuple[dict[str, Delta]
         UserError: the file is missing, damaged or does not have the given sha256.
     """
     flat = load_tensors(path, sha256)
-    state = {key.removeprefix("state::"): flat.pop(key) for key in list(flat) if key.startswith("state::")}
+    state = {key.removeprefix(_STATE): flat.pop(key) for key in list(flat) if key.startswith(_STATE)}
     try:
         return unflatten_deltas(flat), state
     except (ValueError, LookupError, TypeError):

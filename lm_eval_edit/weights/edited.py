@@ -7,16 +7,18 @@ one by one in bfloat16 would lose the small ones; subtracting them again would n
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lm_eval_edit._support.files import hash_json, hash_tensor
 from lm_eval_edit.weights.carried import note_applied, note_restored
 from lm_eval_edit.weights.delta import Delta
+from lm_eval_edit.weights.fingerprint import NEWEST, hash_of_json, model_fingerprint, tensor_hash
+
+__all__ = ["EditedWeights", "model_fingerprint", "temporarily_applied", "wide_dtype"]
 
 
 def wide_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -31,6 +33,7 @@ class _Touched:
     parameter: nn.Parameter
     original: Tensor
     master: Tensor | None  # float32 W_n; None when the parameter itself is wide enough to hold the sum
+    hashes: dict[str, str] = field(default_factory=dict)  # of its bits as `apply` left them, by the hash's name
 
 
 class _Changes(Mapping[str, tuple[Tensor, Tensor]]):
@@ -90,6 +93,7 @@ class EditedWeights:
             note_applied(self.model, self)
         for name, delta in deltas.items():
             touched = self._touch(name)
+            touched.hashes.clear()
             if touched.master is None:
                 delta.add_to_(touched.parameter.data)
             else:
@@ -103,6 +107,25 @@ class EditedWeights:
             touched.parameter.data.copy_(touched.original)
         self._touched.clear()
         note_restored(self.model, self)
+
+    @torch.no_grad()
+    def copied(self, names: Iterable[str]) -> dict[str, tuple[Tensor, Tensor | None]]:
+        """Some touched parameters as they stand, for `put_back`; each takes its memory once more."""
+        found = {name: self._touched[name] for name in names}
+        return {
+            name: (t.parameter.detach().clone(), None if t.master is None else t.master.clone())
+            for name, t in found.items()
+        }
+
+    @torch.no_grad()
+    def put_back(self, copies: Mapping[str, tuple[Tensor, Tensor | None]]) -> None:
+        """Bring parameters back to what `copied` saw, bit for bit."""
+        for name, (value, master) in copies.items():
+            touched = self._touched[name]
+            touched.hashes.clear()
+            touched.parameter.data.copy_(value)
+            if touched.master is not None and master is not None:
+                touched.master.copy_(master)
 
     def changes(self) -> Mapping[str, tuple[Tensor, Tensor]]:
         """Per touched parameter W₀ and W_n − W₀, in float32 (float64 for float64 models).
@@ -148,14 +171,23 @@ class EditedWeights:
                 out.append(f"{name} did not change")
         return out
 
-    def fingerprint(self, base: str) -> str:
+    def fingerprint(self, base: str, hash_name: str = NEWEST, unseen: bool = True) -> str:
         """A hash of the model as it stands: of `base` (the unedited model's) and the bits of every touched parameter.
 
         It is `base` itself while nothing is touched, or after `restore`.
+
+        Args:
+            base: The fingerprint of the unedited model.
+            hash_name: Of the hash, `base`'s own.
+            unseen: Whether to look at every touched parameter, whatever has changed it. False hashes those that
+                `apply` has reached since they were hashed last, and takes the others to be as they were.
         """
         if not self._touched:
             return base
-        return hash_json([base, {name: hash_tensor(t.parameter.data) for name, t in sorted(self._touched.items())}])
+        for touched in self._touched.values():
+            if unseen or hash_name not in touched.hashes:
+                touched.hashes[hash_name] = tensor_hash(touched.parameter.data, hash_name)
+        return hash_of_json([base, {name: t.hashes[hash_name] for name, t in sorted(self._touched.items())}], hash_name)
 
 
 @contextlib.contextmanager
@@ -170,35 +202,3 @@ def temporarily_applied(model: nn.Module, deltas: Mapping[str, Delta]) -> Iterat
         yield
     finally:
         weights.restore()
-
-
-_CHUNK = 1 << 22  # elements hashed at a time: bounds the int64 copies to 32 MiB each
-
-
-def model_fingerprint(model: nn.Module) -> str:
-    """A hash of all parameters' names, shapes, dtypes and bits, cheap enough for a model of many gigabytes.
-
-    It detects other weights, not a forger.
-    """
-    return hash_json([sums for _, sums in sorted(parameter_sums(model).items())])
-
-
-@torch.no_grad()
-def parameter_sums(model: nn.Module) -> dict[str, list[Any]]:
-    """What `model_fingerprint` hashes: per parameter its name, shape, dtype, and a sum over its bits.
-
-    The bit patterns are summed with odd position-dependent weights modulo 2⁶⁴ on the parameter's own device: exact
-    integer arithmetic, so the same on every device and in every order, and every element counts.
-    """
-    sums = {}
-    for name, parameter in model.named_parameters():
-        data = parameter.data
-        total = 0
-        bits = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[data.element_size()]
-        flat = data.contiguous().flatten().view(bits)
-        for start in range(0, flat.numel(), _CHUNK):
-            chunk = flat[start : start + _CHUNK].to(torch.int64)
-            position = torch.arange(start, start + chunk.numel(), device=chunk.device, dtype=torch.int64)
-            total = (total + int((chunk * (position * 0x9E3779B97F4A7C1 + 1 | 1)).sum())) % (1 << 64)
-        sums[name] = [name, list(parameter.shape), str(parameter.dtype), total]
-    return sums

@@ -56,7 +56,8 @@ class History(Sequence[Mapping[str, Tensor]]):
             start: Makes the sum of no state.
             add: (the sum so far, the next state) -> the sum; it may change the one it is given.
         """
-        taken, total = self._sums.get(name) or (0, start())
+        # Not there while it is added to: a sum that an error left half done must not be gone on with.
+        taken, total = self._sums.pop(name, None) or (0, start())
         for state in self._states[taken:]:
             total = add(total, state)
         self._sums[name] = (len(self._states), total)

@@ -29,6 +29,21 @@ class InverseRoot:
         self._thin: tuple[Tensor, Tensor] | None = None  # X (m, N), Y (m, N)
         self._dense: Tensor | None = None
 
+    @classmethod
+    def of(cls, gram: Tensor) -> InverseRoot:
+        """The root with V Vᵀ (m, m) given as a whole, in float64, however many columns it is the sum of.
+
+        Raises:
+            UserError: it is not finite.
+        """
+        m = len(gram)
+        system = (gram + gram.T) / 2
+        system.diagonal().add_(1.0)
+        one = torch.eye(m, dtype=gram.dtype, device=gram.device)
+        found = cls(m)
+        found._dense = torch.linalg.solve_triangular(cholesky(system, m).T, one, upper=True)  # L⁻ᵀ
+        return found
+
     def absorb(self, columns: Tensor) -> InverseRoot:
         """Take up columns (m, n) in float64, and return this.
 

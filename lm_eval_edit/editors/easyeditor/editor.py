@@ -29,13 +29,13 @@ from lm_eval_edit._support.files import hash_json, sha256
 from lm_eval_edit.editors._shared.difference import difference
 from lm_eval_edit.editors._shared.isolation import ModelSnapshot, process_kept, seed_everything
 from lm_eval_edit.editors.base import EditContext, Editor, EditResult, option
+from lm_eval_edit.editors.easyeditor.keys import added_keys, earlier_keys
 from lm_eval_edit.editors.easyeditor.running import executor_kept, fresh_globals, import_package, model_fields, padding
 from lm_eval_edit.editors.named_by_data import refuse_code_of_data
 from lm_eval_edit.editors.templates import TemplatePlan
 from lm_eval_edit.errors import UserError, nearest
 from lm_eval_edit.facts.fact import Fact
 from lm_eval_edit.models.architecture import Architecture
-from lm_eval_edit.weights.delta import KINDS
 from lm_eval_edit.weights.edited import wide_dtype
 
 logger = logging.getLogger(__name__)
@@ -172,7 +172,7 @@ class EasyEdit(Editor):
                 self._apply(model, context.tokenizer, requests, hparams, copy=False, return_orig_weights=True)
                 details = {"seconds": time.perf_counter() - started}  # without the adapter's own copying
                 changed = snapshot.changed(model)
-                state = _added_keys(method_globals.get("cache_c"), history)
+                state = added_keys(method_globals.get("cache_c"), history)
         except Exception as error:
             raise UserError(
                 f"EasyEdit's {self.method} failed on fact(s) {', '.join(str(fact.id) for fact in facts[:3])}: "
@@ -212,7 +212,7 @@ class EasyEdit(Editor):
             "COV_CACHE": moments,
             "inv_mom2_cache": {key: torch.inverse(moment) for key, moment in moments.items()},  # float32, as EasyEdit's
         }
-        keys = _earlier_keys(history)
+        keys = earlier_keys(history)
         return prepared if keys is None else prepared | {"cache_c": keys, "cache_c_new": True}
 
     def _field_names(self) -> list[str]:
@@ -230,26 +230,3 @@ def _request(fact: Fact, index: int) -> dict[str, Any]:
         "portability": {},
         "locality": {},
     }
-
-
-def _earlier_keys(history: Sequence[Mapping[str, Tensor]]) -> Tensor | None:
-    """(layers, f, f) Σ K Kᵀ of earlier operations, which AlphaEdit and SPHERE keep in a module global."""
-    total = None
-    for state in filter(None, history):
-        parts: dict[tuple[int, str], dict[str, Tensor]] = {}
-        for name, tensor in state.items():
-            index, kind, field = name.split(":")
-            parts.setdefault((int(index), kind), {})[field] = tensor
-        added = [KINDS[kind](**tensors).dense() for (_, kind), tensors in sorted(parts.items(), key=lambda e: e[0])]
-        total = torch.stack(added) if total is None else total + torch.stack(added)
-    return total
-
-
-def _added_keys(keys: Tensor | None, history: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """What an operation added to Σ K Kᵀ, per layer and in its smallest form: its rank is the number of facts."""
-    if keys is None:
-        return {}
-    before = _earlier_keys(history)
-    before = torch.zeros_like(keys) if before is None else before
-    added = [difference(old, new) for old, new in zip(before, keys, strict=True)]
-    return {f"{i}:{d.kind}:{field}": t for i, d in enumerate(added) for field, t in d.tensors().items()}

@@ -36,7 +36,8 @@ from lm_eval_edit.facts.fact import Fact, Facts, Probe, in_clear
 from lm_eval_edit.facts.tokens import continuation
 from lm_eval_edit.models.architecture import Architecture, linear_shape
 from lm_eval_edit.models.devices import weight_of
-from lm_eval_edit.weights.edited import model_fingerprint, wide_dtype
+from lm_eval_edit.weights.edited import wide_dtype
+from lm_eval_edit.weights.fingerprint import OLDEST, model_fingerprint
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,7 @@ class _Trainer:
         self.validation = [facts[i] for i in order[: settings.val_facts]]
         self.training = [facts[i] for i in order[settings.val_facts :]]
         self.identity = {
-            "model": model_fingerprint(model),
+            "model": model_fingerprint(model, OLDEST),  # beside hours of training it costs nothing, and old ones go on
             "facts": facts.sha256,
             "settings": asdict(replace(settings, inner_params=tuple(self.names))) | {"max_steps": None},
         }
