@@ -9,9 +9,17 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from lm_eval_edit import Fact
+from lm_eval_edit.models.architecture import Architecture
 
 SENTENCES = (
     "The mother tongue of was born in a city the and is . , ? weather fine Therefore Because I You",
@@ -85,18 +93,17 @@ def write_facts(file: Path, facts: Iterable[Fact] = FACTS) -> Path:
 
 
 @torch.no_grad()
-def tiny_second_moments(model: GPT2LMHeadModel, dtype: torch.dtype = torch.float64) -> dict[str, torch.Tensor]:
-    """E[k kᵀ] of every layer of `tiny_model` over 960 random tokens, ten times its key dimension."""
+def tiny_second_moments(model: PreTrainedModel, dtype: torch.dtype = torch.float64) -> dict[str, torch.Tensor]:
+    """E[k kᵀ] of every layer of a tiny model over 960 random tokens, ten times its key dimension."""
     ids = torch.randint(1, 64, (20, 48), generator=torch.Generator().manual_seed(0))
     keys, handles = {}, []
-    for layer, block in enumerate(model.transformer.h):
-        name = f"transformer.h.{layer}.mlp.c_proj"
+    for name in Architecture.discover(model).down_projections:
         handles.append(
-            block.mlp.c_proj.register_forward_pre_hook(
+            model.get_submodule(name).register_forward_pre_hook(
                 lambda module, args, name=name: keys.update({name: args[0].flatten(0, 1).to(dtype)})
             )
         )
-    model(input_ids=ids)
+    model(input_ids=ids, use_cache=False)
     for handle in handles:
         handle.remove()
     return {name: k.T @ k / len(k) for name, k in keys.items()}
