@@ -32,12 +32,13 @@ from tqdm.auto import tqdm
 from lm_eval_edit import EditSchedule, Fact, edit_model, load_facts
 from lm_eval_edit._support.files import hash_json, write_bytes, write_json
 from lm_eval_edit._support.versions import versions
-from lm_eval_edit.editors.base import find_editor
+from lm_eval_edit.editors.base import Editor, find_editor
 from lm_eval_edit.editors.hyperparameters import resolve
 from lm_eval_edit.edits.source import describe_source, load_source
 from lm_eval_edit.models.architecture import Architecture
 from lm_eval_edit.moments.collect import collect_second_moments
 from lm_eval_edit.moments.corpus import load_corpus
+from lm_eval_edit.moments.second_moments import SecondMoments
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs" / "real_model.md"
@@ -72,11 +73,13 @@ class Bench:
         kept: The file that holds what was measured.
     """
 
+    n = N  # facts
+
     def __init__(self, facts: Path, corpus: Path | None, kept: Path):
         self.model, self.tokenizer = load_source("smollm2", dtype="float32", device="cpu")
         self.model.eval()
         everything = load_facts(facts)
-        self.facts = [fact for [fact] in EditSchedule(N, 1, seed=0).operations(everything)]
+        self.facts = [fact for [fact] in EditSchedule(self.n, 1, seed=0).operations(everything)]
         self.corpus, self.kept = corpus, kept
         self.about = {
             "model": describe_source(self.model),
@@ -91,14 +94,8 @@ class Bench:
             found, problems = resolve(find_editor(method), self.model.config, options)
             assert not problems, problems
             editor = found.editor
-        moments = self._moments(editor) if editor and editor.needs_second_moments() else None
-        settings = {
-            **self.about,
-            "editor": method,
-            "options": editor.describe() if editor else {},
-            "edit_batch_size": N if at_once else 1,
-            "second_moments": None if moments is None else [load_corpus(str(self.corpus)).sha256, TOKENS],
-        }
+        moments = self.moments(editor) if editor else None
+        settings = self.settings(method, editor, N if at_once else 1)
         rows = read(self.kept)
         identity = hash_json(settings)
         if rows.get(name, {}).get("identity") != identity:
@@ -109,8 +106,18 @@ class Bench:
         for group in tqdm(groups[done:], desc=name, unit="op", initial=done, total=len(groups)):
             measured, templates = self._measure(method, options, group, moments, templates)
             rows[name]["measured"].append(measured)
-            with FileLock(self.kept.with_suffix(".lock")):  # another process may measure other rows
-                write_json(self.kept, read(self.kept) | {name: rows[name]})
+            keep(self.kept, name, rows[name])
+
+    def settings(self, method: str, editor: Editor | None, edit_batch_size: int) -> dict[str, Any]:
+        """What a row's figures depend on."""
+        needed = editor is not None and editor.needs_second_moments()
+        return {
+            **self.about,
+            "editor": method,
+            "options": editor.describe() if editor else {},
+            "edit_batch_size": edit_batch_size,
+            "second_moments": [load_corpus(str(self.corpus)).sha256, TOKENS] if needed else None,
+        }
 
     def _measure(self, method: str, options: dict, group: list[Fact], moments, templates) -> tuple[dict, Any]:
         """One operation: its processor time, the size of its change, what the model says of each of its facts."""
@@ -134,7 +141,10 @@ class Bench:
         ledger.restore()
         return measured, shared_templates(ledger)
 
-    def _moments(self, editor):
+    def moments(self, editor: Editor) -> SecondMoments | None:
+        """Second moments of the layers that a method needs them of; None where it needs none."""
+        if not editor.needs_second_moments():
+            return None
         if self.corpus is None:
             raise SystemExit(f"{editor.name} needs second moments: give --corpus FILE")
         layers = sorted({*editor.needs_second_moments()})
@@ -145,6 +155,12 @@ class Bench:
 def read(kept: Path) -> dict[str, Any]:
     """What has been measured so far, by row."""
     return json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else {}
+
+
+def keep(kept: Path, name: str, row: dict[str, Any]) -> None:
+    """Write one row beside the others; another process may measure those."""
+    with FileLock(kept.with_suffix(".lock")):
+        write_json(kept, read(kept) | {name: row})
 
 
 def table(rows: dict[str, Any]) -> str:
@@ -168,11 +184,10 @@ def table(rows: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def write_table(kept: Path) -> None:
-    """Put the table into the documentation page, between its marks."""
-    before, rest = DOCS.read_text(encoding="utf-8").split(BEGIN)
-    page = f"{before}{BEGIN}\n{table(read(kept))}\n{END}{rest.split(END)[1]}"
-    write_bytes(DOCS, page.encode())
+def replace_between(page: Path, begin: str, end: str, table: str) -> None:
+    """Put a table into a page, between its marks."""
+    before, rest = page.read_text(encoding="utf-8").split(begin)
+    write_bytes(page, f"{before}{begin}\n{table}\n{end}{rest.split(end)[1]}".encode())
 
 
 def main() -> None:
@@ -194,7 +209,7 @@ def main() -> None:
         for name in arguments.editors:
             bench.row(name, arguments.n)
             print(table(read(arguments.kept)), flush=True)
-    write_table(arguments.kept)
+    replace_between(DOCS, BEGIN, END, table(read(arguments.kept)))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,14 @@ from lm_eval_edit._support.extras import beside
 from lm_eval_edit.editors.base import Editor, find_editor, option_names
 from lm_eval_edit.editors.hyperparameters import Hyperparameters, from_the_model, presets, resolve
 from lm_eval_edit.edits import opened, scheduled
-from lm_eval_edit.edits.chosen import HFLM_OPTIONS, given_options, model_config, no_code_of_files, split_options
+from lm_eval_edit.edits.chosen import (
+    HFLM_OPTIONS,
+    given_options,
+    hyperparameters_of_all,
+    model_config,
+    no_code_of_files,
+    split_options,
+)
 from lm_eval_edit.edits.ledger import mismatch, read_header
 from lm_eval_edit.edits.needed_moments import no_second_moments
 from lm_eval_edit.edits.prompt_lengths import flat, planned_tokenizer, too_long
@@ -123,7 +130,7 @@ def _draft_plan(
     given, found = given_options(settings)
     problems += found
     others, direct = split_options(settings.editor, given, others)
-    problems += _unknown(others, config)
+    problems += _unknown(others, config, settings.editor)
     problems += check_data_dir(settings.data_dir)
     if settings.edit_corpus and (problem := corpus_problem(settings.edit_corpus)):
         problems.append(f"edit_corpus={problem}")
@@ -169,10 +176,19 @@ def _uneditable(pretrained: Any, others: Mapping[str, Any]) -> list[str]:
     return problems
 
 
-def _unknown(others: Mapping[str, Any], config: PretrainedConfig | None) -> list[str]:
+def _unknown(others: Mapping[str, Any], config: PretrainedConfig | None, editor: str) -> list[str]:
     known = {*HFLM_OPTIONS, *FROM_PRETRAINED, *_UNEDITABLE}
     unknown = [name for name in others if name not in known and not hasattr(config, name)]
-    return unknown_option_problems(unknown, [*HFLM_OPTIONS, *FROM_PRETRAINED])
+    owners = hyperparameters_of_all() if unknown else {}
+    problems = unknown_option_problems(
+        [name for name in unknown if name not in owners], [*HFLM_OPTIONS, *FROM_PRETRAINED]
+    )
+    return problems + [
+        f"{name}: editor={editor} has no such hyper-parameter; {', '.join(owners[name])} "
+        f"{'have' if len(owners[name]) > 1 else 'has'} it (`lm-eval-edit ls editors` lists them)"
+        for name in unknown
+        if name in owners
+    ]
 
 
 def _unsupported_model(config: PretrainedConfig) -> list[str]:

@@ -249,6 +249,7 @@ def option(
     tuned: bool = True,
     later: bool = False,
     least: int | None = None,
+    sign: str = "",
     **kwargs: Any,
 ) -> Any:
     """A dataclass field with a description.
@@ -262,11 +263,13 @@ def option(
             where no published value is known.
         later: Whether ledgers have been written before there was this option: it is not told at its default.
         least: For a whole number that may also be none, the smallest that is accepted.
+        sign: "positive" or "not negative", for a number that must be; "" for any.
         kwargs: Those of `dataclasses.field`.
     """
     if from_model:
         kwargs["default"] = None
     told = {"help": help, "from_model": from_model, "like": like, "tuned": tuned, "later": later, "least": least}
+    told["sign"] = sign
     return field(metadata=told, **kwargs)
 
 

@@ -21,7 +21,9 @@ from lm_eval_edit.facts.fact import Fact
 class EncoreOptions(MemitSeqOptions):
     """Hyper-parameters of `memit_seq` with ENCORE's defaults."""
 
-    v_num_grad_steps: int = option("forward passes of the target optimisation: one more than Adam steps", default=25)
+    v_num_grad_steps: int = option(
+        "forward passes of the target optimisation: one more than Adam steps", default=25, sign="positive"
+    )
     stop_after_correct: int | None = option(
         "stop a fact's target this many steps after all contexts answer it", default=2, least=0, tuned=False
     )

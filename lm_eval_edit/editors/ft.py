@@ -53,8 +53,8 @@ class FtOptions:
         default="target_new",
     )
     num_steps: int = option("passes over the operation's facts", default=25)
-    lr: float = option("Adam's learning rate", default=5e-4)
-    weight_decay: float = option("Adam's weight decay", default=0.0)
+    lr: float = option("Adam's learning rate", default=5e-4, sign="positive")
+    weight_decay: float = option("Adam's weight decay", default=0.0, sign="not negative")
     norm_constraint: float | bool | None = option(
         "no entry moves further than this from where it was; false for no limit", default=None
     )

@@ -5,6 +5,7 @@ Names are EasyEdit's, and its hparams files for the same method are read as they
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass, field, fields
 from importlib import resources
@@ -254,7 +255,11 @@ def _value(value: Any, f: Field[Any]) -> Any:
             raise ValueError(f"want a whole number of at least {least}, or none")
         return number
     if not f.metadata.get("from_model"):
-        return coerce(value, f.default)
+        found = coerce(value, f.default)
+        sign = f.metadata.get("sign", "")
+        if (sign == "positive" and not found > 0) or (sign == "not negative" and not found >= 0):
+            raise ValueError(f"want a {'positive number' if sign == 'positive' else 'number that is not negative'}")
+        return found
     if value is None or (isinstance(value, str) and value.strip().lower() in ("auto", "none")):
         return None
     try:
@@ -280,8 +285,10 @@ def coerce(value: Any, like: Any) -> Any:
             number = float(value) if not isinstance(value, bool) else None
         except (TypeError, ValueError):
             number = None
-        if number is None or (isinstance(like, int) and number != int(number)):
+        if number is None or (isinstance(like, int) and not number.is_integer()):
             raise ValueError("want a whole number" if isinstance(like, int) else "want a number")
+        if not math.isfinite(number):
+            raise ValueError("want a finite number")
         return int(number) if isinstance(like, int) else number
     if isinstance(like, tuple):
         if not isinstance(value, (list, tuple)):

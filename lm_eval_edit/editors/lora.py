@@ -51,10 +51,10 @@ class LoraOptions:
     num_steps: int | None = option(
         "passes over the operation's facts", from_model="as many as bring the loss below 0.01, 70 at most", like=1
     )
-    lr: float = option("Adam's learning rate", default=1e-3)
-    weight_decay: float = option("Adam's weight decay", default=0.0)
+    lr: float = option("Adam's learning rate", default=1e-3, sign="positive")
+    weight_decay: float = option("Adam's weight decay", default=0.0, sign="not negative")
     rank: int = option("rank of each adapted matrix's update", default=8)
-    lora_alpha: float = option("scale: s = lora_alpha / rank", default=32.0)
+    lora_alpha: float = option("scale: s = lora_alpha / rank", default=32.0, sign="positive")
     lora_dropout: float = option("dropout of the adapter's input while it is trained", default=0.1)
     target_modules: Any = option(
         "names of the adapted modules, as a list or q_proj:v_proj; by default peft's choice for the model", default=None

@@ -73,7 +73,7 @@ class Memit(Editor):
         return [given[0], given[-1]] if self.options.own_targets and len(given) > 2 else given
 
     def schedule_problems(self, n_facts: int) -> list[str]:
-        return too_few(n_facts, self.options) if self.options.norm_anchor == "auto" else []
+        return too_few(n_facts, self.options)
 
     def compute(
         self, context: EditContext, facts: Sequence[Fact], history: Sequence[Mapping[str, Tensor]] = ()

@@ -33,11 +33,15 @@ class RomeOptions:
     """Hyper-parameters of ROME, under EasyEdit's names."""
 
     layers: tuple[int, ...] = option("the edited layers; ROME's papers use one", default=())
-    v_num_grad_steps: int = option("forward passes of the target optimisation: one more than Adam steps", default=20)
-    v_lr: float = option("Adam's learning rate", default=0.5)
-    v_weight_decay: float = option("weight of ‖δ‖ / ‖v_init‖² in the loss", default=0.5)
-    clamp_norm_factor: float = option("δ is kept within this many norms of v_init", default=4.0)
-    kl_factor: float = option('weight of the drift of "{subject} is a" in the loss', default=0.0625)
+    v_num_grad_steps: int = option(
+        "forward passes of the target optimisation: one more than Adam steps", default=20, sign="positive"
+    )
+    v_lr: float = option("Adam's learning rate", default=0.5, sign="positive")
+    v_weight_decay: float = option("weight of ‖δ‖ / ‖v_init‖² in the loss", default=0.5, sign="not negative")
+    clamp_norm_factor: float = option("δ is kept within this many norms of v_init", default=4.0, sign="positive")
+    kl_factor: float = option(
+        'weight of the drift of "{subject} is a" in the loss', default=0.0625, sign="not negative"
+    )
     mom2_adjustment: bool = option("whiten the key with the inverse second moment C⁻¹", default=False)
     fact_token: str = option("where the fact is read and written; only subject_last", default="subject_last")
     context_template_length_params: tuple[tuple[int, int], ...] = option(

@@ -14,6 +14,9 @@ figures are updated once for each such group. In EasyEdit's code, and so in the 
 adds n times its unbiased variance, which is n / (n − 1) of its squared deviations; here it does the same. There the
 labels of a group hold the padding of shorter targets, too; here they do not.
 
+Where nobody has searched for an lr, it comes from the first operation: to first order an update lowers the loss by
+−Σ ⟨g, ΔW h⟩, which is proportional to lr, and lr is such that this is STEEP times the loss (docs/defaults.md).
+
 The running figures are this editor's state: each operation leaves them as they stand after it.
 """
 
@@ -28,6 +31,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lm_eval_edit.editors._shared.progress import steps
+from lm_eval_edit.editors._shared.scale import kept, to_keep
 from lm_eval_edit.editors.base import EditContext, Editor, EditResult, option
 from lm_eval_edit.editors.mend.batch import gradient_factors, rows_batch
 from lm_eval_edit.editors.mend.network import inner_module
@@ -39,6 +43,7 @@ from lm_eval_edit.models.devices import weight_of
 from lm_eval_edit.weights.delta import Delta, DenseDelta, linear_update
 from lm_eval_edit.weights.edited import wide_dtype
 
+STEEP = 5.0  # losses that the first operation would take away if the loss fell on as it begins to fall
 _TINY = torch.finfo(torch.float32).eps  # beside the standard deviation, as published
 
 
@@ -48,15 +53,17 @@ class UltraEditOptions:
 
     layers: tuple[int, ...] = option("the layers whose MLP down-projection is edited", default=())
     inner_params: tuple[str, ...] = option("the edited linear maps by name, in place of layers", default=())
-    lr: float = option("scale of V", default=1e-6)
+    lr: float | None = option(
+        "scale of V", from_model="such that the first operation's loss would fall by five times itself, to first order"
+    )
     batch_size_once: int = option("facts in one pass through the model, and in one mean loss", default=10, tuned=False)
     token: str = option("which tokens count: only mask, all of prompt and target", default="mask")
 
     def __post_init__(self) -> None:
         if self.layers and self.inner_params:
             raise ValueError("layers and inner_params both say what is edited: give one of them")
-        if not self.lr > 0:
-            raise ValueError(f"lr={self.lr:g}: want a positive number; 1e-6 is the published one")
+        if self.lr is not None and not 0 < self.lr < float("inf"):
+            raise ValueError(f"lr={self.lr:g}: want a positive number, or auto; published for 7 B parameters is 1e-6")
         if self.batch_size_once < 1:
             raise ValueError(f"batch_size_once={self.batch_size_once}: want at least 1")
         if self.token != "mask":
@@ -100,30 +107,20 @@ class UltraEdit(Editor):
             for module, found, (h, g) in zip(modules, tokens, factors, strict=True):
                 running[_shape(module)].update(torch.cat([h, g], dim=1))
                 found.append((h, g))
-        deltas = {}
+        solved, slope = {}, 0.0
         for name, module, found in zip(names, modules, tokens, strict=True):
             h, g = (torch.cat(parts) for parts in zip(*found, strict=True))
-            deltas[name] = self._delta(module, h, g, running[_shape(module)])
+            left, right = solved[name] = _solve(h, running[_shape(module)].values(h, g))
+            slope -= float((g * (h @ left @ right if right is not None else h @ left)).sum())
+        lr, scale = self.options.lr, kept(history)
+        if lr is None:
+            scale = scale if history else {"lr": _steep(sum(losses), slope)}
+            lr = scale["lr"]
+        deltas = {name: _delta(module, lr, *solved[name]) for name, module in zip(names, modules, strict=True)}
         state = {name: tensor for each in running.values() for name, tensor in each.state().items()}
         details = {"loss": sum(losses) / len(losses), "tokens": sum(len(h) for h, _ in tokens[0])}
-        return EditResult(deltas, details, state)
-
-    def _delta(self, module: nn.Module, h: Tensor, g: Tensor, running: Running) -> Delta:
-        """The update from H (N, f) and G (N, d) of all tokens, both in float64."""
-        normalised = running.normalise(torch.cat([h, g], dim=1))
-        h_hat, g_hat = normalised.split([h.shape[1], g.shape[1]], dim=1)
-        values = -self.options.lr * h_hat.square().sum(dim=1, keepdim=True) * g_hat  # V (N, d)
-        n, f = h.shape
-        dtype = wide_dtype(weight_of(module).dtype)
-        if n <= f * g.shape[1] / (f + g.shape[1]):  # factors take less than the matrix
-            system = h @ h.T
-            system.diagonal().add_(1)
-            solved = torch.cholesky_solve(values, torch.linalg.cholesky(system))  # (HHᵀ + I)⁻¹ V
-            return linear_update(is_transposed(module), h.T.to(dtype), solved.T.to(dtype))
-        system = h.T @ h
-        system.diagonal().add_(1)
-        change = torch.cholesky_solve(h.T @ values, torch.linalg.cholesky(system))  # ΔWᵀ (f, d)
-        return DenseDelta((change if is_transposed(module) else change.T).to(dtype).contiguous())
+        details |= {"from_model": scale} if scale else {}
+        return EditResult(deltas, details, state | ({} if history else to_keep(scale)))
 
     def parameters(self, model: PreTrainedModel, architecture: Architecture) -> list[str]:
         return list(self.options.inner_params) or [architecture.weight(layer) for layer in self.options.layers]
@@ -145,6 +142,35 @@ class UltraEdit(Editor):
 
 def _shape(module: nn.Module) -> tuple[int, int]:
     return linear_shape(module)
+
+
+def _solve(h: Tensor, values: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Of H (N, f), V (N, d): Hᵀ and (HHᵀ + I)⁻¹V while that takes less than the matrix, else (HᵀH + I)⁻¹HᵀV alone."""
+    (n, f), d = h.shape, values.shape[1]
+    as_factors = n <= f * d / (f + d)
+    system = h @ h.T if as_factors else h.T @ h
+    system.diagonal().add_(1)
+    root = torch.linalg.cholesky(system)
+    if as_factors:
+        return h.T, torch.cholesky_solve(values, root)
+    return torch.cholesky_solve(h.T @ values, root), None
+
+
+def _delta(module: nn.Module, lr: float, left: Tensor, right: Tensor | None) -> Delta:
+    dtype = wide_dtype(weight_of(module).dtype)
+    if right is not None:
+        return linear_update(is_transposed(module), left.to(dtype), (lr * right).T.to(dtype))
+    change = lr * left
+    return DenseDelta((change if is_transposed(module) else change.T).to(dtype).contiguous())
+
+
+def _steep(loss: float, slope: float) -> float:
+    """The lr with which the loss would fall by STEEP times itself, if it falls by `slope` for an lr of 1."""
+    if not slope > 0:
+        raise UserError(
+            f"lr: to first order the first operation's loss {loss:g} does not fall, whatever lr is; give lr=NUMBER"
+        )
+    return STEEP * loss / slope
 
 
 def _factors(
@@ -203,10 +229,13 @@ class Running:
         self.squares = squares + own + away.square() * (self.count * n / total)
         self.count = total
 
-    def normalise(self, values: Tensor) -> Tensor:
-        """(values − mean) / standard deviation."""
+    def values(self, h: Tensor, g: Tensor) -> Tensor:
+        """V (N, d) = −‖ĥ‖² ĝ, for an lr of 1, of H (N, f) and G (N, d); ^: less the mean, over the deviation."""
+        values = torch.cat([h, g], dim=1)
         mean, squares = (t.to(values.device) for t in (self.mean, self.squares))
-        return (values - mean) / ((squares / max(self.count - 1, 1)).sqrt() + _TINY)
+        normalised = (values - mean) / ((squares / max(self.count - 1, 1)).sqrt() + _TINY)
+        h_hat, g_hat = normalised.split([h.shape[1], g.shape[1]], dim=1)
+        return -h_hat.square().sum(dim=1, keepdim=True) * g_hat
 
     def state(self) -> dict[str, Tensor]:
         """What the next operation needs, exact to the last bit."""

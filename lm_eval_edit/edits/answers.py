@@ -65,17 +65,19 @@ def answers(
         ]
         for (prompt, target), text in zip(rows, prompts[start : start + batch_size], strict=True):
             check_fits([*prompt, *target[:-1]], size, text)
-        # The target's last token is predicted and never read: a prompt may fill the context to its end.
-        width = max(len(prompt) + len(target) - 1 for prompt, target in rows)
-        ids = torch.zeros(len(rows), width, dtype=torch.long)
+        # The target's last token is predicted and never read: a prompt may fill the context to its end, and two targets
+        # of one token behind the same prompt are one row.
+        texts = [(*prompt, *target[:-1]) for prompt, target in rows]
+        read = {text: index for index, text in enumerate(dict.fromkeys(texts))}
+        width = max(map(len, read))
+        ids = torch.zeros(len(read), width, dtype=torch.long)
         mask = torch.zeros_like(ids)
-        for r, (prompt, target) in enumerate(rows):
-            read = [*prompt, *target[:-1]]
-            ids[r, : len(read)] = torch.tensor(read)
-            mask[r, : len(read)] = 1
+        for text, r in read.items():
+            ids[r, : len(text)] = torch.tensor(text)
+            mask[r, : len(text)] = 1
         logits = model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits  # (B, T, V)
         sizes = [len(target) for _, target in rows]
-        row = torch.arange(len(rows)).repeat_interleave(torch.tensor(sizes))
+        row = torch.tensor([read[text] for text in texts]).repeat_interleave(torch.tensor(sizes))
         column = torch.cat([torch.arange(len(prompt) - 1, len(prompt) - 1 + len(target)) for prompt, target in rows])
         asked = logits[row.to(logits.device), column.to(logits.device)].cpu()  # (N, V): the rest need not leave a GPU
         for at, (_, target) in zip(asked.split(sizes), rows, strict=True):

@@ -8,13 +8,14 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import fields
 from typing import Any
 
 from lm_eval.models.huggingface import HFLM
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from lm_eval_edit import demo
-from lm_eval_edit.editors.base import Editor, find_editor, option_names
+from lm_eval_edit.editors.base import BUILT_IN, Editor, find_editor, option_names
 from lm_eval_edit.editors.hyperparameters import read_options_file, resolve
 from lm_eval_edit.editors.named_by_data import names_out_of_data
 from lm_eval_edit.errors import UserError, in_one_line
@@ -102,11 +103,26 @@ def split_options(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Options for HFLM, and those that are the editor's own hyper-parameters (`v_lr=0.1` beside `editor=rome`).
 
-    Those of an editor that wraps another one depend on which one, which `edit_config` may say too.
+    Those of an editor that wraps another one depend on which one, which `edit_config` may say too. Where there is no such
+    editor, that is told with the other problems of the plan, and any hyper-parameter may be meant.
     """
+    own: list[str] = []
     try:
-        found = [] if editor == "none" else option_names(find_editor(editor), {**given, **others})
-        names = set(found) - set(HFLM_OPTIONS)
-    except UserError:  # told with the other problems of the plan
-        names = set()
+        if editor != "none":
+            found = find_editor(editor)
+            own = [f.name for f in fields(found.Options)]
+            own = option_names(found, {**given, **others})
+    except UserError:
+        own += hyperparameters_of_all()
+    names = set(own)
+    names -= set(HFLM_OPTIONS)
     return {n: v for n, v in others.items() if n not in names}, {n: v for n, v in others.items() if n in names}
+
+
+def hyperparameters_of_all() -> dict[str, list[str]]:
+    """{hyper-parameter: the built-in methods that have it}."""
+    owners: dict[str, list[str]] = {}
+    for name in BUILT_IN:
+        for f in fields(find_editor(name).Options):
+            owners.setdefault(f.name, []).append(name)
+    return owners

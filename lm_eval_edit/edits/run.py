@@ -22,7 +22,7 @@ from lm_eval_edit.editors.hyperparameters import resolve
 from lm_eval_edit.edits.answers import Answer, edit_answers
 from lm_eval_edit.edits.continuing import batched, operations_after, taken_over
 from lm_eval_edit.edits.guards import EditError, NotFiniteError, NotTakenError, check_finite, guard, summary
-from lm_eval_edit.edits.header import hash_of_ledger, read_header
+from lm_eval_edit.edits.header import hash_of_ledger
 from lm_eval_edit.edits.ledger import Ledger, check_schedule, open_ledger
 from lm_eval_edit.edits.needed_moments import check_second_moments, no_second_moments
 from lm_eval_edit.edits.operations import Operation

@@ -9,11 +9,12 @@ import torch
 from torch.nn import functional as F
 from transformers import AutoConfig
 
-from lm_eval_edit import ConfigurationError, EditedHFLM, Fact, edit_model, load_facts
+from lm_eval_edit import ConfigurationError, EditedHFLM, Fact, UserError, edit_model, load_facts
 from lm_eval_edit.cost.editing import FactLength, operation
 from lm_eval_edit.cost.work import Shape
 from lm_eval_edit.editors.base import BUILT_IN, find_editor
 from lm_eval_edit.editors.hyperparameters import presets, resolve
+from lm_eval_edit.editors.ultraedit import _steep
 from lm_eval_edit.export import export
 from lm_eval_edit.tasklib.editing.documents import KINDS
 from tests.support.tiny import FACTS, same_weights, tiny_llama, tiny_model, tiny_tokenizer, weights_of
@@ -109,6 +110,33 @@ def test_the_formula_with_f_x_f_matrices_gives_the_same_update(make, names, once
     alone, _ = dense(model, groups[1], names)
     with pytest.raises(AssertionError):
         compare(model, ledger.operations[1].deltas, alone)
+
+
+def test_the_default_lr_makes_the_loss_fall_by_five_times_itself_to_first_order(tmp_path):
+    """Recomputed densely; it is the first operation's, for the rest of the run and for one that goes on with it."""
+    model = tiny_model(torch.float64)
+    ledger = edit(model, FACTS, 2, lr="auto", inner_params=list(DOWN), ledger=tmp_path)
+    [first, second] = [operation.record["details"]["from_model"]["lr"] for operation in ledger.operations]
+    assert first == second
+    fresh = tiny_model(torch.float64)
+    change, _ = dense(fresh, [FACTS[:2]], DOWN, lr=first)
+    falls = 0.0
+    for name, values in tokens_of(fresh, FACTS[:2], DOWN).items():
+        f = values.shape[1] - len(change[name])
+        falls -= float((values[:, f:] * (values[:, :f] @ change[name].T)).sum())
+    assert falls == pytest.approx(5 * ledger.operations[0].record["details"]["loss"], rel=1e-9)
+    told = tiny_model(torch.float64)
+    edit(told, FACTS, 2, lr=first, inner_params=list(DOWN))
+    assert same_weights(told, weights_of(model))
+    stopped, resumed = tmp_path / "stopped", tiny_model(torch.float64)
+    edit(tiny_model(torch.float64), FACTS[:2], 2, lr="auto", inner_params=list(DOWN), ledger=stopped)
+    edit(resumed, FACTS, 2, lr="auto", inner_params=list(DOWN), ledger=stopped)
+    assert same_weights(resumed, weights_of(model))
+
+
+def test_a_loss_that_does_not_fall_asks_for_an_lr():
+    with pytest.raises(UserError, match=r"lr: .* does not fall.*give lr=NUMBER"):
+        _steep(1.0, 0.0)
 
 
 def test_more_tokens_than_directions_give_the_same_update_as_a_matrix():

@@ -16,6 +16,7 @@ from tests.support.tiny import (
     FACTS,
     TEMPLATES,
     same_weights,
+    tiny_second_moments,
     tiny_tokenizer,
     weights_of,
 )
@@ -40,6 +41,12 @@ HYBRIDS = {
     },
 }  # fmt: skip
 ROME = {"layers": [1], "v_num_grad_steps": 5, "v_lr": 0.5, "v_weight_decay": 1e-3}
+#: Editor -> its options and context templates; MEMIT's layers are a recurrent one and one with attention.
+EDITS = {
+    "rome": (ROME, TEMPLATES),
+    "memit": (ROME | {"layers": [1, 2], "mom2_update_weight": 10.0}, [TEMPLATES[:1], TEMPLATES[1:]]),
+    "ft": ({"layers": [1], "num_steps": 2}, None),
+}
 
 
 def make(kind, dtype=torch.float64):
@@ -92,21 +99,21 @@ def test_a_partial_pass_over_padded_rows_equals_full_passes_over_single_ones(kin
 
 
 @pytest.mark.parametrize("kind", HYBRIDS)
-@pytest.mark.parametrize("editor", ["rome", "ft"])
+@pytest.mark.parametrize("editor", EDITS)
 def test_it_is_edited_restored_to_the_bit_exported_and_loaded_again(kind, editor, tmp_path):
     made = make(kind, torch.float32)
     made.save_pretrained(tmp_path / "model")
     tiny_tokenizer().save_pretrained(tmp_path / "model")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval()
     kept = weights_of(model)
-    options = ROME if editor == "rome" else {"layers": [1], "num_steps": 2}
+    options, templates = EDITS[editor]
     ledger = edit_model(
-        model, tiny_tokenizer(), FACTS[:2], editor, options=options, progress=False, ledger=tmp_path / "ledger",
-        context_templates=TEMPLATES if editor == "rome" else None,
+        model, tiny_tokenizer(), FACTS[:2], editor, 2 if editor == "memit" else 1, options=options,
+        context_templates=templates, second_moments=tiny_second_moments(model), ledger=tmp_path / "ledger",
+        progress=False,
     )  # fmt: skip
-    (name,) = ledger.operations[0].deltas
-    assert not torch.equal(model.get_parameter(name), kept[name])
-    assert sum(not torch.equal(p, kept[n]) for n, p in model.named_parameters()) == 1
+    names = {Architecture.discover(model).weight(layer) for layer in options["layers"]}
+    assert {n for n, p in model.named_parameters() if not torch.equal(p, kept[n])} == names
     edited = weights_of(model)
     export(tmp_path / "ledger", "hf", tmp_path / "out", device="cpu")
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()

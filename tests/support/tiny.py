@@ -103,7 +103,7 @@ def tiny_second_moments(model: PreTrainedModel, dtype: torch.dtype = torch.float
                 lambda module, args, name=name: keys.update({name: args[0].flatten(0, 1).to(dtype)})
             )
         )
-    model(input_ids=ids)
+    model(input_ids=ids, use_cache=False)
     for handle in handles:
         handle.remove()
     return {name: k.T @ k / len(k) for name, k in keys.items()}

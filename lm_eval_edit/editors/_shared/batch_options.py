@@ -16,11 +16,15 @@ class BatchOptions:
     """Hyper-parameters that MEMIT and its kin share, under EasyEdit's names."""
 
     layers: tuple[int, ...] = option("the edited layers, lowest first", default=())
-    v_num_grad_steps: int = option("forward passes of the target optimisation: one more than Adam steps", default=20)
-    v_lr: float = option("Adam's learning rate", default=0.5)
-    v_weight_decay: float = option("weight of ‖δ‖ / ‖z_init‖² in the loss", default=0.5)
-    clamp_norm_factor: float = option("δ is kept within this many norms of z_init", default=0.75)
-    kl_factor: float = option('weight of the drift of "{subject} is a" in the loss', default=0.0625)
+    v_num_grad_steps: int = option(
+        "forward passes of the target optimisation: one more than Adam steps", default=20, sign="positive"
+    )
+    v_lr: float = option("Adam's learning rate", default=0.5, sign="positive")
+    v_weight_decay: float = option("weight of ‖δ‖ / ‖z_init‖² in the loss", default=0.5, sign="not negative")
+    clamp_norm_factor: float = option("δ is kept within this many norms of z_init", default=0.75, sign="positive")
+    kl_factor: float = option(
+        'weight of the drift of "{subject} is a" in the loss', default=0.0625, sign="not negative"
+    )
     v_batch_size: int = option(
         "facts whose targets are optimised at once: bounds memory, changes nothing else", default=16, tuned=False
     )
@@ -55,6 +59,11 @@ class BatchOptions:
             raise ValueError(f"v_batch_size={self.v_batch_size}: want at least 1")
         if any(after <= before for before, after in zip(self.layers, self.layers[1:], strict=False)):
             raise ValueError(f"layers={list(self.layers)}: want each layer once, lowest first")
+        if self.own_targets and len(self.layers) == 1:
+            raise ValueError(
+                f"own_targets=True: the first and the last layer get targets of their own, and one layer is edited "
+                f"({self.layers[0]}); give edit_layers=FIRST-LAST, or leave own_targets out"
+            )
         object.__setattr__(self, "norm_anchor", _anchor(self.norm_anchor))
         if self.norm_anchor_facts < 1:
             raise ValueError(f"norm_anchor_facts={self.norm_anchor_facts}: want at least 1")

@@ -18,7 +18,7 @@ from lm_eval_edit.editors._shared.batch_options import BatchOptions
 from lm_eval_edit.editors._shared.progress import steps
 from lm_eval_edit.editors._shared.target import optimise_targets
 from lm_eval_edit.editors.base import EditContext
-from lm_eval_edit.errors import UserError
+from lm_eval_edit.errors import UserError, problems_of
 from lm_eval_edit.facts.chat import placed
 from lm_eval_edit.facts.fact import Fact
 from lm_eval_edit.facts.sources import load_facts
@@ -139,7 +139,15 @@ def too_few(n_facts: int, options: BatchOptions) -> list[str]:
     """The problem of an anchor that would be taken over fewer facts than it should, as a list of sentences.
 
     A mean over whatever a run happens to edit would make a run of 20 facts another one than the first 20 of 100.
+
+    Args:
+        n_facts: Of the run, which are taken for `norm_anchor=auto`.
     """
+    if isinstance(options.norm_anchor, str) and options.norm_anchor != "auto":
+        try:
+            n_facts = len(load_facts(options.norm_anchor))
+        except UserError as error:
+            return [f"norm_anchor={options.norm_anchor}: {problem}" for problem in problems_of(error)]
     if not isinstance(options.norm_anchor, str) or n_facts >= options.norm_anchor_facts:
         return []
     where = "the run edits" if options.norm_anchor == "auto" else f"{options.norm_anchor} has"
