@@ -54,7 +54,7 @@ def commands(record: Mapping[str, Any], folder: str) -> list[str]:
     common |= {"dtype": base["dtype"]}
     found = [_command("hf", common | {"peft": folder}, record)]
     if _why_not_in_vllm(record) is None:
-        lora = {"lora_local_path": folder, "max_lora_rank": vllm_rank(record["adapter"]["rank"])}
+        lora: dict[str, Any] = {"lora_local_path": folder, "max_lora_rank": vllm_rank(record["adapter"]["rank"])}
         # vLLM wraps every linear map it could adapt, the head included; the edited ones are named, and no others.
         lora["lora_target_modules"] = _edited_modules(record)
         found.append(_command("vllm", common | lora, record))

@@ -17,15 +17,11 @@ RECORD = "lm_eval_edit_export.json"
 _NAMING = ("peft", "lora_local_path", "pretrained", "model", "path")
 
 
-def is_export(folder: Any) -> bool:
-    """Whether this is the folder of an export."""
-    return isinstance(folder, str | Path) and (Path(folder).expanduser() / RECORD).is_file()
-
-
 def export_of(arguments: Mapping[str, Any]) -> Path | None:
     """The export that a run's model arguments name, an adapter before a checkpoint; None where they name none."""
-    folders = (arguments.get(name) for name in _NAMING)
-    return next((Path(folder).expanduser() for folder in folders if is_export(folder)), None)
+    named = (arguments.get(name) for name in _NAMING)
+    folders = (Path(folder).expanduser() for folder in named if isinstance(folder, str | Path))
+    return next((folder for folder in folders if (folder / RECORD).is_file()), None)
 
 
 def exported_facts(folder: Path) -> Facts:

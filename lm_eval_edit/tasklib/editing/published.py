@@ -9,7 +9,7 @@ after the prompt and the object's tokens before it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from lm_eval.api.instance import Instance
@@ -98,7 +98,7 @@ class ZsreTask(SeveralPromptsTask):
         text = doc["answers"][number] if kind == NEIGHBOURHOOD else doc["target"]
         return self._published(f"{kind} {number} {TARGET}", prompt, text, None)
 
-    def _absent_metrics(self, docs: list[Document]) -> set[str]:
+    def _absent_metrics(self, docs: Sequence[Document]) -> set[str]:
         names = super()._absent_metrics(docs)
         if self._tokenizer is None:
             names |= {f"{name}{end}" for name in ("score", *ZSRE) for end in ("", "_stderr")}
