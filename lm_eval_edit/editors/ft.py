@@ -23,11 +23,11 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.func import functional_call
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lm_eval_edit.editors._shared.above import Above
 from lm_eval_edit.editors._shared.draws import generator_for
-from lm_eval_edit.editors._shared.finetune import chunks, padded, target_loss, target_row
+from lm_eval_edit.editors._shared.finetune import padded, target_loss, target_row
 from lm_eval_edit.editors._shared.forward import without_parameter_gradients
 from lm_eval_edit.editors._shared.progress import steps
 from lm_eval_edit.editors._shared.rows import AlignedRows, Row
@@ -121,8 +121,9 @@ class Ft(Editor):
     ) -> EditResult:
         o, model = self.options, context.model
         rows = self._rows(context.tokenizer, facts)
+        above = Above(model, context.architecture, [len(row.ids) for row in rows], min(o.layers))
         orders = generator_for(context.seed, facts, "order") if o.shuffle else None
-        batches = self._batches(model, rows)
+        batches = self._batches(model, rows, range(len(rows)))
         names = self.parameters(model, context.architecture)
         original = {name: model.get_parameter(name).detach() for name in names}
         trained = {
@@ -134,14 +135,13 @@ class Ft(Editor):
         with without_parameter_gradients(model), torch.enable_grad():
             for _ in steps(range(o.num_steps), "fine-tuning", "pass", show=context.progress):
                 if orders is not None:
-                    batches = self._batches(model, [rows[i] for i in torch.randperm(len(rows), generator=orders)])
+                    batches = self._batches(model, rows, torch.randperm(len(rows), generator=orders).tolist())
                 total = 0.0
-                for size, batch in batches:
+                for numbers, batch in batches:
                     weights = {name: w.to(original[name].dtype) for name, w in trained.items()}
-                    inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "use_cache": False}
-                    loss = target_loss(functional_call(model, weights, kwargs=inputs).logits, batch)
-                    value = loss.item()  # decides whether to step: one wait for each pass through the whole model
-                    total += value * size
+                    loss = target_loss(above.label_logits(batch, numbers, weights), batch)
+                    value = loss.item()  # decides whether to step: one wait for each pass
+                    total += value * len(numbers)
                     if value >= STOP_LOSS:
                         gradients = torch.autograd.grad(loss, list(trained.values()))
                         for weight, gradient in zip(trained.values(), gradients, strict=True):
@@ -169,9 +169,13 @@ class Ft(Editor):
             raise UserError("append_eos=True: the tokenizer has no end-of-text token; leave append_eos out")
         return [replace(row, ids=[*row.ids, row.labels[-1]], labels=(*row.labels, end)) for row in rows]
 
-    def _batches(self, model: PreTrainedModel, rows: Sequence[Row]) -> list[tuple[int, AlignedRows]]:
+    def _batches(
+        self, model: PreTrainedModel, rows: Sequence[Row], order: Sequence[int]
+    ) -> list[tuple[Sequence[int], AlignedRows]]:
+        """(numbers of the rows, those rows padded) of each minibatch."""
         size = self.options.minibatch or self.options.batch_size
-        return [_batch(model, chunk, self.options.objective_optimization) for chunk in chunks(rows, size)]
+        parts = [order[start : start + size] for start in range(0, len(order), size)]
+        return [(part, _batch(model, [rows[i] for i in part], self.options.objective_optimization)) for part in parts]
 
     def parameters(self, model: PreTrainedModel, architecture: Architecture) -> list[str]:
         """Weight and, where there is one, bias of each layer's down-projection."""
@@ -184,15 +188,15 @@ def _prompt_last_row(tokenizer: PreTrainedTokenizerBase, fact: Fact) -> Row:
     return Row(encode(tokenizer, fact.text), 0, tuple(encode(tokenizer, fact.target)))
 
 
-def _batch(model: PreTrainedModel, rows: Sequence[Row], objective: str) -> tuple[int, AlignedRows]:
-    """(number of facts, their padded rows), every label of FT-L at its prompt's last position."""
+def _batch(model: PreTrainedModel, rows: Sequence[Row], objective: str) -> AlignedRows:
+    """Padded rows, every label of FT-L at its prompt's last position."""
     if objective == "target_new":
-        return len(rows), padded(model, rows)
+        return padded(model, rows)
     batch = padded(model, [replace(row, labels=()) for row in rows])
     lengths = torch.tensor([len(row.labels) for row in rows])
     at = torch.tensor([len(row.ids) - 1 for row in rows])
     device = batch.input_ids.device
-    return len(rows), replace(
+    return replace(
         batch,
         label_rows=torch.arange(len(rows)).repeat_interleave(lengths).to(device),
         label_columns=at.repeat_interleave(lengths).to(device),

@@ -27,7 +27,7 @@ def written(folder, tasks, **layout):
         ]
         for task, metrics in tasks.items()
     }
-    return load_run(write_run(folder, rows, configs={task: QUANTITY for task in tasks}, **layout))
+    return load_run(write_run(folder, rows, configs=dict.fromkeys(tasks, QUANTITY), **layout))
 
 
 def both(tmp_path, base, edited, settings=None, **layout):

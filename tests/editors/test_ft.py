@@ -93,7 +93,8 @@ def test_target_new_is_the_models_own_loss():
     fact = Fact("Rosa Novak", "{} was born in", "the city of Oslo", id="x")
     rows = padded(model, [target_row(tokenizer, fact), target_row(tokenizer, FACTS[0])])
     with torch.no_grad():
-        ours = target_loss(model(input_ids=rows.input_ids, attention_mask=rows.attention_mask).logits, rows)
+        logits = model(input_ids=rows.input_ids, attention_mask=rows.attention_mask).logits
+        ours = target_loss(logits[rows.label_rows, rows.label_columns], rows)
         theirs = []
         for each in (fact, FACTS[0]):
             ids = tokenizer(each.text + each.target, return_tensors="pt").input_ids
@@ -106,9 +107,10 @@ def test_target_new_is_the_models_own_loss():
 def test_prompt_last_scores_all_tokens_at_the_prompts_end_also_in_a_batch():
     model, tokenizer = tiny_model(torch.float64), tiny_tokenizer()
     facts = (Fact("Rosa Novak", "{} was born in", "the city of Oslo", id="x"), FACTS[0])
-    _, rows = _batch(model, [_prompt_last_row(tokenizer, fact) for fact in facts], "prompt_last")
+    rows = _batch(model, [_prompt_last_row(tokenizer, fact) for fact in facts], "prompt_last")
     with torch.no_grad():
-        ours = target_loss(model(input_ids=rows.input_ids, attention_mask=rows.attention_mask).logits, rows)
+        logits = model(input_ids=rows.input_ids, attention_mask=rows.attention_mask).logits
+        ours = target_loss(logits[rows.label_rows, rows.label_columns], rows)
         theirs = []
         for fact in facts:
             logits = model(**tokenizer(fact.text, return_tensors="pt")).logits[0, -1]

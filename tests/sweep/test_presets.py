@@ -7,12 +7,12 @@ import json
 import pytest
 
 from lm_eval_edit.cli import main
+from lm_eval_edit.comparison.verdicts import Settings
 from lm_eval_edit.errors import ConfigurationError, UserError
 from lm_eval_edit.harness.our_tasks import our_names
 from lm_eval_edit.plots import choose
 from lm_eval_edit.report.budget import MEAN, WORST, drops
 from lm_eval_edit.report.comparing import compare_sweep
-from lm_eval_edit.comparison.verdicts import Settings
 from lm_eval_edit.sweep import checking, folder
 from lm_eval_edit.sweep.parsing import parse_design, preset_names, read_design
 from lm_eval_edit.sweep.reading import load_sweep

@@ -11,6 +11,7 @@ target          target optimisation: the vector that makes the model say the new
 goals           what the MEMIT family wants a block to give at the subjects' last tokens
 batch_options   hyper-parameters that MEMIT and its kin share
 scale           hyper-parameters with a scale, from the model itself
+above           training passes of which the lower blocks are run once
 finetune        rows, loss and batches of the editors that fine-tune
 wrapping        editors that alter another editor's deltas
 draws           seeds of what an editor draws

@@ -31,9 +31,13 @@ def padded(model: PreTrainedModel, rows: Sequence[Row]) -> AlignedRows:
     return align(rows, input_device(model), context_size(model.config))
 
 
-def target_loss(logits: Tensor, rows: AlignedRows) -> Tensor:
-    """The mean over rows of each row's mean −log p of its labels, a scalar in float32 or wider."""
-    at = logits[rows.label_rows.to(logits.device), rows.label_columns.to(logits.device)]  # (N, V)
+def target_loss(at: Tensor, rows: AlignedRows) -> Tensor:
+    """The mean over rows of each row's mean −log p of its labels, a scalar in float32 or wider.
+
+    Args:
+        at: (N, V) logits where the labels are.
+        rows: The rows of those N labels.
+    """
     nll = F.cross_entropy(at.to(wide_dtype(at.dtype)), rows.labels.to(at.device), reduction="none")
     row = rows.label_rows.to(at.device)
     count = torch.bincount(row, minlength=len(rows))

@@ -10,8 +10,8 @@ One document for each prompt that is asked. All have
 
 The targets: o* over o for `efficacy` (the fact's own prompt; with `edit_chat_template` its question, if it has one) and
 `generalization` (each paraphrase), the probe's answer over o* for `locality` (each probe). `counterfact`, `zsre` and
-`counterfact_generation` have one document for each fact, with lists of its prompts. The tasks of `edithurt_probing` have
-theirs in `probing.documents`.
+`counterfact_generation` have one document for each fact, with lists of its prompts. The tasks of `edithurt_probing`
+have theirs in `probing.documents`.
 """
 
 from __future__ import annotations

@@ -88,7 +88,7 @@ class CounterFactTask(SeveralPromptsTask):
 
 
 class ZsreTask(SeveralPromptsTask):
-    """`edithurt_zsre`: the new object after the fact's prompts, a probe's answer after the probe, and nothing around."""
+    """`edithurt_zsre`: the new object after the fact's prompts, a probe's answer after the probe; nothing around."""
 
     def _questions(self, doc: Document, ctx: str) -> list[Question]:
         refuse_what_is_around(self, doc, ctx)
