@@ -1,13 +1,16 @@
-"""Training passes that begin at the lowest trained block give what whole passes give, and run the blocks below once."""
+"""Passes that run what an edit can change and what is read, and nothing else, give what whole passes give."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 from torch.func import functional_call
+from transformers import Gemma2Config, Gemma2ForCausalLM
 
 from lm_eval_edit.editors._shared.above import Above
 from lm_eval_edit.editors._shared.finetune import padded, target_row
+from lm_eval_edit.editors._shared.head import reading
+from lm_eval_edit.editors._shared.target import in_two
 from lm_eval_edit.models.architecture import Architecture
 from tests.support.tiny import FACTS, tiny_llama, tiny_model, tiny_tokenizer
 
@@ -93,3 +96,60 @@ def test_the_models_own_forward_is_back_after_a_pass_and_after_an_error():
         world.above.label_logits(batch, [0], {world.name: world.weight[:, :3]})
     blocks = [world.model.get_submodule(path) for path in world.architecture.blocks]
     assert all("forward" not in vars(block) for block in blocks)
+
+
+# ------------------------------------------------------------------------------------ where target optimisation saves
+
+
+def test_rows_are_split_where_it_saves_a_tenth_and_only_there():
+    assert in_two([9, 9, 9, 9], 0) == [[0, 1, 2, 3]]
+    assert in_two([9, 0, 9, 0], 0) == [[1, 3], [0, 2]]
+    assert in_two([20, 20, 20, 19], 0) == [[0, 1, 2, 3]], "a pass of its own costs more"
+    assert in_two([5], 2) == [[0]]
+    some = [3, 17, 8, 3, 12, 17, 3]
+    groups = in_two(some, 3)
+    assert sorted(row for group in groups for row in group) == list(range(len(some)))
+    cost = sum(len(group) * (max(some[row] for row in group) - 2) for group in groups)
+    splits = [sorted(some)[:at] for at in range(1, len(some))]
+    least = min(len(low) * (low[-1] - 2) + (len(some) - len(low)) * (max(some) - 2) for low in splits)
+    assert cost == least
+
+
+@pytest.mark.parametrize("kind", MODELS)
+@torch.no_grad()
+def test_the_head_runs_only_where_it_is_read(kind):
+    model = MODELS[kind](torch.float64)
+    ids = torch.arange(12).view(2, 6) + 1
+    whole = model(input_ids=ids).logits
+    rows, columns = torch.tensor([1, 0, 1]), torch.tensor([5, 2, 0])
+    seen = []
+    handle = model.get_output_embeddings().register_forward_hook(lambda _, args, output: seen.append(output.shape))
+    with reading(model, rows, columns) as readings:
+        found = readings.of(model(input_ids=ids).logits)
+    handle.remove()
+    torch.testing.assert_close(found, whole[rows, columns], rtol=1e-12, atol=1e-12)
+    assert seen == [(1, 3, model.config.vocab_size)]
+    assert torch.equal(model(input_ids=ids).logits, whole), "afterwards everything is computed again"
+
+
+@torch.no_grad()
+def test_a_model_without_a_module_for_its_head_is_read_all_the_same(monkeypatch):
+    model, ids = tiny_model(torch.float64), torch.arange(6)[None] + 1
+    whole = model(input_ids=ids).logits
+    monkeypatch.setattr(model, "get_output_embeddings", lambda: None)
+    with reading(model, torch.tensor([0]), torch.tensor([3])) as readings:
+        assert torch.equal(readings.of(model(input_ids=ids).logits), whole[0, 3][None])
+
+
+def test_what_a_model_does_with_its_heads_output_stays():
+    """Gemma-2 caps its logits softly: read in part they are capped as read in whole."""
+    config = Gemma2Config(
+        vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=16, final_logit_softcapping=0.5, initializer_range=0.5,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model, ids = Gemma2ForCausalLM(config).double().eval(), torch.arange(6)[None] + 1
+    whole = model(input_ids=ids).logits
+    assert whole.abs().max() <= 0.5
+    with reading(model, torch.tensor([0, 0]), torch.tensor([1, 4])) as readings:
+        torch.testing.assert_close(readings.of(model(input_ids=ids).logits), whole[0, [1, 4]])

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lm_eval_edit import Fact, UserError, demo, edit_model, load_facts
-from lm_eval_edit.editors._shared.forward import PartialForward
+from lm_eval_edit.editors._shared import target
 from lm_eval_edit.editors._shared.keys import (
     solve_large_batch,
     solve_normal_equations,
@@ -244,12 +244,12 @@ def test_targets_of_many_requests_together_are_those_of_each_alone():
 
 
 def test_a_request_that_has_stopped_leaves_the_passes_and_the_others_do_not_notice(monkeypatch):
-    rows = []
-    logits = PartialForward.logits
+    counts = []
+    losses = target._Objective.losses
 
-    def counted(forward, *args):
-        rows.append(len(forward.rows))
-        return logits(forward, *args)
+    def counted(objective, running):
+        counts.append(len(running.requests))
+        return losses(objective, running)
 
     model, tokenizer = load_model(demo.CHECKPOINT, torch.float64)
     facts = random.Random(0).sample(list(load_facts("demo")), 4)
@@ -263,13 +263,13 @@ def test_a_request_that_has_stopped_leaves_the_passes_and_the_others_do_not_noti
         return ledger.operations[0]
 
     alone = edited(1)
-    monkeypatch.setattr(PartialForward, "logits", counted)
+    monkeypatch.setattr(target._Objective, "losses", counted)
     together = edited(len(facts))
     steps = together.record["details"]["steps"]
     assert len(set(steps)) == 4, "they stop at different steps"
     # A request that took k steps is in k + 1 passes: the last one only shows its loss.
     running = [sum(taken >= passed for taken in steps) for passed in range(max(steps) + 1)]
-    assert [count * len(facts) / rows[0] for count in rows] == running
+    assert counts == running
     assert steps == alone.record["details"]["steps"]
     for name, delta in alone.deltas.items():
         torch.testing.assert_close(together.deltas[name].dense(torch.float64), delta.dense(torch.float64))

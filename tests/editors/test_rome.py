@@ -19,7 +19,7 @@ from lm_eval_edit.edits.answers import edit_answers
 from lm_eval_edit.facts.fact import parse_record
 from lm_eval_edit.models.architecture import Architecture
 from lm_eval_edit.moments.second_moments import SecondMoments
-from tests.support.tiny import FACTS, LEARNABLE, TEMPLATES, same_weights, tiny_model, tiny_tokenizer, weights_of
+from tests.support.tiny import FACTS, LEARNABLE, TEMPLATES, grid, same_weights, tiny_model, tiny_tokenizer, weights_of
 
 MODELS = ("gpt2-tiny", "llama-tiny")
 OPTIONS = {"layers": [1], "v_num_grad_steps": 25, "v_lr": 0.5, "v_weight_decay": 1e-3, "clamp_norm_factor": 8}
@@ -184,7 +184,7 @@ def test_partial_forward_equals_the_full_one(start):
     aligned = align(rows, torch.device("cpu"))
     forward = PartialForward(model, Architecture.discover(model), aligned, start, capture=(1,))
     columns = torch.arange(aligned.column, aligned.input_ids.shape[1])
-    logits = forward.logits(columns)
+    logits = grid(forward, columns)
     for r, row in enumerate(rows):
         with torch.no_grad():
             full = model(input_ids=torch.tensor([row.ids])).logits[0, row.subject_last :]

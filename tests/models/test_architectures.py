@@ -16,7 +16,7 @@ from lm_eval_edit.editors.rome import Rome, RomeOptions
 from lm_eval_edit.models.architecture import Architecture
 from lm_eval_edit.moments.second_moments import SecondMoments
 from tests.support.decoders import CASES, COMMON, GROUPED, HIDDEN, INNER, LAYERS, build, case, every_case, site
-from tests.support.tiny import FACTS, TEMPLATES, same_weights, tiny_tokenizer, weights_of
+from tests.support.tiny import FACTS, TEMPLATES, grid, same_weights, tiny_tokenizer, weights_of
 
 pytestmark = pytest.mark.libraries
 
@@ -45,7 +45,7 @@ def test_partial_forward_equals_the_full_one(name):
         elsewhere = model(input_ids=torch.tensor([[(early[0] + 7) % 64, *rows[-1].ids[1:]]])).logits[0]
     assert not torch.allclose(elsewhere[rows[-1].subject_last :], full[-1], atol=100 * tolerance), "the past matters"
     for start in range(LAYERS + 1):
-        logits = PartialForward(model, architecture, aligned, start).logits(columns).detach()
+        logits = grid(PartialForward(model, architecture, aligned, start), columns).detach()
         for ours, wanted in zip(logits, full, strict=True):
             torch.testing.assert_close(ours[: len(wanted)], wanted, rtol=tolerance, atol=tolerance)
 

@@ -15,6 +15,7 @@ from lm_eval_edit.models.architecture import Architecture
 from tests.support.tiny import (
     FACTS,
     TEMPLATES,
+    grid,
     same_weights,
     tiny_second_moments,
     tiny_tokenizer,
@@ -87,9 +88,9 @@ def test_a_partial_pass_over_padded_rows_equals_full_passes_over_single_ones(kin
     assert rows.attention_mask.min() == 0, "some rows are padded on the left"
     forward = PartialForward(model, Architecture.discover(model), rows, start)
     columns = torch.arange(rows.column, rows.input_ids.shape[1])
-    got = forward.logits(columns)
+    got = grid(forward, columns)
     half = forward.selected(torch.tensor([1, 4]))
-    torch.testing.assert_close(half.logits(columns), got[[1, 4]])
+    torch.testing.assert_close(grid(half, columns), got[[1, 4]])
     for r in range(len(rows)):
         first = int((rows.attention_mask[r] == 0).sum())
         alone = model(input_ids=rows.input_ids[r : r + 1, first:], use_cache=False).logits[0]

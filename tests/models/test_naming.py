@@ -17,7 +17,7 @@ from lm_eval_edit.editors._shared.forward import PartialForward
 from lm_eval_edit.editors._shared.rows import align, fact_rows
 from lm_eval_edit.models import naming
 from lm_eval_edit.models.architecture import Architecture
-from tests.support.tiny import FACTS, TEMPLATES, tiny_model, tiny_tokenizer
+from tests.support.tiny import FACTS, TEMPLATES, grid, tiny_model, tiny_tokenizer
 
 pytestmark = pytest.mark.libraries
 
@@ -60,7 +60,7 @@ def test_a_cache_is_found_whatever_it_is_called(name):
     columns = torch.arange(rows.column, rows.input_ids.shape[1])
     with torch.no_grad():
         ours, theirs = (
-            PartialForward(each, Architecture.discover(each), rows, 1).logits(columns) for each in (renamed, model)
+            grid(PartialForward(each, Architecture.discover(each), rows, 1), columns) for each in (renamed, model)
         )
     assert torch.equal(ours, theirs)
 

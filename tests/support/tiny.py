@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from lm_eval_edit import Fact
+from lm_eval_edit.editors._shared.forward import PartialForward
 from lm_eval_edit.models.architecture import Architecture
 
 SENTENCES = (
@@ -117,3 +118,10 @@ def weights_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 def same_weights(model: torch.nn.Module, kept: dict[str, torch.Tensor]) -> bool:
     """Whether every parameter has the bits that were kept."""
     return all(torch.equal(parameter, kept[name]) for name, parameter in model.named_parameters())
+
+
+def grid(forward: PartialForward, columns: torch.Tensor) -> torch.Tensor:
+    """(R, C, V) logits of a partial pass at some columns of every row."""
+    rows = torch.arange(len(forward.rows))
+    logits = forward.logits(rows.repeat_interleave(len(columns)), columns.repeat(len(rows)))
+    return logits.view(len(rows), len(columns), -1)

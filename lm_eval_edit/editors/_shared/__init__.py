@@ -2,6 +2,7 @@
 
 rows            tokenised prompts, aligned at the subject's last token
 forward         the part of a forward pass that an edit can change
+head            the language-model head where somebody reads it
 last_token      the last token of one text varied, block by block
 keys            keys of many requests, and the solves that turn them into directions
 earlier_keys    editors that spare what earlier operations wrote

@@ -11,12 +11,12 @@ import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from transformers import PreTrainedModel
 
 from lm_eval_edit.editors._shared.forward import bridged
+from lm_eval_edit.editors._shared.head import reading
 from lm_eval_edit.editors._shared.rows import AlignedRows
 from lm_eval_edit.models import naming
 from lm_eval_edit.models.architecture import Architecture
@@ -49,9 +49,6 @@ class Above:
         self._returns_tuple: list[bool] = []
         self._entering: dict[int, Tensor] = {}
         self._room = limit
-        # A model over several devices moves every argument to its first one, away from the hidden states it indexes.
-        on_one = len({parameter.device for parameter in model.parameters()}) == 1
-        self._selects = naming.accepts(model, naming.LOGITS_KEPT) and on_one
 
     def label_logits(self, batch: AlignedRows, rows: Sequence[int], weights: Mapping[str, Tensor]) -> Tensor:
         """Logits where `batch` has a label.
@@ -65,16 +62,10 @@ class Above:
             (N, V), in the model's dtype, one row for each label.
         """
         inputs = {"input_ids": batch.input_ids, naming.MASK: batch.attention_mask} | naming.without_cache(self.model)
-        columns, place = torch.unique(batch.label_columns, return_inverse=True)
-        if self._selects:
-            inputs[naming.LOGITS_KEPT] = columns
         known = bool(self._below) and all(row in self._entering for row in rows)
         how = bridged(self._below, self._stacked(batch, rows), self._returns_tuple) if known else self._keeping(rows)
-        with how:
-            logits: Tensor = functional_call(self.model, dict(weights), kwargs=inputs).logits
-        return logits[
-            batch.label_rows.to(logits.device), (place if self._selects else batch.label_columns).to(logits.device)
-        ]
+        with how, reading(self.model, batch.label_rows, batch.label_columns) as readings:
+            return readings.of(functional_call(self.model, dict(weights), kwargs=inputs).logits)
 
     def _stacked(self, batch: AlignedRows, rows: Sequence[int]) -> Tensor:
         """(R, T, d) what enters block `start`; zeros where a row has ended, which nothing before it sees."""

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
+from lm_eval_edit.editors._shared.head import reading
 from lm_eval_edit.editors._shared.rows import AlignedRows
 from lm_eval_edit.errors import UserError
 from lm_eval_edit.models import naming
@@ -158,10 +159,6 @@ class PartialForward:
         if model.training:
             raise ValueError("editors want a model in evaluation mode: call model.eval() first")
         self.model, self.rows, self.start = model, rows, start
-        knows_columns = naming.accepts(model, naming.LOGITS_KEPT)
-        # A model over several devices moves every argument to its first one, so that the columns would not be found
-        # beside the hidden states they index. Right of the subject there are few: all are computed then.
-        self._select_logits = knows_columns and len({parameter.device for parameter in model.parameters()}) == 1
         self._blocks = [model.get_submodule(path) for path in architecture.blocks]
         self._block_is_tuple: list[bool] = []
         column = rows.column
@@ -197,7 +194,7 @@ class PartialForward:
         cache = naming.cache_with()
         caching = naming.without_cache(model) if hybrid else naming.with_cache(model, cache)
         inputs = caching | position_argument(model, rows.position_ids)
-        if knows_columns:
+        if naming.accepts(model, naming.LOGITS_KEPT):
             inputs[naming.LOGITS_KEPT] = 1
         with contextlib.ExitStack() as stack:
             for layer in capture:
@@ -220,32 +217,44 @@ class PartialForward:
         chosen.entering = None if self.entering is None else self.entering[index.to(self.entering.device)]
         return chosen
 
-    def logits(self, columns: Tensor, entering: Tensor | None = None) -> Tensor:
-        """Logits at some columns.
+    def up_to(self, column: int) -> PartialForward:
+        """The same without the columns right of `column`, which no column left of them sees."""
+        width = column + 1
+        if width >= self.rows.input_ids.shape[1]:
+            return self
+        chosen = copy.copy(self)
+        chosen.rows = self.rows.up_to(column)
+        chosen.entering = None if self.entering is None else self.entering[:, : width - self._from]
+        return chosen
+
+    def logits(self, at_rows: Tensor, at_columns: Tensor, entering: Tensor | None = None) -> Tensor:
+        """Logits where they are read.
 
         Args:
-            columns: (C,) columns counted from the rows' beginning, each at or right of the subject's last token.
+            at_rows, at_columns: (N,) positions; columns are counted from the rows' beginning, and stand at or right of
+                the subject's last token.
             entering: As `self.entering`, what block `start` is given instead of the hidden states of the first pass.
 
         Returns:
-            (R, C, V), in the model's dtype.
+            (N, V), in the model's dtype.
         """
         first = self._from
-        wanted = columns - first
-        keep = {naming.LOGITS_KEPT: wanted} if self._select_logits else {}
         if self._hybrid:
             caching = naming.without_cache(self.model)
         else:
             caching = naming.with_cache(self.model, naming.cache_with(self._prefix if first else ()))
-        with bridged(self._blocks[: self.start], self.entering if entering is None else entering, self._block_is_tuple):
-            out: Tensor = self.model(
+        given = self.entering if entering is None else entering
+        with (
+            bridged(self._blocks[: self.start], given, self._block_is_tuple),
+            reading(self.model, at_rows, at_columns - first) as readings,
+        ):
+            out = self.model(
                 input_ids=self.rows.input_ids[:, first:],
                 attention_mask=self.rows.attention_mask,
                 **caching,
                 **position_argument(self.model, self.rows.position_ids[:, first:]),
-                **keep,
-            ).logits
-        return out if self._select_logits else out[:, wanted.to(out.device)]
+            )
+        return readings.of(out.logits)
 
 
 @contextlib.contextmanager

@@ -107,6 +107,12 @@ class AlignedRows:
             labels=self.labels[kept],
         )
 
+    def up_to(self, column: int) -> AlignedRows:
+        """The same rows without the columns right of `column`, where there must be no label."""
+        width = column + 1
+        cut = {name: getattr(self, name)[:, :width] for name in ("input_ids", "attention_mask", "position_ids")}
+        return replace(self, **cut)
+
 
 def align(rows: Sequence[Row], device: torch.device, max_length: int | None = None) -> AlignedRows:
     """Pad rows to a common column of the last subject token.

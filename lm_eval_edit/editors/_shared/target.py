@@ -60,40 +60,95 @@ class Targets:
 
 
 @dataclass(frozen=True)
+class _Part:
+    """Rows that a pass runs together, and where it reads them.
+
+    Attributes:
+        forward: Over these rows alone, as far as they are read.
+        row_request: (R,) for each row, which of the running requests it belongs to; on the device of δ like all here.
+        label_request: (N,) for each label, likewise.
+        labels: (N,) the labels.
+        at_rows, at_columns: (N + E,) where logits are read: each label's place, then the subject in each row for the
+            drift.
+        drift_requests: (E,) for each of the latter, which of the running requests it belongs to.
+    """
+
+    forward: PartialForward
+    row_request: Tensor
+    label_request: Tensor
+    labels: Tensor
+    at_rows: Tensor
+    at_columns: Tensor
+    drift_requests: Tensor
+
+    @classmethod
+    def of(cls, forward: PartialForward, numbers: Tensor, rows_each: int, device: torch.device) -> _Part:
+        """Of rows with these numbers among those of the running requests; `forward` is over them."""
+        rows = forward.rows
+        numbers = numbers.to(device)
+        drift = (numbers % rows_each == rows_each - 1).nonzero()[:, 0]
+        label_rows = rows.label_rows.to(device)
+        at_subject = torch.full((len(drift),), rows.column, device=device)
+        return cls(
+            forward,
+            numbers // rows_each,
+            numbers[label_rows] // rows_each,
+            rows.labels.to(device),
+            torch.cat([label_rows, drift]),
+            torch.cat([rows.label_columns.to(device), at_subject]),
+            numbers[drift] // rows_each,
+        )
+
+
+@dataclass(frozen=True)
 class _Running:
     """The requests that have not stopped, and what a pass over their rows needs to know.
 
     Attributes:
-        forward: Over their rows alone.
-        requests: (m,) which of the n they are.
-        label_rows, labels: (N,) the labels of their rows, on the device of δ like everything here: the loss is δ's.
-        label_request: (N,) for each label, which of the m it belongs to.
-        label_index: (N,) for each label, which of the computed columns predicts it.
+        parts: Their rows, those that end at about the same column together.
+        requests: (m,) which of the n they are, on the device of δ: the loss is δ's.
         count: (m,) target tokens of a request over all its contexts.
     """
 
-    forward: PartialForward
+    parts: tuple[_Part, ...]
     requests: Tensor
-    label_rows: Tensor
-    labels: Tensor
-    label_request: Tensor
-    label_index: Tensor
     count: Tensor
 
     @classmethod
-    def of(cls, forward: PartialForward, requests: Tensor, rows_each: int, columns: Tensor) -> _Running:
-        device, rows = requests.device, forward.rows
-        label_rows = rows.label_rows.to(device)
-        label_request = label_rows // rows_each
-        return cls(
-            forward,
-            requests,
-            label_rows,
-            rows.labels.to(device),
-            label_request,
-            torch.searchsorted(columns, rows.label_columns).to(device),
-            torch.bincount(label_request, minlength=len(requests)),
-        )
+    def of(cls, forward: PartialForward, requests: Tensor, rows_each: int) -> _Running:
+        """Of a pass over all rows of these requests, in their order."""
+        rows, device = forward.rows, requests.device
+        # What is read last in each row: its last label, and without labels the subject.
+        last = torch.full((len(rows),), rows.column, device=rows.label_columns.device)
+        last = last.scatter_reduce(0, rows.label_rows, rows.label_columns, "amax").tolist()
+        parts = []
+        for numbers in in_two(last, rows.column):
+            chosen = forward if len(numbers) == len(rows) else forward.selected(torch.tensor(numbers))
+            end = max(last[number] for number in numbers)
+            parts.append(_Part.of(chosen.up_to(end), torch.tensor(numbers), rows_each, device))
+        count = torch.bincount(rows.label_rows.to(device) // rows_each, minlength=len(requests))
+        return cls(tuple(parts), requests, count)
+
+
+def in_two(last: Sequence[int], first: int) -> list[list[int]]:
+    """Rows in one or two groups, so that few positions run that nobody reads.
+
+    Args:
+        last: For each row, the last column that is read.
+        first: The first column that runs.
+
+    Returns:
+        Numbers of the rows of each group, in order. A second group costs a pass of its own, so there is none where it
+        saves less than a tenth.
+    """
+    order = sorted(range(len(last)), key=lambda row: last[row])
+    widths = [last[row] - first + 1 for row in order]
+    costs = [at * widths[at - 1] + (len(order) - at) * widths[-1] for at in range(1, len(order))]
+    together = len(order) * widths[-1]
+    if not costs or min(costs) > 0.9 * together:
+        return [list(range(len(last)))]
+    at = costs.index(min(costs)) + 1
+    return [sorted(order[:at]), sorted(order[at:])]
 
 
 @dataclass
@@ -104,8 +159,6 @@ class _Objective:
         delta: (n, d) the shift, which the gradient is taken of.
         site, projection: Where it is added; the MLP's down-projection there.
         rows_each: Rows of a request: its contexts, then the one for the drift.
-        columns: Of the passes, those that need the language-model head.
-        subject_index: Which of them is the subject's.
         decay: (n,) weight of δ's norm.
         kl_factor: Weight of the drift.
         reference: (n, V) the unedited log-probabilities behind the subject; the first pass sets it.
@@ -117,8 +170,6 @@ class _Objective:
     site: Literal["mlp", "block"]
     projection: nn.Module
     rows_each: int
-    columns: Tensor
-    subject_index: int
     decay: Tensor
     kl_factor: float
     reference: Tensor | None = None
@@ -126,32 +177,43 @@ class _Objective:
 
     def losses(self, running: _Running) -> Tensor:
         """(m,) the losses of the requests that are running."""
-        delta, forward, requests = self.delta, running.forward, running.requests
-        shift = delta[requests]
-        shifts = shift.repeat_interleave(self.rows_each, dim=0)  # (R, d): the KL row is shifted too
-        if self.site == "mlp":
-            with added_to_output(self.projection, forward.column, shifts):
-                logits = forward.logits(self.columns)
-        else:
-            entering, at = forward.entering, forward.column
-            assert entering is not None, "a block stands below the one that is run first: the edited layer's own"
-            shifted = entering[:, at : at + 1] + shifts[:, None].to(device=entering.device, dtype=entering.dtype)
-            logits = forward.logits(self.columns, torch.cat([entering[:, :at], shifted, entering[:, at + 1 :]], dim=1))
-        log_probs = F.log_softmax(logits.to(device=delta.device, dtype=wide_dtype(logits.dtype)), dim=-1)  # (R, C, V)
-        nll = -log_probs[running.label_rows, running.label_index, running.labels]
-        total = torch.zeros(len(requests), dtype=nll.dtype, device=nll.device).index_add_(0, running.label_request, nll)
+        requests = running.requests
+        shift = self.delta[requests]
+        total = wrong = torch.zeros(len(requests), dtype=wide_dtype(self.delta.dtype), device=self.delta.device)
+        drifts, of_requests = [], []
+        for part in running.parts:
+            log_probs = self._log_probs(part, shift)  # (N + E, V)
+            at_labels, essence = log_probs[: len(part.labels)], log_probs[len(part.labels) :]
+            nll = -at_labels.gather(1, part.labels[:, None])[:, 0]
+            total = total.index_add(0, part.label_request, nll)
+            if self.correct_for is not None:
+                misses = (at_labels.detach().argmax(dim=-1) != part.labels).to(wrong.dtype)
+                wrong = wrong.index_add(0, part.label_request, misses)
+            drifts.append(essence)
+            of_requests.append(part.drift_requests)
         if self.correct_for is not None:
-            at_labels = log_probs.detach()[running.label_rows, running.label_index]
-            wrong = (at_labels.argmax(dim=-1) != running.labels).to(nll.dtype)
-            wrong = torch.zeros_like(total).index_add_(0, running.label_request, wrong)
             self.correct_for[requests] = torch.where(wrong == 0, self.correct_for[requests] + 1, 0)
-        essence = log_probs[self.rows_each - 1 :: self.rows_each, self.subject_index]  # (m, V)
+        essence = torch.cat(drifts)[torch.cat(of_requests).argsort()]  # (m, V), in the order of the requests
         if self.reference is None:  # the first pass has all requests and δ = 0: the unedited distribution
             self.reference = essence.detach()
         # KL(now ‖ initial)
         drift = F.kl_div(self.reference[requests], essence, log_target=True, reduction="none").sum(-1)
         loss: Tensor = total / running.count + self.kl_factor * drift + self.decay[requests] * shift.norm(dim=1)
         return loss
+
+    def _log_probs(self, part: _Part, shift: Tensor) -> Tensor:
+        """(N + E, V) where a part is read, with the running requests' shifts (m, d) at their subjects."""
+        forward, shifts = part.forward, shift[part.row_request]  # (R, d): the row for the drift is shifted too
+        if self.site == "mlp":
+            with added_to_output(self.projection, forward.column, shifts):
+                logits = forward.logits(part.at_rows, part.at_columns)
+        else:
+            entering, at = forward.entering, forward.column
+            assert entering is not None, "a block stands below the one that is run first: the edited layer's own"
+            shifted = entering[:, at : at + 1] + shifts[:, None].to(device=entering.device, dtype=entering.dtype)
+            entering = torch.cat([entering[:, :at], shifted, entering[:, at + 1 :]], dim=1)
+            logits = forward.logits(part.at_rows, part.at_columns, entering)
+        return F.log_softmax(logits.to(device=self.delta.device, dtype=wide_dtype(logits.dtype)), dim=-1)
 
 
 def optimise_targets(
@@ -197,16 +259,11 @@ def optimise_targets(
     at_site = at_site.to(wide).view(n, rows_each, -1)
     init = at_site[:, 0]  # (n, d): row 0 is the bare prompt
 
-    # Only these columns need the language-model head: where targets are predicted, and the subject's own for the KL.
-    columns = torch.unique(torch.cat([rows.label_columns, rows.label_columns.new_tensor([rows.column])]))
-    subject_index = int(torch.searchsorted(columns, rows.label_columns.new_tensor(rows.column)))
     objective = _Objective(
         delta=torch.zeros_like(init, requires_grad=True),
         site=site,
         projection=model.get_submodule(architecture.down_projections[layer]),
         rows_each=rows_each,
-        columns=columns,
-        subject_index=subject_index,
         decay=weight_decay / init.norm(dim=1) ** 2,
         kl_factor=kl_factor,
         correct_for=None if stop_after_correct is None else torch.zeros(n, dtype=torch.long, device=init.device),
@@ -244,14 +301,14 @@ def _descend(
     Returns:
         (n,) the last loss of each request, (n,) the steps each took, (n,) which its target has stopped.
     """
-    delta, rows_each, columns = objective.delta, objective.rows_each, objective.columns
+    delta, rows_each = objective.delta, objective.rows_each
     n, device = len(delta), delta.device
     optimiser = torch.optim.Adam([delta], lr=lr)
     active = torch.ones(n, dtype=torch.bool, device=device)
     taken = torch.zeros(n, dtype=torch.long, device=device)
     last_loss = torch.full((n,), float("nan"), dtype=delta.dtype, device=device)
     stopped = torch.zeros(n, dtype=torch.bool, device=device)
-    running = _Running.of(forward, torch.arange(n, device=device), rows_each, columns)
+    running = _Running.of(forward, torch.arange(n, device=device), rows_each)
     for step in range(steps):
         loss = objective.losses(running)
         told()
@@ -273,7 +330,7 @@ def _descend(
             if len(left) < len(running.requests):
                 each = torch.arange(rows_each, device=device)
                 chosen = forward.selected((left[:, None] * rows_each + each).flatten())
-                running = _Running.of(chosen, left, rows_each, columns)
+                running = _Running.of(chosen, left, rows_each)
         (gradient,) = torch.autograd.grad(loss.sum(), delta)
         with torch.no_grad():
             before = delta.detach().clone()
