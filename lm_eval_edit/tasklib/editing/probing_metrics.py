@@ -17,6 +17,9 @@ from lm_eval_edit.tasklib.editing.probing.frames import LETTERS, NEW, OLD, WORDS
 
 PLAIN = "plain"  # before a role: about the prompt that is not negated
 
+#: Metrics of `negation` that only a fact with a known o has.
+OF_OLD = ("prob_answered", "prob_negated", "answered_old", "shortcut_old")
+
 Answers = dict[str, list[Any]]
 
 
@@ -39,20 +42,25 @@ def negation(doc: Document, results: Sequence[Response]) -> dict[str, Any]:
     """`score` is 1 only where o* is the answer to the prompt and not to the negated one."""
     answers = _by_role(results)
     answered, negated = _is_said(answers, f"{PLAIN} {TARGET}"), _is_said(answers, TARGET)
-    likelier = {
-        name: float(_log_prob(answers, f"{before}{TARGET}") > _log_prob(answers, f"{before}{OTHER}"))
-        if doc["other"] is not None
-        else None
-        for name, before in (("prob_answered", f"{PLAIN} "), ("prob_negated", ""))
-    }
-    return with_errors(
-        doc["fact_id"],
-        score=float(answered and not negated),
-        answered=float(answered),
-        negated=float(negated),
-        shortcut=float(answered and negated),
-        **likelier,
-    )
+    values: dict[str, float | None] = {
+        "score": float(answered and not negated),
+        "answered": float(answered),
+        "negated": float(negated),
+        "shortcut": float(answered and negated),
+    } | dict.fromkeys(OF_OLD)
+    if doc["other"] is not None:
+        old = _is_said(answers, f"{PLAIN} {OTHER}")
+        values |= {
+            "prob_answered": _likelier(answers, f"{PLAIN} "),
+            "prob_negated": _likelier(answers, ""),
+            "answered_old": float(old),
+            "shortcut_old": float(old and _is_said(answers, OTHER)),
+        }
+    return with_errors(doc["fact_id"], **values)
+
+
+def _likelier(answers: Answers, before: str) -> float:
+    return float(_log_prob(answers, f"{before}{TARGET}") > _log_prob(answers, f"{before}{OTHER}"))
 
 
 def check_role(check: dict[str, str], which: str) -> str:

@@ -16,7 +16,7 @@ from lm_eval_edit.facts.separators import continuing
 from lm_eval_edit.tasklib.editing.documents import Document
 from lm_eval_edit.tasklib.editing.metrics import OTHER, SAYS, TARGET
 from lm_eval_edit.tasklib.editing.probing import chat, said
-from lm_eval_edit.tasklib.editing.probing_metrics import PLAIN, check_role
+from lm_eval_edit.tasklib.editing.probing_metrics import OF_OLD, PLAIN, check_role
 from lm_eval_edit.tasklib.editing.tasks import EditingTask, Question
 
 _WORDS_AFTER_NEGATION = 12  # tokens of the answer to a negated prompt that samples show
@@ -58,7 +58,7 @@ class NegationTask(EditingTask):
     def _absent_metrics(self, docs: Sequence[Document]) -> set[str]:
         if any(doc["other"] is not None for doc in docs):
             return set()
-        return {"prob_answered", "prob_answered_stderr", "prob_negated", "prob_negated_stderr"}
+        return {name for metric in OF_OLD for name in (metric, f"{metric}_stderr")}
 
     def _questions(self, doc: Document, ctx: str) -> list[Question]:
         around = Around(doc["prompt"], ctx)

@@ -59,6 +59,8 @@ def plainly(lm, fact):
             "score": answered[1] and not each[1],
             "prob_answered": answered[0] > log_prob(lm, fact.text, true)[0],
             "prob_negated": each[0] > log_prob(lm, prompt, true)[0],
+            "answered_old": log_prob(lm, fact.text, true)[1],
+            "shortcut_old": log_prob(lm, fact.text, true)[1] and log_prob(lm, prompt, true)[1],
         }
         for prompt, each in zip(prompts, negated, strict=True)
     ]
@@ -117,6 +119,7 @@ def test_a_plain_model_of_the_harness_gives_the_same(edited):
     lm.apply()
     for name in NAMES:
         assert figures(theirs, name) == pytest.approx(figures(ours, name)), name
+    assert figures(ours, "negation")["answered_old"] == 1 and figures(ours, "negation")["shortcut_old"] > 0.5
 
 
 def test_inside_the_chat_template_of_the_model(edited):

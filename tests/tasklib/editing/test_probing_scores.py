@@ -155,7 +155,10 @@ def test_facts_without_a_true_object(tmp_path, caplog):
     results = evaluate(SpokenLM(knows(new=True)), metadata, ["edithurt_negation", "edithurt_wild"])
     assert figures(results, "negation") == {"score": 1.0, "answered": 1.0, "negated": 0.0, "shortcut": 0.0}
     assert figures(results, "wild") == {"score": 1.0, "contains": 1.0, "em": 1.0, "valid": 1.0}
-    assert "edithurt_negation: prob_answered and prob_negated leave out 3 of 3 documents" in caplog.text
+    assert (
+        "edithurt_negation: prob_answered, prob_negated, answered_old and shortcut_old leave out 3 of 3 documents"
+        in caplog.text
+    )
     assert "edithurt_wild: old leaves out 2 of 2 documents" in caplog.text
 
 

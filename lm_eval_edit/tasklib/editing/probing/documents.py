@@ -127,7 +127,11 @@ KINDS: dict[str, tuple[Callable[[Fact, int], list[Document]], str]] = {
 #: Those of the group; the others are asked by their own names.
 IN_GROUP = ("negation", "factcheck", "wild")
 #: Task -> the metrics that a document without a true object has no value of, as the subject of a sentence.
-AGAINST_OTHER = {"negation": "prob_answered and prob_negated leave", "wild": "old leaves", CHAT: "old leaves"}
+AGAINST_OTHER = {
+    "negation": "prob_answered, prob_negated, answered_old and shortcut_old leave",
+    "wild": "old leaves",
+    CHAT: "old leaves",
+}
 
 
 def prompts(doc: Document) -> list[str]:
