@@ -84,6 +84,8 @@ MOVED = {
     "tasklib.scoring": "tasklib.suite.scoring",
     "tasklib.sources": "tasklib.suite.sources",
     "training_settings": "editors.mend.training_settings",
+    "tasklib.suite.hub": "tasklib.records.hub",
+    "tasklib.suite.layouts": "tasklib.records.layouts",
     "versions": "_support.versions",
 }
 

@@ -117,7 +117,7 @@ def assert_two_processes_give_the_results_of_one(
 
 
 def test_two_processes_give_the_results_of_one(tmp_path):
-    tasks = ["edithurt_sst2", "edithurt_nq"]
+    tasks = ["edithurt_sst2", "edithurt_nq", "edithurt_glue_rte"]
     done = assert_two_processes_give_the_results_of_one(tmp_path, "editor=rome,n_edits=3", tasks, 15, "accelerate")
     for task in tasks:
         assert samples_of(tmp_path / "one_out", task) == samples_of(tmp_path / "two_out", task)

@@ -34,6 +34,7 @@ class TaskSpec:
         compared: Whether that order was compared with the published list.
         shortenable: Document fields that may lose their end, in the order in which they are cut.
         first: `idx` of the first published items, where the list itself could not be compared.
+        inverted: Whether the published script takes GLUE's label for that of the second word, though its 0 is that.
     """
 
     records: RecordSet
@@ -45,6 +46,7 @@ class TaskSpec:
     compared: bool
     shortenable: tuple[str, ...]
     first: tuple[int, ...] = ()
+    inverted: bool = False
 
 
 def _glue(name: str, config: str, columns: tuple[str, ...], vague: str) -> RecordSet:
@@ -78,7 +80,7 @@ TASKS: dict[str, TaskSpec] = {
     "rte": TaskSpec(
         records=_glue("rte", "rte", public.PAIR, "rte"),
         words=_TRUE, asked=(0, 1), mark="answer:", order=BALANCED, sizes=(277,), compared=True,
-        shortenable=("sentence1", "sentence2"),
+        shortenable=("sentence1", "sentence2"), inverted=True,
     ),
     "mmlu": TaskSpec(
         records=RecordSet(

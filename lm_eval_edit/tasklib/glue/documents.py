@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from lm_eval_edit.errors import UserError
-from lm_eval_edit.tasklib.glue.catalogue import LETTERS
+from lm_eval_edit.tasklib.glue.catalogue import LETTERS, TASKS
 from lm_eval_edit.tasklib.records.fields import binary, field, strings
 from lm_eval_edit.tasklib.records.layouts import Placed, Record
 
@@ -31,13 +31,9 @@ def build(task: str, records: Iterable[Placed]) -> list[Document]:
     docs = []
     for number, (place, record) in enumerate(records):
         texts, gold = _BUILDERS[task](place, record)
-        label = 1 - gold if task in INVERTED else gold
+        label = 1 - gold if TASKS[task].inverted else gold
         docs.append({"task": task, **texts, "gold": gold, "label": label, "record": number})
     return docs
-
-
-#: Tasks whose published script takes GLUE's label for that of the word True, though its 0 is entailment.
-INVERTED = frozenset({"rte"})
 
 
 def _pair(place: str, record: Record) -> dict[str, Any]:

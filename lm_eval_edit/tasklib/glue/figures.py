@@ -1,7 +1,8 @@
 """Corpus-level metrics of labels and predictions, and their standard errors by a bootstrap over documents.
 
-An item is (label, predicted label), the latter −1 where there is none. Every figure is a function of the 4 × 5 table of
-how often which label met which prediction, so that it can be resampled.
+A figure is of pairs (label, predicted label), the latter −1 where there is none; a standard error is of (item, label,
+predicted label): in several processes documents come in another order, and the bootstrap must draw the same ones. Every
+figure is a function of the 4 × 5 table of how often which label met which prediction, so that it can be resampled.
 """
 
 from __future__ import annotations
@@ -10,26 +11,26 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lm_eval_edit.tasklib.bootstrap import cluster_bootstrap
+from lm_eval_edit.tasklib.bootstrap import Statistic, cluster_bootstrap
 
 LABELS = 4  # the most that a task has
 NONE = -1  # a prediction that is no label: a class of its own, with no support
 
-Items = Sequence[Sequence[int]]
+Pairs = Sequence[Sequence[int]]
+Triples = Sequence[Sequence[int]]
 
 
-def table(items: Items) -> np.ndarray:
+def table(pairs: Pairs) -> np.ndarray:
     """(label, prediction) of n documents -> (n, 20): one 1 each, at 5 label + prediction + 1.
 
     Raises:
         ValueError: something that is no label, or no prediction.
     """
-    pairs = np.array([(label, predicted) for label, predicted in items], dtype=float).reshape(-1, 2)
-    labels, predicted = pairs.T
+    labels, predicted = np.array([(label, predicted) for label, predicted in pairs], dtype=float).reshape(-1, 2).T
     if not (np.isin(labels, range(LABELS)).all() and np.isin(predicted, range(NONE, LABELS)).all()):
         raise ValueError("not labels and predictions")
-    counts = np.zeros((len(pairs), LABELS * (LABELS + 1)))
-    counts[np.arange(len(pairs)), (labels * (LABELS + 1) + predicted + 1).astype(int)] = 1
+    counts = np.zeros((len(labels), LABELS * (LABELS + 1)))
+    counts[np.arange(len(labels)), (labels * (LABELS + 1) + predicted + 1).astype(int)] = 1
     return counts
 
 
@@ -66,34 +67,38 @@ def mcc_of(sums: np.ndarray) -> np.ndarray:
     return coefficients
 
 
-def weighted_f1(items: Items) -> float:
+def _bootstrap(items: Triples, statistic: Statistic) -> float:
+    return cluster_bootstrap([item for item, _, _ in items], table([pair for _, *pair in items]), statistic)
+
+
+def weighted_f1(pairs: Pairs) -> float:
     """The weighted F1 of all documents."""
-    return float(f1_of(table(items).sum(axis=0, keepdims=True))[0])
+    return float(f1_of(table(pairs).sum(axis=0, keepdims=True))[0])
 
 
-def weighted_f1_stderr(items: Items) -> float:
+def weighted_f1_stderr(items: Triples) -> float:
     """Standard error of `weighted_f1`."""
-    return cluster_bootstrap(range(len(items)), table(items), f1_of)
+    return _bootstrap(items, f1_of)
 
 
-def likelier_f1(items: Items) -> float:
+def likelier_f1(pairs: Pairs) -> float:
     """The weighted F1 of the likelier label words. A name of its own tells that no output was read for it."""
-    return weighted_f1(items)
+    return weighted_f1(pairs)
 
 
-def likelier_f1_stderr(items: Items) -> float:
+def likelier_f1_stderr(items: Triples) -> float:
     """Standard error of `likelier_f1`."""
     return weighted_f1_stderr(items)
 
 
-def class_mcc(items: Items) -> float:
+def class_mcc(pairs: Pairs) -> float:
     """Matthews' correlation of all documents."""
-    return float(mcc_of(table(items).sum(axis=0, keepdims=True))[0])
+    return float(mcc_of(table(pairs).sum(axis=0, keepdims=True))[0])
 
 
-def class_mcc_stderr(items: Items) -> float:
+def class_mcc_stderr(items: Triples) -> float:
     """Standard error of `class_mcc`."""
-    return cluster_bootstrap(range(len(items)), table(items), mcc_of)
+    return _bootstrap(items, mcc_of)
 
 
 def count(items: Sequence[int]) -> int:

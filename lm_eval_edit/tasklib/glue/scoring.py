@@ -65,4 +65,4 @@ def _per_token(words: Sequence[Any]) -> list[float]:
 
 def _labels(metric: str, doc: Document, predicted: int | None) -> dict[str, Any]:
     pair = (doc["label"], NONE if predicted is None else predicted)
-    return {metric: pair, f"{metric}_stderr": pair}
+    return {metric: pair, f"{metric}_stderr": (doc["item"], *pair)}

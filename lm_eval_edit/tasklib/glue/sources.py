@@ -25,7 +25,7 @@ from lm_eval_edit.tasklib.glue.catalogue import (
     TaskSpec,
 )
 from lm_eval_edit.tasklib.glue.documents import Document
-from lm_eval_edit.tasklib.records import sources
+from lm_eval_edit.tasklib.records import layouts, sources
 from lm_eval_edit.tasklib.records.layouts import Placed
 
 logger = logging.getLogger("lm_eval_edit")
@@ -59,11 +59,11 @@ def check_tasks(names: Iterable[str], metadata: dict[str, Any]) -> None:
     Raises:
         ConfigurationError: naming every problem.
     """
-    tasks, problems = wanted(names), []
+    tasks, problems, items = wanted(names), [], None
     if not tasks:
         return
     try:
-        items_of(metadata)
+        items = items_of(metadata)
     except UserError as error:
         problems.append(str(error))
     for task in tasks:
@@ -74,7 +74,7 @@ def check_tasks(names: Iterable[str], metadata: dict[str, Any]) -> None:
             continue  # told already
         if found is not None:
             try:
-                _chosen(task, sources.read(records, metadata)[0], None if problems else items_of(metadata))
+                _chosen(task, layouts.read(found), items)
             except UserError as error:
                 problems += problems_of(error)
     if problems:

@@ -14,7 +14,7 @@ from tests.support.glue_records import record
 
 def doc(task, number=0):
     (made,) = build(task, [("here", record(task, number))])
-    return made | {"shortened": False}
+    return made | {"shortened": False, "item": number}
 
 
 READ = [  # task, output, the published script's label, what is meant
@@ -115,8 +115,11 @@ def test_standard_errors(figure):
     items = [(int(g), int(g if rng.random() < 0.7 else rng.integers(-1, 2))) for g in rng.integers(0, 2, 80)]
     value = getattr(figures, figure)
     plain = np.std([value([items[i] for i in rng.integers(0, 80, 80)]) for _ in range(600)], ddof=1)
-    assert getattr(figures, f"{figure}_stderr")(items) == pytest.approx(plain, rel=0.15)
-    assert np.isnan(getattr(figures, f"{figure}_stderr")(items[:1]))
+    stderr = getattr(figures, f"{figure}_stderr")
+    numbered = [(place, *item) for place, item in enumerate(items)]
+    assert stderr(numbered) == pytest.approx(plain, rel=0.15)
+    assert stderr(numbered[1::2] + numbered[::2]) == stderr(numbered)  # as two processes bring them
+    assert np.isnan(stderr(numbered[:1]))
 
 
 @pytest.mark.parametrize("task", TASKS)
