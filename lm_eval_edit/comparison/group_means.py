@@ -32,10 +32,11 @@ def group_rows(base: Run, rows: Sequence[Row], pairs: Pairs, settings: Settings)
     A group's weights (by task or by document) are not in the results; those are taken that give its reported figure. A
     group whose tasks were not all compared, or whose figure neither gives, is left out; so is one that mixes tasks
     about the edits with others, since a gain of the one would hide a loss of the other. Where some tasks are at floor
-    (`floors`), the mean of those that are not follows.
+    (`floors`), the mean of those that are not follows. Beside shares, figures on scales of their own (entropies in bits,
+    perplexities) stay out of a mean, which would be of neither.
     """
     headlines = {(row.task, row.metric, row.filter): row for row in rows if row.headline}
-    kinds = {kind: [row for row in headlines.values() if row.measures == kind] for kind in KINDS}
+    kinds = {kind: _on_one_scale([r for r in headlines.values() if r.measures == kind], pairs) for kind in KINDS}
     covered: set[str] = set()
     for group, members, weights in _reported(base, rows):
         if len({row.measures for row in members}) > 1:
@@ -49,6 +50,16 @@ def group_rows(base: Run, rows: Sequence[Row], pairs: Pairs, settings: Settings)
     able = [row for row in kinds[ABILITY] if row.floor is None]
     if able and len(able) < len(kinds[ABILITY]) and _can_be_averaged(able, at_least=1):
         yield _mean(ABLE, able, [1 / len(able)] * len(able), pairs, settings)
+
+
+def _on_one_scale(rows: Sequence[Row], pairs: Pairs) -> list[Row]:
+    """Those with a smallest and largest figure there can be; all of them where none has."""
+    bounded = []
+    for row in rows:
+        pair = pairs[row.task, row.filter]
+        if np.isfinite([pair.base.metrics[row.metric].bounds, pair.edited.metrics[row.metric].bounds]).all():
+            bounded.append(row)
+    return bounded or list(rows)
 
 
 def _key(row: Row) -> tuple[str, str, str]:

@@ -229,8 +229,8 @@ def parse_records(record: Any, where: str, default_id: str) -> list[Fact]:
 
 def _fact(values: dict[str, Any]) -> Fact:
     probes = tuple(Probe(prompt, answer) for prompt, answer in values.pop("locality", ()))
-    lists = {name: tuple(values.pop(name, ())) for name in ("paraphrases", "generation_prompts")}
-    return Fact(locality=probes, **lists, **values)
+    paraphrases, generation = (tuple(values.pop(name, ())) for name in ("paraphrases", "generation_prompts"))
+    return Fact(paraphrases=paraphrases, locality=probes, generation_prompts=generation, **values)
 
 
 def parse_record(record: Any, where: str, default_id: str) -> Fact:

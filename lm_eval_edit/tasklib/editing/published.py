@@ -9,6 +9,8 @@ after the prompt and the object's tokens before it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from lm_eval_edit.errors import UserError
 from lm_eval_edit.tasklib.editing.documents import Document, in_context
 from lm_eval_edit.tasklib.editing.metrics import NEIGHBOURHOOD, OTHER, PUBLISHED, TARGET, ZSRE, prompts_of
@@ -65,7 +67,7 @@ class ZsreTask(SeveralPromptsTask):
         text = doc["answers"][number] if kind == NEIGHBOURHOOD else doc["target"]
         return self._published(f"{kind} {number} {TARGET}", prompt, text, None)
 
-    def _absent_metrics(self, docs: list[Document]) -> set[str]:
+    def _absent_metrics(self, docs: Sequence[Document]) -> set[str]:
         names = super()._absent_metrics(docs)
         if self._tokenizer is None:
             names |= {f"{name}{end}" for name in ("score", *ZSRE) for end in ("", "_stderr")}
