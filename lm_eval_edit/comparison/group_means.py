@@ -32,8 +32,8 @@ def group_rows(base: Run, rows: Sequence[Row], pairs: Pairs, settings: Settings)
     A group's weights (by task or by document) are not in the results; those are taken that give its reported figure. A
     group whose tasks were not all compared, or whose figure neither gives, is left out; so is one that mixes tasks
     about the edits with others, since a gain of the one would hide a loss of the other. Where some tasks are at floor
-    (`floors`), the mean of those that are not follows. Beside shares, figures on scales of their own (entropies in bits,
-    perplexities) stay out of a mean, which would be of neither.
+    (`floors`), the mean of those that are not follows. Beside shares, figures on scales of their own (an entropy
+    in bits, a perplexity) stay out of a mean, which would be of neither.
     """
     headlines = {(row.task, row.metric, row.filter): row for row in rows if row.headline}
     kinds = {kind: _on_one_scale([r for r in headlines.values() if r.measures == kind], pairs) for kind in KINDS}
