@@ -118,6 +118,8 @@ _ALL = (
     Aggregation("bits_per_byte", _pairs, lambda s: -_divide(s[:, 0], s[:, 1]) / np.log(2), lambda c: -c[:, 0]),
     # IFEval's accuracy over instructions, of which a document has several.
     Aggregation("agg_inst_level_acc", _lists, lambda s: _divide(s[:, 0], s[:, 1]), lambda c: c[:, 0]),
+    # Documents of several kinds: (value, 1), or (0, 0) of a document of another kind.
+    Aggregation("share_of_kind", _pairs, lambda s: _divide(s[:, 0], s[:, 1]), lambda c: c[:, 0]),
     Aggregation("f1", _confusion, _binary_f1, _right),
     Aggregation("mcc", _confusion, _matthews, _right),
     # (sentence, true positives, predicted, gold): a document does better by having fewer errors of either kind.

@@ -13,7 +13,7 @@ from lm_eval_edit.comparison.aggregations import Aggregation
 from lm_eval_edit.tasklib import measures
 
 # From 0 to 1 by definition, Matthews' correlation from −1.
-_SHARES = ("f1", "entity_f1", "entity_script", "agg_inst_level_acc", "counterfact_score")
+_SHARES = ("f1", "entity_f1", "entity_script", "agg_inst_level_acc", "counterfact_score", "share_of_kind")
 
 
 @dataclass(frozen=True)

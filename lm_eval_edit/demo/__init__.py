@@ -6,6 +6,7 @@ It is an illustration and a test fixture, not a benchmark.
 
     subjects   people, companies and cities that do not exist
     world      the facts about them; `python -m lm_eval_edit.demo.world` makes `data/`
+    portability  questions whose answers follow from the facts
     taskdata   documents of the eight tasks, in the record schemas of the real data sets, and their prompts
     corpus     the training text made of both
     train      `python -m lm_eval_edit.demo.train` makes `checkpoint/`

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from lm_eval_edit.demo import DATA
+from lm_eval_edit.demo.portability import with_questions
 from lm_eval_edit.demo.subjects import COUNTRIES, SEED, subjects
 from lm_eval_edit.demo.taskdata import evaluation_documents
 
@@ -145,7 +146,7 @@ def facts() -> tuple[dict[str, Any], ...]:
                     "locality": [{"prompt": relation.prompt.format(s), "answer": known[s]} for s in others],
                 }
             )
-    return tuple(records)
+    return with_questions(records)
 
 
 def write_jsonl(path: Path, records: Iterable[dict[str, Any]]) -> None:

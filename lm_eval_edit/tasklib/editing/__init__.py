@@ -6,6 +6,12 @@ metrics    answers -> the metrics of a document
 figures    their means, CounterFact's score, and standard errors
 agreement  whether the tasks ask about the facts that the model was edited with
 
+of `edithurt_portability`
+
+portability          questions that follow from the facts: the documents
+portability_tasks    what is asked about such a document
+portability_metrics  answers -> the metrics of such a document
+
 and of `edithurt_probing`
 
 probing          is an edit known, or is it only said after one prompt: the texts and documents

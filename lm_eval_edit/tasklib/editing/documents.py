@@ -9,8 +9,8 @@ One document for each prompt that is asked. All have
     other       what it has to be likelier than; None where that is not known
 
 The targets: o* over o for `efficacy` (the fact's own prompt) and `generalization` (each paraphrase), the probe's answer
-over o* for `locality` (each probe). `counterfact` has one document for each fact, with lists of its prompts. The tasks of
-`edithurt_probing` have theirs in `probing.documents`.
+over o* for `locality` (each probe). `counterfact` has one document for each fact, with lists of its prompts. Those of
+`edithurt_probing` are in `probing.documents`, those of `edithurt_portability` in `portability`.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from lm_eval_edit.facts.separators import continuing, separator
 from lm_eval_edit.facts.tokens import over_context
 from lm_eval_edit.settings import NAMES, EditSettings, parse_settings
 from lm_eval_edit.tasklib.arguments import named_model
+from lm_eval_edit.tasklib.editing import portability
 from lm_eval_edit.tasklib.editing.probing import chat
 from lm_eval_edit.tasklib.editing.probing import documents as probing
 from lm_eval_edit.tasklib.shorten import budget_of
@@ -168,6 +169,7 @@ KINDS: dict[str, tuple[Callable[[Fact, int], list[Document]], str]] = {
     "generalization": (generalization, "paraphrase"),
     "locality": (locality, "locality probe"),
     "counterfact": (counterfact, "true object with paraphrases and neighbourhood prompts"),
+    portability.TASK: (portability.of_fact, portability.LACKS),
     **probing.KINDS,
 }
 #: Group -> the tasks that it asks for.
@@ -185,9 +187,9 @@ def load(task: str, metadata: Mapping[str, Any]) -> tuple[list[Document], dict[s
     """
     facts, scheduled = scheduled_facts(metadata)
     _check_has(task, facts, scheduled)
-    by_fact = [KINDS[task][0](fact, edit) for edit, fact in enumerate(scheduled)]
+    by_fact = _by_fact(task, scheduled)
     docs = [doc for some in by_fact for doc in some]
-    return docs, {
+    known = {
         "source": facts.source,
         "sha256": facts.sha256,
         "facts": len(scheduled),
@@ -196,11 +198,21 @@ def load(task: str, metadata: Mapping[str, Any]) -> tuple[list[Document], dict[s
         "without_other": sum(doc["other"] is None for doc in docs),
         "edit_when": settings_of(metadata).edit_when,
     }
+    return docs, known | (portability.known(scheduled, by_fact) if task == portability.TASK else {})
+
+
+def _by_fact(task: str, scheduled: Sequence[Fact]) -> list[list[Document]]:
+    """For each fact of the schedule its documents."""
+    if task == portability.TASK:
+        return portability.of_schedule(scheduled)
+    return [KINDS[task][0](fact, edit) for edit, fact in enumerate(scheduled)]
 
 
 def _check_has(task: str, facts: Facts, scheduled: Sequence[Fact]) -> None:
     if _has(task, scheduled):
         return
+    if task == portability.TASK:
+        raise UserError(portability.why_none(facts.source, scheduled))
     group = probing.GROUP if task in probing.KINDS else GROUP
     alone = [f"edithurt_{name}" for name in GROUPS[group] if name != task and _has(name, scheduled)]
     raise UserError(
@@ -210,7 +222,7 @@ def _check_has(task: str, facts: Facts, scheduled: Sequence[Fact]) -> None:
 
 
 def _has(task: str, scheduled: Sequence[Fact]) -> bool:
-    return any(KINDS[task][0](fact, 0) for fact in scheduled)
+    return any(_by_fact(task, scheduled))
 
 
 def check_tasks(names: Iterable[str], metadata: Mapping[str, Any]) -> None:
@@ -257,7 +269,9 @@ def dataset(edithurt: str, provenance: Any = None, **metadata: Any) -> dict[str,
             known["facts"],
             KINDS[edithurt][1],
         )
-    if known["without_other"] and edithurt != "reversed":  # which knows no other object of any fact
+    if known.get("cases_cut"):
+        logger.warning("edithurt_%s: %s", edithurt, portability.told_cut(known["cases_cut"]))
+    if known["without_other"] and edithurt not in ("reversed", portability.TASK):  # which know no other object
         logger.warning(
             "edithurt_%s: %s leaves out %d of %d documents: nothing is known that the target should beat",
             edithurt,
@@ -279,7 +293,8 @@ def _over_context(task: str, docs: Sequence[Document], metadata: Mapping[str, An
     asked = {
         (doc["fact_id"], prompt, in_context(doc, role, prompt))
         for doc in docs
-        for prompt in (*probing.prompts(doc), *doc.get("paraphrases", ()), *doc.get("neighbourhood", ()))
+        for name in ("paraphrases", "neighbourhood", "prompts")
+        for prompt in (*probing.prompts(doc), *doc.get(name, ()))
         for role in ("target", "other")
         if doc[role] is not None
     }

@@ -40,9 +40,8 @@ def answer(responses: Sequence[Response]) -> list[Any]:
 
 def in_words(responses: Sequence[Response]) -> str:
     """Logged responses for a reader: what the model says, or how far it is from saying the target."""
-    for role, _, response in responses:
-        if role == SAYS:
-            return response
+    if texts := [response for role, _, response in responses if role == SAYS]:
+        return " | ".join(map(str, texts))
     if pairs := _compared(responses):
         return f"the target is the likelier of two in {sum(pairs)} of {len(pairs)}"
     target = [str(response[1]) in ("True", "1") for role, _, response in responses if role.endswith(TARGET)]

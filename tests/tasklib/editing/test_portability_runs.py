@@ -1,0 +1,53 @@
+"""`edithurt_portability` by the stock command, compared before and after, and in a sweep."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from lm_eval_edit.sweep.reading import load_sweep
+from tests.support.console_scripts import lm_eval, results_of, samples_of
+from tests.support.small_sweeps import sweep
+
+pytestmark = pytest.mark.slow
+TASK = "edithurt_portability"
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """The unedited demo model, and after eight ROME edits."""
+    folder = tmp_path_factory.mktemp("runs")
+    for name, editor in (("before", "none"), ("after", "rome")):
+        lm_eval(
+            "--model", "edited_hf", "--model_args", f"editor={editor},n_edits=8", "--tasks", TASK, "--output_path", name,
+            "--log_samples", cwd=folder,
+        )  # fmt: skip
+    return folder
+
+
+def test_what_follows_from_an_edit_is_said_after_it(runs):
+    before, after = (results_of(runs / name)["results"][TASK] for name in ("before", "after"))
+    assert before["score,none"] == 0 and after["score,none"] > 0.5
+    assert after["alias,none"] > 0.5 and isinstance(after["alias_stderr,none"], float)
+    config = results_of(runs / "after")["configs"][TASK]["metadata"]
+    assert config["measures"] == "edit_quality" and config["provenance"]["by_kind"]["alias"] == 8
+    edited = results_of(runs / "after")["config"]["edit"]["fact_ids"]
+    assert list(dict.fromkeys(sample["doc"]["fact_id"] for sample in samples_of(runs / "after", TASK))) == edited
+
+
+def test_before_and_after_are_compared_kind_by_kind(runs):
+    arguments = ("compare", "before", "after", "--format", "json", "--flips", "flips.jsonl")
+    (compared,) = json.loads(lm_eval(*arguments, cwd=runs, program="lm-eval-edit").stdout)["comparisons"]
+    rows = {row["metric"]: row for row in compared["rows"] if row["task"] == TASK}
+    assert rows["score"]["verdict"] == "improved" and rows["score"]["measures"] == "edit_quality"
+    assert rows["alias"]["edited"] > rows["alias"]["base"] == 0
+    assert rows["score"]["clusters"] == 8
+    assert TASK in (runs / "flips.jsonl").read_text()
+
+
+def test_a_sweep_asks_before_and_after(tmp_path):
+    sweep(tmp_path, tasks=[TASK], n_edits=[0, 2, 3], model_args={}, limit=None)
+    (row,) = load_sweep(tmp_path).rows
+    before, *after = (cell.value(TASK, "score").value for cell in (row.before, *row.cells))
+    assert before == 0 and after[0] > 0
