@@ -1,11 +1,12 @@
 """Questions whose answers follow from the facts of the demo world, one or two a fact.
 
 alias      the subject under another name: its own, with something else that is true of it
-multi_hop  through a rule that needs the fact: who is mayor of a city holds a passport of the city's country
+multi_hop  through a rule that needs the fact: brothers have one mother tongue; the mayor of a city holds a passport of
+           the city's country; who works in an office lives where it is
 
 The demo model answers nearly all of them before it is edited, with the true object. It does not compose facts: the
-subject is named in every question, and a question that names it by a fact alone ("the brother of the baker") is beyond
-a model of this size, as is one about the other way round (a country has many citizens).
+subject is named in every question, and what is asked for is the fact's own object. A question that names the subject by
+a fact alone is beyond a model of this size, and one the other way round has many answers (a country has many citizens).
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ _ALIASES = {
 }
 #: Relation -> what follows from it.
 _HOPS = {
+    "mother_tongue": "A brother of {subject} speaks",
     "headquarters": "A worker of the main office of {subject} lives in",
     "country": "The mayor of {subject} holds a passport of",
 }

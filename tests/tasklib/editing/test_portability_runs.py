@@ -20,8 +20,8 @@ def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     for name, editor in (("before", "none"), ("after", "rome")):
         lm_eval(
-            "--model", "edited_hf", "--model_args", f"editor={editor},n_edits=8", "--tasks", TASK, "--output_path", name,
-            "--log_samples", cwd=folder,
+            "--model", "edited_hf", "--model_args", f"editor={editor},n_edits=8", "--tasks", TASK,
+            "--output_path", name, "--log_samples", cwd=folder,
         )  # fmt: skip
     return folder
 
