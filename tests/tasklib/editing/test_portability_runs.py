@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from lm_eval_edit.cli import main
 from lm_eval_edit.sweep.reading import load_sweep
 from tests.support.console_scripts import lm_eval, results_of, samples_of
 from tests.support.small_sweeps import sweep
@@ -51,3 +52,5 @@ def test_a_sweep_asks_before_and_after(tmp_path):
     (row,) = load_sweep(tmp_path).rows
     before, *after = (cell.value(TASK, "score").value for cell in (row.before, *row.cells))
     assert before == 0 and after[0] > 0
+    assert main(["report", str(tmp_path), "-o", str(tmp_path / "report.html")]) == 0
+    assert TASK in (tmp_path / "report.html").read_text()
