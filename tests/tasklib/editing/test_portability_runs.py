@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
+from lm_eval_edit import load_facts
 from lm_eval_edit.cli import main
 from lm_eval_edit.sweep.reading import load_sweep
 from tests.support.console_scripts import lm_eval, results_of, samples_of
@@ -45,6 +47,19 @@ def test_before_and_after_are_compared_kind_by_kind(runs):
     assert rows["alias"]["edited"] > rows["alias"]["base"] == 0
     assert rows["score"]["clusters"] == 8
     assert TASK in (runs / "flips.jsonl").read_text()
+
+
+def test_a_checkpoint_before_the_first_question_fails_in_this_task_alone(tmp_path):
+    first, second = load_facts("demo")[:2]
+    records = [replace(first, portability=()).record(), second.record()]
+    (tmp_path / "facts.json").write_text(json.dumps(records))
+    changes = {"datasets": str(tmp_path / "facts.json"), "n_edits": [1, 2], "edit_seeds": "none", "limit": None}
+    sweep(tmp_path / "out", tasks=["edithurt_efficacy", TASK], **changes)
+    (row,) = load_sweep(tmp_path / "out").rows
+    one, two = row.cells
+    assert one.status == "failed" and one.reason.startswith(f"{TASK}: UserError") and "efficacy:" not in one.reason
+    assert one.value("edithurt_efficacy") is not None and one.value(TASK) is None
+    assert two.status == "done" and two.value(TASK) is not None
 
 
 def test_a_sweep_asks_before_and_after(tmp_path):
