@@ -123,6 +123,8 @@ _ALL = (
     Aggregation("bits_per_byte", _pairs, lambda s: -_divide(s[:, 0], s[:, 1]) / np.log(2), lambda c: -c[:, 0]),
     # IFEval's accuracy over instructions, of which a document has several.
     Aggregation("agg_inst_level_acc", _lists, lambda s: _divide(s[:, 0], s[:, 1]), lambda c: c[:, 0]),
+    # Documents of several kinds: (value, 1), or (0, 0) of a document of another kind.
+    Aggregation("share_of_kind", _pairs, lambda s: _divide(s[:, 0], s[:, 1]), lambda c: c[:, 0]),
     Aggregation("f1", _confusion, _binary_f1, _right),
     Aggregation("mcc", _confusion, _matthews, _right),
     # (sentence, true positives, predicted, gold): a document does better by having fewer errors of either kind.
@@ -149,7 +151,10 @@ _ALL = (
     ),
 )
 #: From 0 to 1 by definition though they are no means; and correlations, from −1 and 0 by chance.
-SHARES = ("f1", "entity_f1", "entity_script", "agg_inst_level_acc", "counterfact_score", "weighted_f1", "likelier_f1")
+SHARES = (
+    "f1", "entity_f1", "entity_script", "agg_inst_level_acc", "counterfact_score", "weighted_f1", "likelier_f1",
+    "share_of_kind",
+)  # fmt: skip
 CORRELATIONS = ("mcc", "class_mcc", "signed_mean")  # and differences of shares: from −1
 AGGREGATIONS: Mapping[str, Aggregation] = MappingProxyType({each.name: each for each in _ALL})
 

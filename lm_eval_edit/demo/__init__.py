@@ -7,6 +7,7 @@ It is an illustration and a test fixture, not a benchmark.
     subjects   people, companies and cities that do not exist
     world      the facts about them; `python -m lm_eval_edit.demo.world` makes `data/`
     snippets   reference texts about its subjects
+    portability  questions whose answers follow from the facts
     taskdata   documents of the eight tasks, in the record schemas of the real data sets, and their prompts
     gluedata   documents of four more sets, for `edithurt_glue`; the model was not trained for them
     corpus     the training text made of both

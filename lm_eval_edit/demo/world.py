@@ -18,6 +18,7 @@ from typing import Any
 
 from lm_eval_edit.demo import DATA, SNIPPETS
 from lm_eval_edit.demo.gluedata import glue_documents
+from lm_eval_edit.demo.portability import with_questions
 from lm_eval_edit.demo.snippets import snippets
 from lm_eval_edit.demo.subjects import COUNTRIES, SEED, subjects
 from lm_eval_edit.demo.taskdata import evaluation_documents
@@ -148,7 +149,7 @@ def facts() -> tuple[dict[str, Any], ...]:
                     "generation_prompts": list(relation.unlisted),
                 }
             )
-    return tuple(records)
+    return with_questions(records)
 
 
 def write_jsonl(path: Path, records: Iterable[dict[str, Any]]) -> None:

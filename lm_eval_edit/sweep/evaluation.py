@@ -123,7 +123,9 @@ class Evaluator:
         self._loaded: dict[str, Any] = {"tasks": {}, "groups": {}, "group_map": {}}
         self._unloadable: dict[str, str] = {}
         if general:
-            self._load_each(task_manager(general, include_path, model_args), general)
+            self._loaded, self._unloadable = self._load_each(task_manager(general, include_path, model_args), general)
+            for task in self._loaded["tasks"].values():
+                remember_requests(task)
         self._recorder = RunRecorder(_hooks.MODEL_TYPE)
         remember_tokens(lm)
 
@@ -145,7 +147,9 @@ class Evaluator:
             try:
                 # These few files are read anew: their documents are another prefix of the facts in every cell.
                 manager = task_manager(self.about_schedule, self.include_path, model_args)
-                for key, value in self._load(manager, self.about_schedule).items():
+                found, missing = self._load_each(manager, self.about_schedule)
+                failed |= missing
+                for key, value in found.items():
                     loaded[key] = {**loaded.get(key, {}), **value}
             except Exception as error:  # a task of a group may fail in many ways; the others go on
                 failed |= dict.fromkeys(self.about_schedule, in_one_line(error))
@@ -160,23 +164,28 @@ class Evaluator:
 
     # --------------------------------------------------------------------------------------------------------- details
 
-    def _load_each(self, manager: TaskManager, names: Sequence[str]) -> None:
-        """All tasks at once or, where one of them cannot be loaded, one name after another without that one."""
+    def _load_each(self, manager: TaskManager, names: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
+        """All tasks at once or, where one of them cannot be loaded, one name after another without that one.
+
+        Returns:
+            What is loaded; name -> its error, for those that are not.
+        """
+        loaded: dict[str, Any] = {"tasks": {}, "groups": {}, "group_map": {}}
+        failed: dict[str, str] = {}
         try:
-            self._loaded = self._load(manager, names)
+            return self._load(manager, names), failed
         except Exception as first:
             for name in names:
                 try:
                     found = self._load(manager, [name])
                 except Exception as error:  # a data set that is not there, a task's own code: the others go on
                     logger.warning("task %s cannot be loaded: %s", name, in_one_line(error))
-                    self._unloadable[name] = in_one_line(error)
+                    failed[name] = in_one_line(error)
                     continue
-                self._loaded = {key: {**value, **found.get(key, {})} for key, value in self._loaded.items()}
-            if not self._unloadable:
+                loaded = {key: {**value, **found.get(key, {})} for key, value in loaded.items()}
+            if not failed:
                 raise first  # each loads alone and all together do not: nothing that leaving one out would mend
-        for task in self._loaded["tasks"].values():
-            remember_requests(task)
+        return loaded, failed
 
     def _load(self, manager: TaskManager, names: Sequence[str]) -> dict[str, Any]:
         loaded = manager.load(list(names))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+from collections import Counter
 
 import pytest
 import torch
@@ -295,3 +296,18 @@ def test_interrupted_training_ends_as_uninterrupted(tmp_path):
             run("parts", 1)
     parts = run("parts", 1)
     assert whole.keys() == parts.keys() and all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+def test_portability_questions_follow_from_the_facts_of_the_world():
+    records = {(f["subject"], f["relation"]): f for f in world.facts()}
+    kinds = Counter()
+    for f in world.facts():
+        prompts = {f["prompt"].format(f["subject"]), *(form.format(f["subject"]) for form in f["paraphrases"])}
+        for asked in f["portability"]:
+            kinds[asked["kind"]] += 1
+            assert asked["answers"] == [f["target_new"]] and f["subject"] in asked["prompt"]
+            assert asked["prompt"] not in prompts, "no wording that the fact has"
+        alias = next(asked["prompt"] for asked in f["portability"] if asked["kind"] == "alias")
+        others = [other["target_true"] for (subject, _), other in records.items() if subject == f["subject"]]
+        assert any(true in alias for true in others), "something else that is true of the subject"
+    assert kinds == {"alias": len(records), "multi_hop": 300}

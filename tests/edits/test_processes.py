@@ -137,7 +137,8 @@ def test_two_processes_give_the_results_of_one(tmp_path):
     ids=["after_all", "after_each", "with a last correction"],
 )
 def test_tasks_that_ask_for_other_states_of_the_weights_are_shared_out_too(tmp_path, model_args):
-    assert_two_processes_give_the_results_of_one(tmp_path, model_args, ["edithurt_editing", "edithurt_probing"], 2)
+    tasks = ["edithurt_editing", "edithurt_probing", "edithurt_portability"]
+    assert_two_processes_give_the_results_of_one(tmp_path, model_args, tasks, 2)
 
 
 def edited(model_args: str, cwd: Path) -> subprocess.CompletedProcess:

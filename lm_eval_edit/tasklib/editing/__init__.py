@@ -12,6 +12,12 @@ generation_inputs  what that needs beside the facts, and whether it is there
 snippets           reference texts
 texts              how varied a text is, and how near to reference texts
 
+of `edithurt_portability`
+
+portability          questions that follow from the facts: the documents
+portability_tasks    what is asked about such a document
+portability_metrics  answers -> the metrics of such a document
+
 and of `edithurt_probing`
 
 probing          is an edit known, or is it only said after one prompt: the texts and documents

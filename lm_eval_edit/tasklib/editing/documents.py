@@ -10,8 +10,8 @@ One document for each prompt that is asked. All have
 
 The targets: o* over o for `efficacy` (the fact's own prompt; with `edit_chat_template` its question, if it has one) and
 `generalization` (each paraphrase), the probe's answer over o* for `locality` (each probe). `counterfact`, `zsre` and
-`counterfact_generation` have one document for each fact, with lists of its prompts. The tasks of `edithurt_probing`
-have theirs in `probing.documents`.
+`counterfact_generation` have one document for each fact, with lists of its prompts. Those of `edithurt_probing` are in
+`probing.documents`, those of `edithurt_portability` in `portability`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from lm_eval_edit.facts.chat import said
 from lm_eval_edit.facts.fact import Fact, Facts, in_clear
 from lm_eval_edit.facts.separators import continuing, separator
 from lm_eval_edit.facts.tokens import over_context
-from lm_eval_edit.tasklib.editing import generation_inputs
+from lm_eval_edit.tasklib.editing import generation_inputs, portability
 from lm_eval_edit.tasklib.editing.probing import chat
 from lm_eval_edit.tasklib.editing.probing import documents as probing
 from lm_eval_edit.tasklib.editing.schedule import scheduled_facts, settings_of
@@ -186,6 +186,7 @@ KINDS: dict[str, tuple[Callable[[Fact, int], list[Document]], str]] = {
     "counterfact": (counterfact, "true object with paraphrases and neighbourhood prompts"),
     "zsre": (zsre, "paraphrase with a locality probe"),
     GENERATION: (generation, "generation prompt (generation_prompts)"),
+    portability.TASK: (portability.of_fact, portability.LACKS),
     **probing.KINDS,
 }
 OF_GROUP = ("efficacy", "generalization", "locality")
@@ -201,12 +202,9 @@ def load(task: str, metadata: Mapping[str, Any]) -> tuple[list[Document], dict[s
     """
     facts, scheduled = scheduled_facts(metadata)
     _check_has(task, facts, scheduled)
-    made = KINDS[task][0]
-    if task == "efficacy":
-        made = partial(efficacy, in_chat=settings_of(metadata).edit_chat_template)
-    by_fact = [made(fact, edit) for edit, fact in enumerate(scheduled)]
+    by_fact = _by_fact(task, scheduled, in_chat=settings_of(metadata).edit_chat_template)
     docs = [doc for some in by_fact for doc in some]
-    return docs, {
+    known = {
         "source": facts.source,
         "sha256": facts.sha256,
         "facts": len(scheduled),
@@ -215,11 +213,26 @@ def load(task: str, metadata: Mapping[str, Any]) -> tuple[list[Document], dict[s
         "without_other": sum(doc["other"] is None for doc in docs),
         "edit_when": settings_of(metadata).edit_when,
     }
+    return docs, known | (portability.known(scheduled, by_fact) if task == portability.TASK else {})
+
+
+def _by_fact(task: str, scheduled: Sequence[Fact], in_chat: bool = False) -> list[list[Document]]:
+    """For each fact of the schedule its documents.
+
+    Args:
+        in_chat: Whether facts are edited inside the model's chat template.
+    """
+    if task == portability.TASK:
+        return portability.of_schedule(scheduled)
+    made = partial(efficacy, in_chat=in_chat) if task == "efficacy" else KINDS[task][0]
+    return [made(fact, edit) for edit, fact in enumerate(scheduled)]
 
 
 def _check_has(task: str, facts: Facts, scheduled: Sequence[Fact]) -> None:
     if _has(task, scheduled):
         return
+    if task == portability.TASK:
+        raise UserError(portability.why_none(facts.source, scheduled))
     group = probing.GROUP if task in probing.KINDS else GROUP
     alone = [f"edithurt_{name}" for name in GROUPS[group] if name != task and _has(name, scheduled)]
     raise UserError(
@@ -229,7 +242,7 @@ def _check_has(task: str, facts: Facts, scheduled: Sequence[Fact]) -> None:
 
 
 def _has(task: str, scheduled: Sequence[Fact]) -> bool:
-    return any(KINDS[task][0](fact, 0) for fact in scheduled)
+    return any(_by_fact(task, scheduled))
 
 
 def check_tasks(names: Iterable[str], metadata: Mapping[str, Any]) -> None:
@@ -280,6 +293,8 @@ def dataset(edithurt: str, provenance: Any = None, **metadata: Any) -> dict[str,
             known["facts"],
             KINDS[edithurt][1],
         )
+    if known.get("cases_cut"):
+        logger.warning("edithurt_%s: %s", edithurt, portability.told_cut(known["cases_cut"]))
     if known["without_other"] and edithurt in (*OF_GROUP, *probing.AGAINST_OTHER):
         logger.warning(
             "edithurt_%s: %s out %d of %d documents: nothing is known that the target should beat",

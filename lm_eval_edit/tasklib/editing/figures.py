@@ -32,6 +32,12 @@ def known_mean_stderr(items: Sequence[tuple[str, float | None]]) -> float:
     return cluster_bootstrap([fact for fact, _ in known], counts, lambda sums: sums[:, 0] / sums[:, 1])
 
 
+def share_of_kind(items: Sequence[tuple[float, float]]) -> float:
+    """Of documents of several kinds: the share of one. Items: (value, 1), or (0, 0) of a document of another kind."""
+    number = sum(one for _, one in items)
+    return sum(value for value, _ in items) / number if number else float("nan")
+
+
 def harmonic_counts(items: Sequence[Sequence[Any]]) -> np.ndarray:
     """(fact, ES, PS, NS) of each document -> (n, 4): the three, and one."""
     return np.array([(*item[1:], 1.0) for item in items], dtype=float)

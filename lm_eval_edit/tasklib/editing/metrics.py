@@ -45,9 +45,8 @@ def answer(responses: Sequence[Response]) -> list[Any]:
 
 def in_words(responses: Sequence[Response]) -> str:
     """Logged responses for a reader: what the model says, or how far it is from saying the target."""
-    for role, _, response in responses:
-        if role == SAYS:
-            return response
+    if texts := [response for role, _, response in responses if role == SAYS]:
+        return " | ".join(map(str, texts))
     said = [response for role, _, response in responses if role.endswith(SAYS)]
     if said:
         return " | ".join(said)
