@@ -71,7 +71,8 @@ def _preset(name: str) -> Iterable[str]:
         "source": _source(design),
         "models": ", ".join(model.pretrained for model in design.models),
         "editors": ", ".join(
-            f"{method.label} ({_batches(method.edit_batch_size or design.edit_batch_size)})" for method in design.editors
+            f"{method.label} ({_batches(method.edit_batch_size or design.edit_batch_size)})"
+            for method in design.editors
         ),
         "facts": ", ".join(str(each) for each in design.datasets),
         "checkpoints": f"{', '.join(map(str, counts))} {'edits' if design.n_edits else 'batches'}",
@@ -83,7 +84,9 @@ def _preset(name: str) -> Iterable[str]:
 
 
 def _batches(sizes: Iterable[int | str]) -> str:
-    return ", ".join("one batch" if size == "all" else f"batches of {size}" if size != 1 else "singly" for size in sizes)
+    return ", ".join(
+        "one batch" if size == "all" else f"batches of {size}" if size != 1 else "singly" for size in sizes
+    )
 
 
 def _source(design: Any) -> str:

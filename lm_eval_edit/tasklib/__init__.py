@@ -1,15 +1,15 @@
 """What the YAML files in `tasks/` call: where documents come from, how they are prompted, how outputs are scored.
 
-suite      the eight tasks of Gu et al.
-editing    the tasks about the run's own facts
-perplexity the perplexity of a fixed text
+suite       the eight tasks of Gu et al.
+editing     the tasks about the run's own facts
+perplexity  the perplexity of a fixed text
 
 and what these families share:
 
-arguments  what a run's arguments say about its model
-measures   what a task measures, ability or edit quality; its headline metric and its level of chance
-shorten    cut passages and dialogues so that no prompt loses its instruction
-bootstrap  the standard error of a figure that is no mean
+arguments   what a run's arguments say about its model
+measures    what a task measures, ability or edit quality; its headline metric and its level of chance
+shorten     cut passages and dialogues so that no prompt loses its instruction
+bootstrap   the standard error of a figure that is no mean
 
 A family imports nothing of another.
 """

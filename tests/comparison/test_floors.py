@@ -125,7 +125,9 @@ def test_our_tasks_say_what_guessing_scores_and_what_they_measure():
         "edithurt_rte": 0.5, "edithurt_boolq": 0.5, "edithurt_sst2": 0.5, "edithurt_mutual": 0.25,
     }  # fmt: skip
     assert all("provenance" in config["metadata"] and "version" in config["metadata"] for config in found.values())
-    for task, config in ((task, config) for task, config in found.items() if task not in by_likelihood):  # and results written before they said so are read the same way
+    for task, config in (
+        (task, config) for task, config in found.items() if task not in by_likelihood
+    ):  # and results written before they said so are read the same way
         assert measures.measures(task, config) == measures.measures(task, {})
         assert (measures.stated_chance(task, {}) or 0) == (chances[task] or 0)
 

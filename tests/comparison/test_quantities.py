@@ -21,10 +21,13 @@ QUANTITY = {"metadata": {"version": 1.0, "quantities": ["gold_logprob", "bits"],
 def written(folder, tasks, **layout):
     """Task -> metric -> value of each document; a run with them."""
     rows = {
-        task: [sample(i, dict(zip(metrics, values, strict=True))) for i, values in enumerate(zip(*metrics.values(), strict=True))]
+        task: [
+            sample(i, dict(zip(metrics, values, strict=True)))
+            for i, values in enumerate(zip(*metrics.values(), strict=True))
+        ]
         for task, metrics in tasks.items()
     }
-    return load_run(write_run(folder, rows, configs={task: QUANTITY for task in tasks}, **layout))
+    return load_run(write_run(folder, rows, configs=dict.fromkeys(tasks, QUANTITY), **layout))
 
 
 def both(tmp_path, base, edited, settings=None, **layout):

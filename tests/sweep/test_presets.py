@@ -7,12 +7,12 @@ import json
 import pytest
 
 from lm_eval_edit.cli import main
+from lm_eval_edit.comparison.verdicts import Settings
 from lm_eval_edit.errors import ConfigurationError, UserError
 from lm_eval_edit.harness.our_tasks import our_names
 from lm_eval_edit.plots import choose
 from lm_eval_edit.report.budget import MEAN, WORST, drops
 from lm_eval_edit.report.comparing import compare_sweep
-from lm_eval_edit.comparison.verdicts import Settings
 from lm_eval_edit.sweep import checking, folder
 from lm_eval_edit.sweep.parsing import parse_design, preset_names, read_design
 from lm_eval_edit.sweep.reading import load_sweep
@@ -133,7 +133,9 @@ def test_examples_and_chat_template_reach_the_prompts_and_the_record(tmp_path):
     how = {"limit": 2, "include_path": str(tmp_path), "batch_size": 4}
 
     def first_prompt(manner):
-        evaluation = Evaluator(lm, ["toys"], (), {"pretrained": "demo"}, **how, manner=manner).run({"pretrained": "demo"})
+        evaluation = Evaluator(lm, ["toys"], (), {"pretrained": "demo"}, **how, manner=manner).run(
+            {"pretrained": "demo"}
+        )
         return evaluation.samples["toy"][0]["arguments"]["gen_args_0"]["arg_0"], evaluation.results
 
     prompt, results = first_prompt(Manner())
@@ -152,7 +154,11 @@ def test_a_perplexity_beside_scores_is_drawn_told_and_no_part_of_the_budget(tmp_
     (cell,) = compare_sweep(sweep, Settings())
     assert set(cell.headlines) == set(tasks) and set(cell.judged) == {"edithurt_sst2_mc", "edithurt_nq_mc"}
     assert set(cell.mean.members) == set(cell.judged)
-    assert all(drop is not None and abs(drop) <= 1 for scope in (MEAN, WORST) for _, drop in drops([cell], scope, certain=False))
+    assert all(
+        drop is not None and abs(drop) <= 1
+        for scope in (MEAN, WORST)
+        for _, drop in drops([cell], scope, certain=False)
+    )
     drawn = {choice.metric: choice.tasks for choice in choose(sweep)}
     assert drawn == {"score": ("edithurt_sst2_mc", "edithurt_nq_mc"), "bits_per_byte": ("edithurt_perplexity",)}
     (logs,) = choose(sweep, metric="gold_logprob")

@@ -24,8 +24,12 @@ def test_rows_are_paragraphs_without_headings(tmp_path):
     rows, known = perplexity.rows_of({"pretrained": "some/model", "data_dir": str(tmp_path)})
     assert rows == ["The lobster is blue .", "It boils red ; 100 @-@ 200 eggs ."]
     assert known["source"] == "folder" and known["documents"] == 2 and known["file"].endswith("corpus.txt")
-    (tmp_path / "wikitext.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in ("", "鲸鱼 是 动物", "= A =")))
-    assert perplexity.rows_of({"data_dir": str(tmp_path)})[0] == ["鲸鱼 是 动物"], "the file that is named for it comes first"
+    (tmp_path / "wikitext.jsonl").write_text(
+        "".join(json.dumps({"text": t}) + "\n" for t in ("", "鲸鱼 是 动物", "= A ="))
+    )
+    assert perplexity.rows_of({"data_dir": str(tmp_path)})[0] == ["鲸鱼 是 动物"], (
+        "the file that is named for it comes first"
+    )
 
 
 def test_where_the_text_is():
@@ -52,7 +56,7 @@ def test_the_hub_offline_is_said_before_anything_is_loaded(monkeypatch):
 
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(datasets, "load_dataset", lambda *a, **k: (_ for _ in ()).throw(ConnectionError("offline")))
-    with pytest.raises(UserError, match="could not be fetched from the hub .* data_dir=FOLDER"):
+    with pytest.raises(UserError, match=r"could not be fetched from the hub .* data_dir=FOLDER"):
         perplexity.check_offline([perplexity.TASK], {"pretrained": "gpt2"})
     perplexity.check_offline([perplexity.TASK], {})
 
@@ -79,7 +83,9 @@ def test_aggregates_and_their_standard_errors():
 
 def test_a_collapsed_models_perplexity_is_infinite_and_its_bits_are_not():
     items = [(-1e6, 10), (-2e6, 10)]
-    assert math.isinf(perplexity.weighted_perplexity(items)) and perplexity.bits_per_byte(items) == pytest.approx(216404.3, rel=1e-5)
+    assert math.isinf(perplexity.weighted_perplexity(items)) and perplexity.bits_per_byte(items) == pytest.approx(
+        216404.3, rel=1e-5
+    )
     assert math.isnan(perplexity.weighted_perplexity_stderr([(i, *item) for i, item in enumerate(items)]))
 
 
@@ -90,7 +96,10 @@ def test_the_figure_is_that_of_a_plain_loop():
 
     found = evaluate(EditedHFLM(pretrained="demo", editor="none", device="cpu"), {}, [perplexity.TASK], limit=6)
     figures = found["results"][perplexity.TASK]
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(CHECKPOINT).eval(), AutoTokenizer.from_pretrained(CHECKPOINT)
+    model, tokenizer = (
+        AutoModelForCausalLM.from_pretrained(CHECKPOINT).eval(),
+        AutoTokenizer.from_pretrained(CHECKPOINT),
+    )
     total = size = words = 0.0
     for text in perplexity.rows_of({})[0][:6]:
         ids = torch.tensor([[tokenizer.eos_token_id, *tokenizer.encode(text)]])

@@ -51,7 +51,11 @@ def test_documents_hold_what_is_asked(task, folder):
         assert doc["prompt"] == getattr(prompts, task)(doc) and doc["choices"] == WORDS[task]
         assert doc["choices"][doc["gold"]] == getattr(prompts, f"{task}_target")(doc)
     elif task == "mutual":
-        assert (doc["prompt"], doc["choices"], doc["gold"]) == ("m : hi .", ["f : a .", "f : b .", "f : c .", "f : d ."], 2)
+        assert (doc["prompt"], doc["choices"], doc["gold"]) == (
+            "m : hi .",
+            ["f : a .", "f : b .", "f : c .", "f : d ."],
+            2,
+        )
     else:
         assert (doc["choices"], doc["gold"]) == (
             [{"nq": "Bob", "gsm8k": "1,003", "samsum": "They greet."}[task]], 0
@@ -178,9 +182,16 @@ def test_figures_equal_a_plain_loop(kind):
 
     from lm_eval_edit import EditedHFLM
 
-    lm = HFLM(str(CHECKPOINT), device="cpu") if kind == "hf" else EditedHFLM(pretrained="demo", editor="none", device="cpu")
+    lm = (
+        HFLM(str(CHECKPOINT), device="cpu")
+        if kind == "hf"
+        else EditedHFLM(pretrained="demo", editor="none", device="cpu")
+    )
     found = evaluate(lm, {"pretrained": "demo"}, [BY_LIKELIHOOD], limit=5)
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(CHECKPOINT).eval(), AutoTokenizer.from_pretrained(CHECKPOINT)
+    model, tokenizer = (
+        AutoModelForCausalLM.from_pretrained(CHECKPOINT).eval(),
+        AutoTokenizer.from_pretrained(CHECKPOINT),
+    )
     for task, name in NAMES.items():
         for sample in found["samples"][name]:
             doc = sample["doc"]
