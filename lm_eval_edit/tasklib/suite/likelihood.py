@@ -203,7 +203,7 @@ class LikelihoodTask(ConfigurableTask):
 
     def _count(self, prompt: str, answer: str) -> int:
         if exact_requests.tells_tokens():
-            return exact_requests.summed(prompt, answer)
+            return max(1, exact_requests.summed(prompt, answer))
         before = prompt.rstrip()  # white space at its end counts as the answer's, as the harness has it
         ids = self._tokenizer([before, prompt + answer], add_special_tokens=False)["input_ids"]
         return max(1, len(ids[1]) - len(ids[0]))
