@@ -150,8 +150,8 @@ def _unusable(comparison: Comparison, rows: Sequence[Row], gate: Gate) -> list[s
         share = gate.min_recovery if own.min_recovery is None else own.min_recovery
         if own.max_drop is None and share is not None and row.base < 0:
             problems.append(
-                f"{row.task}: {row.metric} ({row.base:.4g}, now {row.edited:.4g}) is no amount of which a share could be "
-                f"left, so min_recovery says nothing of it; give the task its own max_drop in a --config file: "
+                f"{row.task}: {row.metric} ({row.base:.4g}, now {row.edited:.4g}) is no amount of which a share could "
+                f"be left, so min_recovery says nothing of it; give the task its own max_drop in a --config file: "
                 f"tasks: {{{row.task}: {{max_drop: NUMBER}}}}"
             )
         elif not math.isfinite(high - low) and own.max_drop is None and share is None:

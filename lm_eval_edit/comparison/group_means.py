@@ -32,8 +32,8 @@ def group_rows(base: Run, rows: Sequence[Row], pairs: Pairs, settings: Settings)
     A group's weights (by task or by document) are not in the results; those are taken that give its reported figure. A
     group whose tasks were not all compared, or whose figure neither gives, is left out; so is one that mixes tasks
     about the edits with others, since a gain of the one would hide a loss of the other. Perplexities and
-    log-probabilities are on no scale with scores and enter no mean of them. Where some tasks are at floor (`floors`), the
-    mean of those that are not follows.
+    log-probabilities are on no scale with scores and enter no mean of them. Where some tasks are at floor (`floors`),
+    the mean of those that are not follows.
     """
     headlines = {(row.task, row.metric, row.filter): row for row in rows if row.headline}
     kinds = {kind: on_one_scale([row for row in headlines.values() if row.measures == kind]) for kind in KINDS}

@@ -77,7 +77,7 @@ class Row:
         floor: Why the unedited model's score leaves no damage to be shown; None where it can be shown.
         at_floor: For groups: the tasks of which that is so.
         recovery_undefined: Why there is no recovery; None where there is one.
-        bounded: Whether the figure is on a scale with two ends, as shares are; a perplexity or a log-probability is not.
+        bounded: Whether the figure is on a scale with two ends, as shares are; perplexities, log-probabilities are not.
     """
 
     task: str

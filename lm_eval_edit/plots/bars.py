@@ -35,7 +35,7 @@ def _bars(choice: Choice, series: Series) -> Picture | None:
     step = 1 / (len(counts) + 1.2)
     offset = {n: (j - (len(counts) - 1) / 2) * step for j, n in enumerate(counts)}  # of a bar from its task's middle
     handles = _batches(axes, series, lines, offset, step)
-    notes = words.intervals(lines) + choice.at_floor([series])
+    notes = words.intervals(lines) + choice.said([series])
     if published := choice.published_of(series):
         names = [line.name for line in lines]
         for task, points in published.items():

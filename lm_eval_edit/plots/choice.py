@@ -53,6 +53,17 @@ class Choice:
         names = ", ".join(self.short(task) for task in self.tasks if task in low)
         return [f"{AT_FLOOR}: {names}"] if names else []
 
+    def said(self, series: Iterable[Series]) -> list[str]:
+        """Sentences for pictures of the metric itself: that a lower one is better, and `at_floor`."""
+        series = list(series)
+        found = {
+            value.higher_is_better
+            for one in series
+            for task in self.tasks
+            if (value := one.first.baseline.value(task, self.metric)) is not None
+        }
+        return (["lower is better"] if found == {False} else []) + self.at_floor(series)
+
     def short(self, task: str) -> str:
         """A task's name in a picture."""
         return self.sweep.short(task)

@@ -56,7 +56,7 @@ def _tasks(choice: Choice, series: Series) -> Picture | None:
     notes = words.intervals([line for line, _ in lines.values()], bands=series.seeds == 1)
     if len(choice.shown) < len(choice.tasks):
         notes.append(f"{len(choice.shown)} of {len(choice.tasks)} tasks are shown; the mean is over all of them")
-    notes += _published(axes, choice, series) + choice.at_floor([series])
+    notes += _published(axes, choice, series) + choice.said([series])
     title = f"{series.label} on {series.where}: {choice.metric} of the tasks"
     return _finished(axes, f"tasks-{series.file_name}", title, [series], lines, notes)
 
@@ -101,7 +101,7 @@ def _methods(choice: Choice, where: str, group: list[Series]) -> Picture | None:
     names = ", ".join(choice.short(task) for task in choice.averaged[:8])
     more = f" and {len(choice.averaged) - 8} more" if len(choice.averaged) > 8 else ""
     notes = [f"mean of {len(choice.averaged)} tasks: {names}{more}"] if len(choice.averaged) > 1 else [names]
-    notes += choice.at_floor(group)
+    notes += choice.said(group)
     notes += words.intervals([line for _, line in found], bands=not bars)
     notes += ["× the model had collapsed"] if any(series.collapsed for series, _ in found) else []
     title = f"Methods on {group[0].where}: mean {choice.metric} of the tasks"

@@ -71,7 +71,7 @@ def _grid(choice: Choice, group: Sequence[Series]) -> Picture | None:
     )
     gone = [words.collapsed(series) for series in group if series.collapsed]
     notes += [f"× the model had collapsed: {'; '.join(gone)}"] if gone else []
-    notes += _unedited(figure.axes, lines, choice, group[0]) + choice.at_floor(group)
+    notes += _unedited(figure.axes, lines, choice, group[0]) + choice.said(group)
     title = f"{group[0].first.method} on {group[0].where}: {choice.metric}, batches one after another"
     figure.text(_LEFT / width, 1 - 0.4 / height, title, fontsize=10)
     below = height - _TOP - rows * _DOWN - 0.2

@@ -14,5 +14,5 @@ ray_engine  the same as Ray tasks, on this machine or a cluster
 ray_tasks   what a Ray worker does
 reading     a sweep's folder as values, for plots and reports
 
-`presets/` holds the paper's figures 3-8, one design for each panel.
+`presets/` holds the paper's figures 3-8, one design for each panel, and protocols of other papers.
 """

@@ -7,11 +7,11 @@ perplexity  the perplexity of a fixed text
 
 and what these families share:
 
-records    the records of public data sets: in a folder, on the hub, of the demo
-arguments  what a run's arguments say about its model
-measures   what a task measures, ability or edit quality; its headline metric and its level of chance
-shorten    cut passages and dialogues so that no prompt loses its instruction
-bootstrap  the standard error of a figure that is no mean
+records     the records of public data sets: in a folder, on the hub, of the demo
+arguments   what a run's arguments say about its model
+measures    what a task measures, ability or edit quality; its headline metric and its level of chance
+shorten     cut passages and dialogues so that no prompt loses its instruction
+bootstrap   the standard error of a figure that is no mean
 
 before_loading  what the tasks of a run need, looked for before any model loads: it knows all the families
 

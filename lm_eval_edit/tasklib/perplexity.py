@@ -191,14 +191,15 @@ def weighted_perplexity(items: Sequence[Sequence[float]]) -> float:
 
 def bits_per_byte_stderr(items: Sequence[Sequence[float]]) -> float:
     """Standard error of `bits_per_byte`, by a bootstrap over rows. Items: (row, log-likelihood, bytes)."""
-    return cluster_bootstrap([item[0] for item in items], np.array([item[1:] for item in items], dtype=float), _bits)
+    counts = np.array([item[1:] for item in items], dtype=float)
+    return cluster_bootstrap([int(item[0]) for item in items], counts, _bits)
 
 
 def weighted_perplexity_stderr(items: Sequence[Sequence[float]]) -> float:
     """Standard error of `weighted_perplexity`, by a bootstrap over rows. Items: (row, log-likelihood, words)."""
     counts = np.array([item[1:] for item in items], dtype=float)
     with np.errstate(invalid="ignore"):  # of infinite perplexities there is none
-        return cluster_bootstrap([item[0] for item in items], counts, _perplexity)
+        return cluster_bootstrap([int(item[0]) for item in items], counts, _perplexity)
 
 
 class PerplexityTask(ConfigurableTask):

@@ -161,5 +161,7 @@ def test_a_perplexity_beside_scores_is_drawn_told_and_no_part_of_the_budget(tmp_
     )
     drawn = {choice.metric: choice.tasks for choice in choose(sweep)}
     assert drawn == {"score": ("edithurt_sst2_mc", "edithurt_nq_mc"), "bits_per_byte": ("edithurt_perplexity",)}
+    scores, bits = choose(sweep)
+    assert bits.said(bits.series) == ["lower is better"] and "lower is better" not in scores.said(scores.series)
     (logs,) = choose(sweep, metric="gold_logprob")
     assert logs.tasks == ("edithurt_sst2_mc", "edithurt_nq_mc")

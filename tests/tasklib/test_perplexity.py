@@ -56,7 +56,7 @@ def test_the_hub_offline_is_said_before_anything_is_loaded(monkeypatch):
 
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(datasets, "load_dataset", lambda *a, **k: (_ for _ in ()).throw(ConnectionError("offline")))
-    with pytest.raises(UserError, match="could not be fetched from the hub .* data_dir=FOLDER"):
+    with pytest.raises(UserError, match=r"could not be fetched from the hub .* data_dir=FOLDER"):
         perplexity.check_offline([perplexity.TASK], {"pretrained": "gpt2"})
     perplexity.check_offline([perplexity.TASK], {})
 

@@ -9,7 +9,7 @@ ner        the same for the eighth: named entities
 script     output -> what the paper's scripts count
 scoring    document and output -> the metrics of the results table (`process_results`)
 task       the task class: outputs with their ends to `scoring`
-likelihood the same abilities asked by likelihood: `edithurt_suite_mc`
+likelihood  the same abilities asked by likelihood: `edithurt_suite_mc`
 aggregate  corpus-level metrics and their standard errors
 
 The prompts and metrics are those of Gu et al., "Model Editing Can Hurt General Abilities of Large Language Models".

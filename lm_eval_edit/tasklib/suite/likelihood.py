@@ -4,7 +4,7 @@
     mutual                 the dialogue, and each of the four continuations as the next utterance
     nq, gsm8k, samsum      the suite's prompt, and the gold answer (NQ's first) or the reference summary behind it
 
-Named entities are left out: half of their gold answers are empty, and the form of the others is not the data's but ours.
+Named entities are left out: many of their gold answers are empty, and the form of the others is ours, not the data's.
 
 A model that cannot say an answer still gives it a probability. `gold_logprob` is the log-probability of the gold answer
 per token, a quantity and no share: it has no lower end. It moves long before an accuracy does.
@@ -147,8 +147,8 @@ def _is_likeliest(values: np.ndarray, gold: int) -> float:
 def of_answer(doc: Document, results: Sequence[Response]) -> dict[str, Any]:
     """`process_results` of tasks with one answer.
 
-    `score` is the geometric mean of the probabilities of its tokens, exp(gold_logprob), from 0 to 1; `em` is 1 where each
-    of its tokens is the likeliest.
+    `score` is the geometric mean of the probabilities of its tokens, exp(gold_logprob), from 0 to 1; `em` is 1 where
+    each of its tokens is the likeliest.
     """
     (gold,) = results
     return {"score": math.exp(gold.per_token), "em": float(gold[1]), **_common(doc, results)}
@@ -185,8 +185,8 @@ class LikelihoodTask(ConfigurableTask):
             budget = budget_of(self.config.metadata, 0)
             if budget is None:
                 raise UserError(
-                    f"{self.config.task} gives log-probabilities per token, and this type of model tells no tokens: name "
-                    "its tokenizer, tokenizer=... in --model_args or --metadata"
+                    f"{self.config.task} gives log-probabilities per token, and this type of model tells no tokens: "
+                    "name its tokenizer, tokenizer=... in --model_args or --metadata"
                 )
             self._tokenizer = budget.tokenizer
         return super().construct_requests(doc, ctx, **kwargs)
@@ -203,7 +203,7 @@ class LikelihoodTask(ConfigurableTask):
 
     def _count(self, prompt: str, answer: str) -> int:
         if exact_requests.tells_tokens():
-            return exact_requests.summed(prompt, answer)
+            return max(1, exact_requests.summed(prompt, answer))
         before = prompt.rstrip()  # white space at its end counts as the answer's, as the harness has it
         ids = self._tokenizer([before, prompt + answer], add_special_tokens=False)["input_ids"]
         return max(1, len(ids[1]) - len(ids[0]))
