@@ -80,6 +80,7 @@ def model_card(record: Mapping[str, Any]) -> str:
         "",
         f"- method: {edits['editor']} ({edits['source']})",
         f"- edits: {edits['n_edits']} facts in {edits['operations']} operations of up to {edits['edit_batch_size']}",
+        *(["- edited inside the model's chat template, where a chat user asks"] if edits.get("chat_template") else []),
         f"- hyper-parameters: `{edits['options']}`",
         f"- unedited model: {base['pretrained']}, revision {base['revision'] or 'none'}, {base['dtype']}, fingerprint "
         f"`{base['fingerprint']}`",
@@ -98,7 +99,9 @@ def model_card(record: Mapping[str, Any]) -> str:
         "",
         *[f"    {command}" for command in commands(record, "DIR")],
         "    lm_eval --model edited_hf --model_args "
-        f"pretrained={base['pretrained']},editor={edits['editor']},edit_ledger=LEDGER,n_edits={edits['n_edits']},...",
+        f"pretrained={base['pretrained']},editor={edits['editor']},edit_ledger=LEDGER,n_edits={edits['n_edits']},"
+        + ("edit_chat_template=true," if edits.get("chat_template") else "")
+        + "...",
         "",
         "## Edited facts",
         "",
