@@ -53,6 +53,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
         help="stop a row once a fixed text is this many times as perplexing as it was; its other cells are marked",
     )
     parser.add_argument("--include_path", metavar="DIR", help="a folder with further tasks")
+    parser.add_argument(
+        "--apply_chat_template", action="store_true", default=None, help="ask inside the models' chat templates"
+    )
     parser.add_argument("--device", help="cpu, cuda:0, ...; default: a GPU where there is one")
     parser.add_argument(
         "--engine", choices=("local", "ray"), default="local", help="local: in this process; ray: as tasks of Ray"
@@ -208,7 +211,7 @@ def _changes(args: argparse.Namespace) -> dict[str, Any]:
             changes[key] = _editors(values) if key == "editors" else [w for v in values for w in v.split(",") if w]
     if args.pretrained is not None:
         changes["models"] = [_named(word, "pretrained") for word in args.pretrained]
-    for key in ("limit", "batch_size", "stop_at_perplexity", "include_path"):
+    for key in ("limit", "batch_size", "stop_at_perplexity", "include_path", "apply_chat_template"):
         if (value := getattr(args, key)) is not None:
             changes[key] = value
     if args.model_args:

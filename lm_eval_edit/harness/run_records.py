@@ -50,9 +50,9 @@ class RunRecorder:
         self.model_type = model_type
         self._environment: dict[str, Any] = {}
 
-    def start(self, model_args: Mapping[str, Any]) -> RunClock:
-        """Begin the record of one evaluation."""
-        return RunClock(self.model_type, model_args)
+    def start(self, model_args: Mapping[str, Any], chat_template: str | None = None) -> RunClock:
+        """Begin the record of one evaluation; `chat_template` is the text of the one that is applied."""
+        return RunClock(self.model_type, model_args, chat_template)
 
     def finish(
         self, clock: RunClock, lm: LM, results: dict[str, Any], config: Mapping[str, Any]
@@ -90,11 +90,11 @@ class RunRecorder:
 class RunClock:
     """When one evaluation began and ended, and what it was of, as the harness notes it."""
 
-    def __init__(self, model_type: str, model_args: Mapping[str, Any]) -> None:
+    def __init__(self, model_type: str, model_args: Mapping[str, Any], chat_template: str | None = None) -> None:
         self.started = time.time()
         self._tracker = GeneralConfigTracker()
-        self._tracker.log_experiment_args(model_type, dict(model_args), None, None, False)
-        self._tracker.fewshot_as_multiturn = False
+        self._tracker.log_experiment_args(model_type, dict(model_args), None, chat_template, chat_template is not None)
+        self._tracker.fewshot_as_multiturn = chat_template is not None
 
     def stop(self) -> dict[str, Any]:
         """The notes, for the results."""

@@ -9,10 +9,14 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
+from lm_eval_edit import demo
 from lm_eval_edit.editors.base import find_editor
 from lm_eval_edit.edits.chosen import model_config
+from lm_eval_edit.edits.prompt_lengths import planned_tokenizer
 from lm_eval_edit.edits.run import batch_problems
+from lm_eval_edit.edits.surroundings import template_arguments
 from lm_eval_edit.errors import ConfigurationError, UserError
+from lm_eval_edit.facts.chat import chat_frame
 from lm_eval_edit.moments.second_moments import SecondMoments
 from lm_eval_edit.plan import EditPlan, draft_plan
 from lm_eval_edit.settings import NAMES
@@ -134,6 +138,8 @@ def check(design: Design, folder: SweepFolder, *, dry_run: bool = False) -> Chec
             )
         else:
             problems += _problems(lambda args=args: sources.check_tasks(general, args))
+            if design.apply_chat_template:
+                problems += _problems(lambda model=model, args=args: _check_template(model, args))
         for row in design.rows():
             if row.model != model:
                 continue
@@ -151,6 +157,20 @@ def check(design: Design, folder: SweepFolder, *, dry_run: bool = False) -> Chec
         raise ConfigurationError(dict.fromkeys(problems + lacking))
     lacking = list(dict.fromkeys(lacking))
     return Checked(design, folder, rows, schedules, general, about_schedule, configs, notices, lacking)
+
+
+def _check_template(model: Model, args: Mapping[str, Any]) -> None:
+    """Check that a model's tokenizer has a chat template that can ask; one that cannot be had yet is not checked.
+
+    Raises:
+        UserError: naming the model.
+    """
+    tokenizer = planned_tokenizer(demo.loadable(model.pretrained), args)
+    try:
+        if tokenizer is not None:
+            chat_frame(tokenizer, template_arguments(args))
+    except UserError as error:
+        raise UserError(f"apply_chat_template: {model.label}: {error}") from error
 
 
 def _problems(look: Any) -> list[str]:

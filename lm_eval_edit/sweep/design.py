@@ -134,6 +134,7 @@ class Design:
         too_few_facts: What happens to checkpoints beyond the usable facts: refuse the design, or leave_out those.
         log_samples: Whether cells keep what the model answered; `compare` and `report` need it.
         include_path: A folder with task files of the user's own.
+        apply_chat_template: Whether everything is asked inside the models' chat templates.
         figure: What figure of the paper this is, for plots: number, panel.
         published: The paper's values, for plots: metric, source, n_edits, tasks.
     """
@@ -155,6 +156,7 @@ class Design:
     too_few_facts: str = REFUSE
     log_samples: bool = True
     include_path: str | None = None
+    apply_chat_template: bool = False
     figure: Mapping[str, Any] = field(default_factory=dict)
     published: Mapping[str, Any] = field(default_factory=dict)
 
@@ -183,4 +185,6 @@ class Design:
         content = asdict(self)
         for word in ("name", "description", "figure", "published"):
             del content[word]
+        if not self.apply_chat_template:  # there were folders before there was this key
+            del content["apply_chat_template"]
         return content

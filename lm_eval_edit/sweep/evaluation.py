@@ -83,6 +83,8 @@ class Evaluator:
         limit: Documents per task.
         include_path: A folder of further tasks.
         batch_size: As recorded in results.
+        log_samples: Whether results come with samples.
+        apply_chat_template: Whether everything is asked inside the model's chat template.
     """
 
     def __init__(
@@ -96,9 +98,11 @@ class Evaluator:
         include_path: str | None,
         batch_size: int,
         log_samples: bool = True,
+        apply_chat_template: bool = False,
     ):
         self.lm, self.limit, self.batch_size, self.log_samples = lm, limit, batch_size, log_samples
         self.include_path = include_path
+        self.chat_template = lm.chat_template(True) if apply_chat_template else None
         self.about_schedule = tuple(about_schedule)
         self._loaded: dict[str, Any] = {"tasks": {}, "groups": {}, "group_map": {}}
         self._unloadable: dict[str, str] = {}
@@ -129,7 +133,7 @@ class Evaluator:
                     loaded[key] = {**loaded.get(key, {}), **value}
             except Exception as error:  # a task of a group may fail in many ways; the others go on
                 failed |= dict.fromkeys(self.about_schedule, in_one_line(error))
-        clock = self._recorder.start(model_args)
+        clock = self._recorder.start(model_args, self.chat_template)
         results, more = self._evaluate(loaded)
         failed |= more
         if results is None:
@@ -200,6 +204,8 @@ class Evaluator:
                 limit=self.limit,
                 bootstrap_iters=BOOTSTRAP,
                 log_samples=self.log_samples,
+                apply_chat_template=self.chat_template is not None,
+                fewshot_as_multiturn=self.chat_template is not None,
             )
 
     def _config(self, model_args: Mapping[str, Any]) -> dict[str, Any]:

@@ -154,6 +154,7 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "too_few_facts": _too_few,
     "log_samples": _truth,
     "include_path": _optional(str),
+    "apply_chat_template": _truth,
     "figure": _mapping,
     "published": _mapping,
 }

@@ -68,6 +68,7 @@ class Worker:
             include_path=design.include_path,
             batch_size=design.batch_size,
             log_samples=design.log_samples,
+            apply_chat_template=design.apply_chat_template,
         )
         self.unedited_perplexity = perplexity(self.lm.model, self.lm.tokenizer)
         self._unedited = self.lm.plan
