@@ -118,6 +118,7 @@ WRAPPED = """
 import inspect, sys
 from lm_eval_edit._startup import hooks
 hooks.connect()
+hooks.look_at_chat_templates()
 import lm_eval.evaluator, lm_eval_edit.tasklib.editing.tasks
 found = set()
 for module in [module for name, module in sys.modules.items() if name.partition(".")[0] == "lm_eval"]:

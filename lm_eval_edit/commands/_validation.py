@@ -71,6 +71,8 @@ def validation(options: Mapping[str, Any]) -> tuple[list[str], list[str]]:
         rows.append(("second moments", _second_moments(plan, chosen.editor, shapes.architecture, problems)))
     if shapes is not None:
         rows.append(("memory", _memory(chosen, shapes, parameters or [])))
+    if plan.settings.edit_chat_template and chosen is not None:
+        rows.append(("edited", "inside the chat template: the question or prompt is the user's turn"))
     if plan.settings.edit_ledger:
         rows.append(("ledger", plan.settings.edit_ledger))
     lines = columns(rows) if rows else ["nothing is known about this run"]

@@ -36,6 +36,7 @@ def model_card(record: Mapping[str, Any]) -> str:
         "",
         f"- method: {edits['editor']} ({edits['source']})",
         f"- edits: {edits['n_edits']} facts in {edits['operations']} operations of up to {edits['edit_batch_size']}",
+        *(["- edited inside the model's chat template, where a chat user asks"] if edits.get("chat_template") else []),
         f"- hyper-parameters: `{edits['options']}`",
         f"- unedited model: {base['pretrained']}, revision {base['revision'] or 'none'}, {base['dtype']}, fingerprint "
         f"`{base['fingerprint']}`",

@@ -65,6 +65,8 @@ def _command(engine: str, given: Mapping[str, Any], record: Mapping[str, Any]) -
     tasks, data = _tasks(record["edits"]["facts"]), ""
     if record["base"]["pretrained"] == demo.NAME:  # the suite's data come with the package; other models' from the hub
         tasks, data = ["edithurt_suite", *tasks], " --metadata data_dir=demo"
+    if record["edits"].get("chat_template"):  # the facts are there where they were edited
+        data += " --apply_chat_template"
     return f"lm_eval --model {engine} --model_args {model_args(given)} --tasks {','.join(tasks)}{data}"
 
 

@@ -17,7 +17,9 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lm_eval_edit.errors import UserError
+from lm_eval_edit.facts.chat import ChatFrame, placed
 from lm_eval_edit.facts.fact import Fact
+from lm_eval_edit.facts.tokens import encode
 from lm_eval_edit.models.devices import input_device
 
 #: Most prompts compared; from a longer schedule so many are taken at even distances, the first and last included.
@@ -60,11 +62,15 @@ def allowed(tolerance: float | None) -> str:
     return f"allowed {tolerance:.3g}"
 
 
-def prompts_of(facts: Sequence[Fact]) -> list[str]:
-    """The prompts to compare on."""
+def prompts_of(facts: Sequence[Fact], frame: ChatFrame | None = None) -> list[str]:
+    """The prompts to compare on, where they were edited.
+
+    Args:
+        frame: The chat template's that they were edited in; None for prompts as they stand.
+    """
     if len(facts) > MAX_PROMPTS:
         facts = [facts[round(i * (len(facts) - 1) / (MAX_PROMPTS - 1))] for i in range(MAX_PROMPTS)]
-    return [fact.text for fact in facts]
+    return [fact.text for fact in placed(facts, frame)]
 
 
 @torch.no_grad()
@@ -77,7 +83,7 @@ def last_logits(
     device = input_device(base)
     out = []
     for start in range(0, len(prompts), batch_size):
-        rows = [tokenizer.encode(prompt) for prompt in prompts[start : start + batch_size]]
+        rows = [encode(tokenizer, prompt) for prompt in prompts[start : start + batch_size]]
         width = max(map(len, rows))
         ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])
         mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])

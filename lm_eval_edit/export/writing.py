@@ -17,6 +17,7 @@ from lm_eval_edit import demo
 from lm_eval_edit._support.differences import differences
 from lm_eval_edit._support.files import read_json, write_bytes, write_json, writing
 from lm_eval_edit._support.versions import versions
+from lm_eval_edit.edits.surroundings import frame_of
 from lm_eval_edit.errors import ConfigurationError, UserError
 from lm_eval_edit.export.adapter import Adapter, check_adapter, load_adapter, make_adapter, write_adapter
 from lm_eval_edit.export.checkpoint import reloaded_logits, write_checkpoint
@@ -175,7 +176,7 @@ class _Job:
     def __post_init__(self) -> None:
         edited = self.edited
         self.tokenizer, self.dtype = edited.tokenizer, edited.model.dtype
-        self.prompts = prompts_of(edited.selection.facts)
+        self.prompts = prompts_of(edited.selection.facts, frame_of(edited.selection.header))
         self.unedited = self._logits()
         edited.apply()
         self.wanted = self._logits()
@@ -216,6 +217,7 @@ class _Job:
                 "operations": len(selection.operations),
                 "n_edits": len(selection.facts),
                 "facts": [fact.identity() for fact in selection.facts],
+                "chat_template": selection.header["extra"].get("chat"),
             },
             "parameters": ledger.weights.report(),
             "versions": versions(),

@@ -24,15 +24,24 @@ def export_of(arguments: Mapping[str, Any]) -> Path | None:
     return next((folder for folder in folders if (folder / RECORD).is_file()), None)
 
 
+def edited_in_chat(folder: Path) -> bool:
+    """Whether the facts of an export were edited inside the model's chat template."""
+    return bool(_edits(folder).get("chat_template"))
+
+
 def exported_facts(folder: Path) -> Facts:
     """The facts that were edited into an export, first to last.
 
     Raises:
         UserError: its record holds none, or cannot be read.
     """
-    record = read_json(folder / RECORD)
-    edits = record.get("edits") if isinstance(record, Mapping) else None
-    facts = edits.get("facts") if isinstance(edits, Mapping) else None
+    facts = _edits(folder).get("facts")
     if not isinstance(facts, list) or not facts:
         raise UserError(f"{folder / RECORD} lists no edited facts; make the export again, or give edit_dataset=FILE")
     return read_facts(enumerate(facts, start=1), str(folder))
+
+
+def _edits(folder: Path) -> Mapping[str, Any]:
+    record = read_json(folder / RECORD)
+    edits = record.get("edits") if isinstance(record, Mapping) else None
+    return edits if isinstance(edits, Mapping) else {}

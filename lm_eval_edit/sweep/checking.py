@@ -9,10 +9,14 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
+from lm_eval_edit import demo
 from lm_eval_edit.editors.base import find_editor
 from lm_eval_edit.edits.chosen import model_config
+from lm_eval_edit.edits.prompt_lengths import planned_tokenizer
 from lm_eval_edit.edits.run import batch_problems
+from lm_eval_edit.edits.surroundings import template_arguments
 from lm_eval_edit.errors import ConfigurationError, UserError
+from lm_eval_edit.facts.chat import chat_frame
 from lm_eval_edit.moments.second_moments import SecondMoments
 from lm_eval_edit.plan import EditPlan, draft_plan
 from lm_eval_edit.settings import NAMES, OF_TASKS
@@ -21,7 +25,6 @@ from lm_eval_edit.sweep.evaluation import find_tasks
 from lm_eval_edit.sweep.folder import Cell, SweepFolder
 from lm_eval_edit.tasklib import before_loading
 from lm_eval_edit.tasklib.editing import documents as editing_documents
-from lm_eval_edit.tasklib.shorten import budget_of
 
 
 @dataclass(frozen=True)
@@ -135,7 +138,8 @@ def check(design: Design, folder: SweepFolder, *, dry_run: bool = False) -> Chec
             )
         else:
             problems += _problems(lambda args=args: before_loading.check_records(general, args))
-            problems += _without_chat_template(design, model, args)
+            if design.apply_chat_template:
+                problems += _problems(lambda model=model, args=args: _check_template(model, args))
         for row in design.rows():
             if row.model != model:
                 continue
@@ -155,12 +159,18 @@ def check(design: Design, folder: SweepFolder, *, dry_run: bool = False) -> Chec
     return Checked(design, folder, rows, schedules, general, about_schedule, configs, notices, lacking)
 
 
-def _without_chat_template(design: Design, model: Model, args: Mapping[str, Any]) -> list[str]:
-    """That the model's tokenizer, where it can be had, lacks the chat template that the design asks for."""
-    budget = budget_of(dict(args), 0) if design.apply_chat_template else None
-    if budget is None or getattr(budget.tokenizer, "chat_template", None):
-        return []
-    return [f"apply_chat_template: {model.label} has no chat template; leave it out (--no-apply_chat_template)"]
+def _check_template(model: Model, args: Mapping[str, Any]) -> None:
+    """Check that a model's tokenizer has a chat template that can ask; one that cannot be had yet is not checked.
+
+    Raises:
+        UserError: naming the model.
+    """
+    tokenizer = planned_tokenizer(demo.loadable(model.pretrained), args)
+    try:
+        if tokenizer is not None:
+            chat_frame(tokenizer, template_arguments(args))
+    except UserError as error:
+        raise UserError(f"apply_chat_template: {model.label}: {error}") from error
 
 
 def _problems(look: Any) -> list[str]:

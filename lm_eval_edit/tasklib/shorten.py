@@ -61,7 +61,7 @@ class Budget:
     def excess(self, texts: Sequence[str]) -> list[int]:
         """Tokens over the limit, for each text; 0 or less for one that fits."""
         # As HFLM has it: a text that begins with the token (a chat template writes one) gets no second one before it.
-        bos = getattr(self.tokenizer, "bos_token", None)
+        bos = str(getattr(self.tokenizer, "bos_token", None) or "")
         begun = [bool(bos) and text.startswith(bos) for text in texts]
         counts: dict[bool, Iterator[int]] = {}
         for has_bos, special in ((False, self._special), (True, {"add_special_tokens": False})):

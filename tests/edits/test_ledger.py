@@ -233,7 +233,7 @@ def test_templates_are_sampled_once_stored_and_used_again(tmp_path, monkeypatch)
     assert torch.equal(torch.random.get_rng_state(), state), "the global generator is not touched"
     stored = json.loads((tmp_path / "ledger.json").read_text())["extra"]["context_templates"]
     assert len(stored) == 21 and stored[0] == "{}" and all(t.endswith(". {}") for t in stored[1:])
-    monkeypatch.setattr("lm_eval_edit.edits.run.sample_templates", lambda *_: pytest.fail("sampled again"))
+    monkeypatch.setattr("lm_eval_edit.edits.surroundings.sample_templates", lambda *_: pytest.fail("sampled again"))
     edit_model(tiny_model(), tiny_tokenizer(), FACTS[:2], options=OPTIONS, ledger=tmp_path, progress=False)
 
 

@@ -29,7 +29,7 @@ from lm_eval_edit.facts.tokens import over_context
 from lm_eval_edit.tasklib.editing import generation_inputs, portability
 from lm_eval_edit.tasklib.editing.probing import chat
 from lm_eval_edit.tasklib.editing.probing import documents as probing
-from lm_eval_edit.tasklib.editing.schedule import scheduled_facts, settings_of
+from lm_eval_edit.tasklib.editing.schedule import in_chat, scheduled_facts, settings_of
 from lm_eval_edit.tasklib.shorten import budget_of
 
 logger = logging.getLogger("lm_eval_edit")
@@ -202,7 +202,7 @@ def load(task: str, metadata: Mapping[str, Any]) -> tuple[list[Document], dict[s
     """
     facts, scheduled = scheduled_facts(metadata)
     _check_has(task, facts, scheduled)
-    by_fact = _by_fact(task, scheduled, in_chat=settings_of(metadata).edit_chat_template)
+    by_fact = _by_fact(task, scheduled, chatting=in_chat(metadata))
     docs = [doc for some in by_fact for doc in some]
     known = {
         "source": facts.source,
@@ -216,15 +216,15 @@ def load(task: str, metadata: Mapping[str, Any]) -> tuple[list[Document], dict[s
     return docs, known | (portability.known(scheduled, by_fact) if task == portability.TASK else {})
 
 
-def _by_fact(task: str, scheduled: Sequence[Fact], in_chat: bool = False) -> list[list[Document]]:
+def _by_fact(task: str, scheduled: Sequence[Fact], chatting: bool = False) -> list[list[Document]]:
     """For each fact of the schedule its documents.
 
     Args:
-        in_chat: Whether facts are edited inside the model's chat template.
+        chatting: Whether facts are edited inside the model's chat template.
     """
     if task == portability.TASK:
         return portability.of_schedule(scheduled)
-    made = partial(efficacy, in_chat=in_chat) if task == "efficacy" else KINDS[task][0]
+    made = partial(efficacy, in_chat=chatting) if task == "efficacy" else KINDS[task][0]
     return [made(fact, edit) for edit, fact in enumerate(scheduled)]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from lm_eval_edit import demo
 from lm_eval_edit.edits.scheduled import operations, read_facts, usable
 from lm_eval_edit.errors import ConfigurationError, UserError
-from lm_eval_edit.facts.exported import export_of, exported_facts
+from lm_eval_edit.facts.exported import edited_in_chat, export_of, exported_facts
 from lm_eval_edit.facts.fact import Fact, Facts
 from lm_eval_edit.settings import NAMES, EditSettings, parse_settings
 from lm_eval_edit.tasklib.arguments import named_model
@@ -41,7 +41,7 @@ def scheduled_facts(metadata: Mapping[str, Any]) -> tuple[Facts, list[Fact]]:
     """
     settings, model = settings_of(metadata), named_model(dict(metadata))
     export = export_of(metadata)
-    if export is not None and settings.editor == "none" and settings.edit_facts_for is settings.edit_dataset is None:
+    if export is not None and _asks_export(settings):
         return _facts_of_export(export, metadata)
     if settings.n_edits == 0:
         raise UserError(
@@ -59,6 +59,16 @@ def scheduled_facts(metadata: Mapping[str, Any]) -> tuple[Facts, list[Fact]]:
     everything = read_facts(settings, model)
     scheduled = [fact for operation in operations(settings, everything, editor) for fact in operation]
     return usable(everything, editor) if editor else everything, scheduled
+
+
+def in_chat(metadata: Mapping[str, Any]) -> bool:
+    """Whether the schedule's facts are edited inside the model's chat template."""
+    settings, export = settings_of(metadata), export_of(metadata)
+    return settings.edit_chat_template or (export is not None and _asks_export(settings) and edited_in_chat(export))
+
+
+def _asks_export(settings: EditSettings) -> bool:
+    return settings.editor == "none" and settings.edit_facts_for is settings.edit_dataset is None
 
 
 def _facts_of_export(folder: Path, metadata: Mapping[str, Any]) -> tuple[Facts, list[Fact]]:
