@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from benchmarks import gpu, gpu_runs
+from benchmarks import gpu, gpu_runs, lifelong
 from tests.conftest import ROOT
 
 ON_CPU = ("--device", "cpu", "--tiny")
@@ -25,6 +25,34 @@ def test_both_sides_of_the_benchmark_agree():
         for what in ("rome", "memit", "kn", "stats"):
             assert f"| {family} | {what} | plain |" in done.stdout
     assert "ledger of 5 ROME edits" in done.stdout and "continued, 4 layers" in done.stdout
+
+
+def test_the_benchmark_of_long_runs_runs(tmp_path, capsys):
+    assert lifelong.main(["--tiny", "--output", str(tmp_path / "figures.json")]) == 0
+    rows = json.loads((tmp_path / "figures.json").read_text())
+    assert [(row["method"], row["batch_size"], row["how"]) for row in rows] == [
+        ("rome", 1, "run"), ("rome", 1, "edit"),
+        *(("memit_seq", size, how) for size in (1, 10) for how in ("run", "edit")),
+    ]  # fmt: skip
+    assert all(row["disk"] > 0 and min(row["ms"].values()) > 0 for row in rows)
+    assert all(
+        f"| {row['method']} | {row['batch_size']} | {row['how']} |" in capsys.readouterr().out for row in rows[:1]
+    )
+
+
+def test_the_benchmark_of_long_runs_names_what_it_misses():
+    row = {
+        "method": "rome", "batch_size": 1, "how": "run", "ratio_to_fixed": 1.1, "tensors": {10: 0, 1000: 900},
+        "peak": {10: 0, 1000: 1000}, "own_state": 0, "opening_ms": {100: 1.0, 1000: 1.2},
+    }  # fmt: skip
+    assert not lifelong.missed(row, [10, 1000], lifelong.Wanted())
+    grown = {
+        "ratio_to_fixed": 1.3, "tensors": {10: 0, 1000: 2000}, "peak": {10: 0, 1000: 990 * 25 * 1024},
+        "opening_ms": {100: 1.0, 1000: 9.0},
+    }  # fmt: skip
+    for name, value in grown.items():
+        assert len(lifelong.missed(row | {name: value}, [10, 1000], lifelong.Wanted())) == 1
+    assert len(lifelong.missed(row | grown, [10, 1000], lifelong.Wanted())) == 4
 
 
 def test_the_gpu_benchmark_runs_whole_on_a_cpu(tmp_path):

@@ -138,4 +138,5 @@ class BetaEdit(AlphaEdit):
 def _below(threshold: float, moment: Tensor) -> Tensor:
     """Eigenvectors of a symmetric matrix whose eigenvalues are below the threshold, as columns."""
     values, vectors = torch.linalg.eigh(moment)
-    return vectors[:, values < threshold].contiguous()
+    found: Tensor = vectors[:, values < threshold].contiguous()
+    return found

@@ -113,7 +113,7 @@ class Ledger:
 
     def compare_with_record(self) -> None:
         """Warn where the weights after replayed operations are not those recorded when they were computed."""
-        if self.applied and self.fingerprint() != self.applied_operations[-1].record["fingerprint"]:
+        if self.applied and self.fingerprint() != self.operations[self.applied - 1].record["fingerprint"]:
             logger.warning(
                 "the replayed weights differ from those recorded in %s in their last bits: "
                 "another processor or library rounds differently",
@@ -122,7 +122,7 @@ class Ledger:
 
     def compare_with_weights(self) -> None:
         """Warn where the edited weights are not what the last operation left: something else has changed them."""
-        if self.applied and self.fingerprint() != self.applied_operations[-1].record["fingerprint"]:
+        if self.applied and self.fingerprint() != self.operations[self.applied - 1].record["fingerprint"]:
             logger.warning(
                 "something else than the ledger's operations has changed edited weights while they were computed: the "
                 "model is not what its ledger makes. restore() and a run with this ledger give that"
