@@ -5,7 +5,7 @@
     python examples/sequential_methods.py --table                                          # from what there is
 
 SmolLM2-135M-Instruct (`pretrained=smollm2`); facts, second moments and questions are those of `real_methods.py`, by
-the rules said there, but for the context templates, of which there are three, and for neighbourhood prompts, three a
+the rules said there, but for the context templates, of which three are used, and for neighbourhood prompts, three a
 fact. Everything is asked when all facts are in. Perplexity is of the end of the corpus, a text that
 the second moments have not seen. A run that was stopped goes on where it was: the edits are in ledgers, in the folder
 that `--ledgers` names, and what was measured with the same settings is in docs/sequential_methods.json.
@@ -32,27 +32,28 @@ from lm_eval_edit._support.files import hash_json, sha256
 from lm_eval_edit._support.versions import versions
 from lm_eval_edit.editors.base import find_editor
 from lm_eval_edit.editors.hyperparameters import resolve
+from lm_eval_edit.editors.templates import sample_templates
 from lm_eval_edit.moments.corpus import load_corpus
 
 PAGE = DOCS.with_name("methods.md")
 KEPT = DOCS.with_name("sequential_methods.json")
 BEGIN, END = "<!-- table: written by examples/sequential_methods.py -->", "<!-- end of that table -->"
 N, BATCH = 100, 10
-FEW_TEMPLATES = {"context_template_length_params": [[10, 2]]}  # the bare prompt and two more: half of the work
+TEMPLATES = 2  # beside the bare prompt, of the five that are sampled: half of the work
 PROBES = 3  # of a fact's ten neighbourhood prompts
 TEXT_TOKENS, WINDOW = 8192, 512  # of the text whose perplexity is taken
 
 #: Row -> (what the table calls it, method, its options where they are not the defaults, facts of one operation).
 ROWS: dict[str, tuple[str, str, dict[str, Any], int]] = {
     "none": ("none", "none", {}, BATCH),
-    "memit": ("memit", "memit", FEW_TEMPLATES, BATCH),
-    "memit_seq": ("memit_seq", "memit_seq", FEW_TEMPLATES, BATCH),
-    "encore": ("encore", "encore", FEW_TEMPLATES, BATCH),
-    "alphaedit": ("alphaedit", "alphaedit", FEW_TEMPLATES, BATCH),
-    "betaedit": ("betaedit", "betaedit", FEW_TEMPLATES, BATCH),
-    "blue": ("memit, own_targets (BLUE)", "memit", FEW_TEMPLATES | {"own_targets": True}, BATCH),
-    "nas": ("memit, norm_anchor=auto (NAS)", "memit", FEW_TEMPLATES | {"norm_anchor": "auto"}, BATCH),
-    "sphere": ("sphere over alphaedit", "sphere", FEW_TEMPLATES | {"over": "alphaedit"}, BATCH),
+    "memit": ("memit", "memit", {}, BATCH),
+    "memit_seq": ("memit_seq", "memit_seq", {}, BATCH),
+    "encore": ("encore", "encore", {}, BATCH),
+    "alphaedit": ("alphaedit", "alphaedit", {}, BATCH),
+    "betaedit": ("betaedit", "betaedit", {}, BATCH),
+    "blue": ("memit, own_targets (BLUE)", "memit", {"own_targets": True}, BATCH),
+    "nas": ("memit, norm_anchor=auto (NAS)", "memit", {"norm_anchor": "auto"}, BATCH),
+    "sphere": ("sphere over alphaedit", "sphere", {"over": "alphaedit"}, BATCH),
     "ultraedit": ("ultraedit", "ultraedit", {}, BATCH),
     "locft": ("ft, append_eos, shuffle (LocFT)", "ft", {"append_eos": True, "shuffle": True, "minibatch": 10}, N),
 }
@@ -77,7 +78,7 @@ class SequentialBench(Bench):
         texts = [text for text in load_corpus(str(corpus)).texts if text.strip()]
         ids = self.tokenizer("\n".join(texts[-400:]))["input_ids"][-TEXT_TOKENS:]
         self.windows = torch.tensor(ids).view(-1, WINDOW)
-        self.about["probes"] = PROBES
+        self.about |= {"probes": PROBES, "templates": TEMPLATES}
         self.about["text"] = {"sha256": sha256(self.tokenizer.decode(ids).encode()), "tokens": len(ids)}
 
     def row(self, name: str) -> None:
@@ -96,8 +97,11 @@ class SequentialBench(Bench):
         ledger = None
         if editor is not None:
             started = time.process_time()
+            plan = editor.template_plan()
+            sampled = plan and sample_templates(self.model, self.tokenizer, plan, seed=0)
             ledger = edit_model(
                 self.model, self.tokenizer, self.facts, editor=method, edit_batch_size=size, options=options,
+                context_templates=[sampled[0], sampled[1][:TEMPLATES]] if sampled else None,
                 second_moments=self.moments(editor), ledger=self.ledgers / f"{name}-{identity[:12]}",
             )  # fmt: skip
             measured["seconds"] = time.process_time() - started  # of this process: less where a run was resumed

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lm_eval_edit.editors._shared.target import Targets, optimise_targets
 from lm_eval_edit.editors.base import EditContext, Editor, EditResult, option
-from lm_eval_edit.editors.templates import TemplatePlan
+from lm_eval_edit.editors.templates import TemplatePlan, check_length_params
 from lm_eval_edit.facts.fact import Fact
 from lm_eval_edit.models.architecture import is_transposed
 from lm_eval_edit.weights.delta import Delta, linear_update
@@ -52,6 +52,7 @@ class RomeOptions:
     def __post_init__(self) -> None:
         if self.fact_token != "subject_last":
             raise ValueError(f"fact_token={self.fact_token!r}: only 'subject_last' is supported")
+        check_length_params(self.context_template_length_params)
 
 
 def _likeness(fact: Fact, bare: Tensor, mean: Tensor) -> float:

@@ -40,6 +40,23 @@ class TemplatePlan:
     braces: str = ""
 
 
+def check_length_params(given: Sequence[Any]) -> None:
+    """Check (tokens, samples) pairs, whose samples the start words share equally.
+
+    Raises:
+        ValueError: with what is wanted.
+    """
+    share = len(START_WORDS)
+    for pair in given:
+        numbers = isinstance(pair, Sequence) and all(type(n) is int and n > 0 for n in pair)
+        if not numbers or len(pair) != 2 or pair[1] % share:
+            raise ValueError(
+                f"context_template_length_params={[list(p) if isinstance(p, tuple) else p for p in given]}: want pairs "
+                f"(tokens, samples) of whole numbers, the samples a multiple of {share}, as many for each of the start "
+                f"words {', '.join(START_WORDS)}; [[10, 5]] is MEMIT's. Others are given as context_templates"
+            )
+
+
 def check_templates(templates: Sequence[Any], plan: TemplatePlan, editor: str) -> None:
     """Check given context templates against what an editor wants.
 
@@ -87,7 +104,9 @@ def sample_templates(
                 text = unicodedata.normalize("NFKD", decoded)
                 text = text.replace("\n\n", " ").replace("{", plan.braces).replace("}", plan.braces)
                 samples.append(f"{text}. {SLOT}")
-    return [[SLOT], samples] if plan.nested else [SLOT, *samples]
+    if plan.nested:
+        return [[SLOT], samples] if samples else [[SLOT]]  # a mean over no samples is no number
+    return [SLOT, *samples]
 
 
 @torch.no_grad()

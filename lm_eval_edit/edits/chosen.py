@@ -103,8 +103,8 @@ def split_options(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Options for HFLM, and those that are the editor's own hyper-parameters (`v_lr=0.1` beside `editor=rome`).
 
-    Those of an editor that wraps another one depend on which one, which `edit_config` may say too. Where there is no such
-    editor, that is told with the other problems of the plan, and any hyper-parameter may be meant.
+    Those of an editor that wraps another one depend on which one, which `edit_config` may say too. Where there is no
+    such editor, that is told with the other problems of the plan, and any hyper-parameter may be meant.
     """
     own: list[str] = []
     try:

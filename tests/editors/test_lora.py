@@ -5,12 +5,12 @@ from __future__ import annotations
 import peft
 import pytest
 import torch
-from transformers import GPT2Config, LlamaConfig, Phi3Config, Phi3ForCausalLM
+from transformers import GPT2Config, LlamaConfig, Phi3Config, Phi3ForCausalLM, Qwen2Config
 
 from lm_eval_edit import ConfigurationError, UserError, edit_model
 from lm_eval_edit.editors import lora
 from lm_eval_edit.editors.base import EditContext
-from lm_eval_edit.editors.hyperparameters import resolve
+from lm_eval_edit.editors.hyperparameters import presets, resolve
 from lm_eval_edit.editors.lora import Lora, LoraOptions
 from lm_eval_edit.edits.answers import edit_answers
 from lm_eval_edit.models.architecture import Architecture
@@ -178,6 +178,15 @@ def test_presets_are_the_published_ones_and_all_layers_need_no_notice():
     o = found.editor.options
     assert not problems and found.preset == "gpt2-xl" and not found.notices
     assert (o.lora_type, o.num_steps, o.target_modules, o.layers) == ("adalora", 30, ("c_attn",), tuple(range(48)))
+    published = {
+        "gpt-j-6b": ("adalora", 50, ["fc_in", "fc_out"]), "llama-3-8b": ("adalora", 70, ["q_proj", "v_proj"]),
+        "llama-3.2-3b": ("adalora", 70, ["q_proj", "v_proj"]), "qwen2.5-7b": ("lora", 60, ["q_proj", "v_proj"]),
+    }  # fmt: skip
+    presets_of = {p.name: p.options for p in presets("lora")}
+    for name, wanted in published.items():
+        assert tuple(presets_of[name][o] for o in ("lora_type", "num_steps", "target_modules")) == wanted
+    qwen = Qwen2Config(hidden_size=3584, num_hidden_layers=28)
+    assert resolve(Lora, qwen, {})[0].preset == "qwen2.5-7b"
     easyedit = {
         "alg_name": "LoRA",
         "norm_constraint": False,

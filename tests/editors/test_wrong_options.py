@@ -129,9 +129,7 @@ def test_an_anchors_file_is_read_before_the_model_is(tmp_path):
 @pytest.mark.parametrize("editor", [*FAMILY, "sphere", "prune"])
 def test_a_method_without_its_second_moments_says_how_to_make_them(editor):
     model = tiny_model()
-    with pytest.raises(
-        UserError, match=f"(?s){editor}.*second moments of transformer.h.1.mlp.c_proj.*lm-eval-edit stats"
-    ):
+    with pytest.raises(UserError, match=f"(?s){editor}.*second moments of .*c_proj.*lm-eval-edit stats"):
         edit_model(model, tiny_tokenizer(), FACTS, editor, 2, context_templates=[["{}"], ["I . {}"]], progress=False)
 
 

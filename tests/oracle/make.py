@@ -1,8 +1,9 @@
 """Make this folder's figures with a real clone of EasyEdit: `python -m tests.oracle.make CLONE [--standins MODULE]`.
 
-Every method edits one or two facts of the demo model in float64, by EasyEdit's own code (`editor=easyeditor:...` calls
-it and takes the difference of the weights). What is written is small enough for the repository, so that every
-clone can check that our editors compute what the published ones compute; README.md says with which versions.
+Every method edits one or two facts of the demo model (SPHERE: of a tiny LLaMA) in float64, by EasyEdit's own code:
+`editor=easyeditor:...` calls it and takes the difference of the weights. What is written is small enough for the
+repository, so that every clone can check that our editors compute what the published ones compute; README.md says with
+which versions.
 """
 
 from __future__ import annotations
@@ -17,15 +18,14 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, __version__
+from transformers import __version__
 
-from lm_eval_edit import demo, edit_model, load_facts
+from lm_eval_edit import demo, edit_model
 from lm_eval_edit.editors.mend.archive import load_archive
 from lm_eval_edit.weights.delta import Delta
-from tests.oracle.moments import demo_moments
+from tests.oracle.worlds import world_of
 
 HERE = Path(__file__).parent
-TEMPLATES = list(demo.CONTEXT_TEMPLATES[:4])
 MODULES = {
     "rewrite_module_tmp": "transformer.h.{}.mlp.c_proj", "layer_module_tmp": "transformer.h.{}",
     "mlp_module_tmp": "transformer.h.{}.mlp", "attn_module_tmp": "transformer.h.{}.attn",
@@ -74,6 +74,14 @@ RUNS: dict[str, tuple[str, dict[str, Any], int, bool]] = {
         1,
         True,
     ),
+    "SPHERE": (
+        "SPHERE",
+        {name: value for name, value in MEMIT.items() if name not in MODULES}
+        | {"v_loss_layer": 2, "nullspace_threshold": 0.5, "L2": 10, "P_loc": "null_space_project.pt",
+           "lm_head_module": "lm_head", "cumulative_ratio": 0.5, "suppression_strength": 0.5},
+        1,
+        True,
+    ),
     "KN": (
         "KN",
         {"lr_scale": 1.0, "n_toks": 10, "refine": False, "batch_size": 20, "steps": 20, "adaptive_threshold": 0.2,
@@ -104,42 +112,38 @@ def main() -> None:
     if options.standins:
         importlib.import_module(options.standins)
     logging.getLogger("lm_eval_edit").setLevel(logging.ERROR)
-    facts = list(load_facts("demo"))[:2]
-    model = AutoModelForCausalLM.from_pretrained(demo.CHECKPOINT, dtype=torch.float64).eval()
-    tokenizer = AutoTokenizer.from_pretrained(demo.CHECKPOINT)
-    moments = demo_moments(model, tokenizer)
     folder = tempfile.TemporaryDirectory()
     for run, (method, hparams, batch, sequential) in RUNS.items():
         if run not in options.runs:
             continue
-        if method == "MEND":  # as it was trained, in float32
-            model = AutoModelForCausalLM.from_pretrained(demo.CHECKPOINT, dtype=torch.float32).eval()
+        world = world_of(run, torch.float32 if method == "MEND" else torch.float64)  # MEND's as it was trained
+        if method == "MEND":
             hparams = hparams | _archive(Path(folder.name))
-        chosen = facts[: FEWER.get(run, 2)]
+        chosen, templates = world.facts[: FEWER.get(run, 2)], _templates(hparams, world.templates)
         sequences = [chosen] if sequential else [[fact] for fact in chosen]
         figures, calls = {}, []
         for sequence in sequences:
             ledger = edit_model(
-                model, tokenizer, sequence, f"easyeditor:{method}",
+                world.model, world.tokenizer, sequence, f"easyeditor:{method}",
                 edit_batch_size=batch, options=hparams | {"easyedit_path": str(options.easyedit.resolve())},
-                context_templates=_templates(hparams), second_moments=moments, progress=False,
+                context_templates=templates, second_moments=world.moments, progress=False,
             )  # fmt: skip
             for operation in ledger.operations:
                 figures |= _tensors(operation.deltas, len(calls))
                 calls.append({"fact_ids": [fact.id for fact in operation.facts]})
             ledger.restore()
-        save_file(figures, HERE / "deltas" / f"{run}_demo.safetensors")
+        save_file(figures, HERE / "deltas" / f"{run}_{world.name}.safetensors")
         info = {
             "alg": method,
             "mode": "independent" if not sequential else "sequential" if batch == 1 else "batch",
-            "dtype": str(model.dtype).removeprefix("torch."),
+            "dtype": str(world.model.dtype).removeprefix("torch."),
             "facts": [fact.record() for fact in chosen],
-            "context_templates": _templates(hparams),
+            "context_templates": templates,
             "hparams": {name: value for name, value in hparams.items() if name != "archive"},
             "calls": calls,
             "produced_by": {"torch": torch.__version__, "transformers": __version__},
         }
-        (HERE / "deltas" / f"{run}_demo.json").write_text(json.dumps(info, indent=1, ensure_ascii=False) + "\n")
+        (HERE / "deltas" / f"{run}_{world.name}.json").write_text(json.dumps(info, indent=1, ensure_ascii=False) + "\n")
         print(f"{run}: {len(calls)} calls, {sum(t.numel() * t.element_size() for t in figures.values()) / 1e3:.0f} kB")
 
 
@@ -152,10 +156,10 @@ def _archive(folder: Path) -> dict[str, Any]:
     return {"archive": str(folder / "mend"), "inner_params": list(archive.inner_params), "rank": rank}
 
 
-def _templates(hparams: dict[str, Any]) -> list[Any] | None:
+def _templates(hparams: dict[str, Any], flat: list[str]) -> list[Any] | None:
     if "context_template_length_params" in hparams:
-        return TEMPLATES
-    return [TEMPLATES[:1], TEMPLATES[1:]] if "v_lr" in hparams else None
+        return flat
+    return [flat[:1], flat[1:]] if "v_lr" in hparams else None
 
 
 def _tensors(deltas: dict[str, Delta], call: int) -> dict[str, torch.Tensor]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lm_eval_edit.editors.base import option
+from lm_eval_edit.editors.templates import check_length_params
 
 ANCHOR_FACTS = 50
 
@@ -55,6 +56,7 @@ class BatchOptions:
             raise ValueError(f"fact_token={self.fact_token!r}: only 'subject_last' is supported")
         if not self.mom2_adjustment:
             raise ValueError("mom2_adjustment=False: this method is built on the second moments; leave it true")
+        check_length_params(self.context_template_length_params)
         if self.v_batch_size < 1:
             raise ValueError(f"v_batch_size={self.v_batch_size}: want at least 1")
         if any(after <= before for before, after in zip(self.layers, self.layers[1:], strict=False)):
