@@ -8,8 +8,10 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lm_eval_edit.editors._shared.head import reading
 from lm_eval_edit.facts.fact import Fact
 from lm_eval_edit.facts.tokens import check_fits, context_size, continuation
+from lm_eval_edit.models import naming
 from lm_eval_edit.models.devices import input_device
 
 
@@ -72,18 +74,19 @@ def answers(
         width = max(map(len, read))
         ids = torch.zeros(len(read), width, dtype=torch.long)
         mask = torch.zeros_like(ids)
-        for text, r in read.items():
-            ids[r, : len(text)] = torch.tensor(text)
-            mask[r, : len(text)] = 1
-        logits = model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits  # (B, T, V)
+        for tokens, r in read.items():
+            ids[r, : len(tokens)] = torch.tensor(tokens)
+            mask[r, : len(tokens)] = 1
         sizes = [len(target) for _, target in rows]
         row = torch.tensor([read[text] for text in texts]).repeat_interleave(torch.tensor(sizes))
         column = torch.cat([torch.arange(len(prompt) - 1, len(prompt) - 1 + len(target)) for prompt, target in rows])
-        asked = logits[row.to(logits.device), column.to(logits.device)].cpu()  # (N, V): the rest need not leave a GPU
-        for at, (_, target) in zip(asked.split(sizes), rows, strict=True):
+        inputs = {"input_ids": ids.to(device), naming.MASK: mask.to(device)} | naming.without_cache(model)
+        with reading(model, row, column) as readings:
+            asked = readings.of(model(**inputs).logits).cpu()  # (N, V)
+        for at, (_, wanted) in zip(asked.split(sizes), rows, strict=True):
             log_probs = at.double().log_softmax(dim=-1)
-            chosen = log_probs.gather(1, torch.tensor(target)[:, None]).sum()
-            out.append(Answer(tuple(at.argmax(dim=-1).tolist()), tuple(target), float(chosen)))
+            chosen = log_probs.gather(1, torch.tensor(wanted)[:, None]).sum()
+            out.append(Answer(tuple(at.argmax(dim=-1).tolist()), tuple(wanted), float(chosen)))
     return out
 
 

@@ -120,11 +120,11 @@ class _Running:
         rows, device = forward.rows, requests.device
         # What is read last in each row: its last label, and without labels the subject.
         last = torch.full((len(rows),), rows.column, device=rows.label_columns.device)
-        last = last.scatter_reduce(0, rows.label_rows, rows.label_columns, "amax").tolist()
+        ends: list[int] = last.scatter_reduce(0, rows.label_rows, rows.label_columns, "amax").tolist()
         parts = []
-        for numbers in in_two(last, rows.column):
+        for numbers in in_two(ends, rows.column):
             chosen = forward if len(numbers) == len(rows) else forward.selected(torch.tensor(numbers))
-            end = max(last[number] for number in numbers)
+            end = max(ends[number] for number in numbers)
             parts.append(_Part.of(chosen.up_to(end), torch.tensor(numbers), rows_each, device))
         count = torch.bincount(rows.label_rows.to(device) // rows_each, minlength=len(requests))
         return cls(tuple(parts), requests, count)
