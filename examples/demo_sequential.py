@@ -36,7 +36,7 @@ def lines(sweeps: list[Sweep]) -> dict[str, dict[int, dict[str, float | None]]]:
     found: dict[str, dict[int, dict[str, float | None]]] = {"none": {}}
     for row, cell in (pair for sweep in sweeps for pair in sweep.cells()):
         if row is None or cell.n_edits:
-            found.setdefault(row.editor if row else "none", {})[cell.n_edits] = figures(cell)
+            found.setdefault(row.method if row else "none", {})[cell.n_edits] = figures(cell)
     return found
 
 

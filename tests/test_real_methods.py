@@ -47,3 +47,16 @@ def test_the_page_holds_what_was_measured(script):
     assert page.split(script.BEGIN)[1].split(script.END)[0].strip() == script.table(kept)
     about = [row["settings"] for row in kept.values()]
     assert all(one["facts"] == about[0]["facts"] and one["model"] == about[0]["model"] for one in about)
+
+
+@pytest.mark.parametrize("name", ["sequential_methods"])
+def test_the_page_of_methods_holds_what_was_measured(script, name):
+    """`script` first: its folder is on the path while it is there."""
+    other = importlib.import_module(name)
+    page = other.PAGE.read_text(encoding="utf-8")
+    kept = json.loads(other.KEPT.read_text(encoding="utf-8"))
+    assert page.split(other.BEGIN)[1].split(other.END)[0].strip() == other.table(kept)
+    assert len(kept) >= 2
+    about = [row["settings"] for row in kept.values()]
+    assert all(one[what] == about[0][what] for one in about for what in ("facts", "model", "text", "probes"))
+    assert all(len(row["facts"]) == other.N for row in kept.values())

@@ -10,11 +10,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from lm_eval_edit import ConfigurationError, EditedHFLM, load_facts
+from lm_eval_edit import ConfigurationError, EditedHFLM, edit_model, load_facts
+from lm_eval_edit.edits.source import load_source
 from lm_eval_edit.export import export
 from lm_eval_edit.models import gguf
 from lm_eval_edit.plan import make_plan
-from tests.support.tiny import tiny_model, weights_of
+from tests.support.tiny import same_weights, tiny_llama, tiny_model, tiny_second_moments, weights_of
 
 
 def plan(pretrained, **others):
@@ -70,6 +71,44 @@ def test_marks_of_quantisation_are_taken_off_and_weights_stay(tmp_path):
     again = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert all(torch.equal(p, kept[n]) for n, p in again.named_parameters()) and gguf.file_of(model) == "x.gguf"
     assert "quantization_config" not in json.loads((tmp_path / "config.json").read_text())
+
+
+MEMIT = {"layers": [0, 1], "v_num_grad_steps": 3, "mom2_update_weight": 10.0}
+#: Editor -> options, context templates.
+EDITS = {
+    "rome": ({"layers": [1], "v_num_grad_steps": 3}, ["{}", "The pond is near. {}"]),
+    "memit": (MEMIT, [["{}"], ["The pond is near. {}"]]),
+    "ft": ({"layers": [1], "num_steps": 2}, None),
+}
+
+
+@pytest.mark.parametrize("quantised", [None, "Q8_0"])
+@pytest.mark.parametrize("editor", EDITS)
+def test_a_file_is_edited_restored_to_the_bit_exported_and_loaded_again(editor, quantised, tmp_path):
+    pytest.importorskip("gguf")
+    from tests.support.gguf_files import write_gguf
+
+    folder = tmp_path / "model"
+    folder.mkdir()
+    made = tiny_llama(vocab_size=1993)  # the demo's tokens
+    write_gguf(made, folder / "tiny.gguf", quantised)
+    model, tokenizer = load_source(str(folder), dtype="float32", device="cpu", gguf_file="tiny.gguf")
+    kept = weights_of(model)
+    away = max(float((p - kept[n]).abs().max()) for n, p in made.state_dict().items() if n in kept)
+    assert away == 0 if quantised is None else 0 < away < 0.02
+    options, templates = EDITS[editor]
+    facts = list(load_facts("demo"))[:2]
+    ledger = edit_model(
+        model, tokenizer, facts, editor, 2 if editor == "memit" else 1, options=options, context_templates=templates,
+        second_moments=tiny_second_moments(model), ledger=tmp_path / "ledger", progress=False,
+    )  # fmt: skip
+    edited = weights_of(model)
+    assert len([n for n, w in edited.items() if not torch.equal(w, kept[n])]) == len(options["layers"])
+    export(tmp_path / "ledger", "hf", tmp_path / "out", device="cpu")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert same_weights(again, edited)
+    ledger.restore()
+    assert same_weights(model, kept)
 
 
 @pytest.mark.real
