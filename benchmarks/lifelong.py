@@ -202,7 +202,7 @@ def run(method: str, batch_size: int, counts: Sequence[int], how: str, folder: P
         "fixed_ms": {count: 1e3 * clock.per_edit(count)[1] for count in counts},
         "ratio": last / first, "ratio_to_fixed": last / first / (fixed_last / fixed_first),
         "tensors": clock.tensors, "peak": clock.peak,
-        "own_state": own_state(method, batch_size, n), "disk": sum(file.st_size for file in files) / n,
+        "own_state": own_state(method), "disk": sum(file.st_size for file in files) / n,
     }  # fmt: skip
     return row | {"opening_ms": opening(model, tokenizer, facts, given)}
 
@@ -222,10 +222,10 @@ def opening(model: Any, tokenizer: Any, facts: list[Fact], given: dict[str, Any]
     return found
 
 
-def own_state(method: str, batch_size: int, n: int) -> int:
-    """Bytes of tensors that a method defines as its state after n edits, and may therefore hold."""
+def own_state(method: str) -> int:
+    """Bytes of tensors that a method defines as its state, and may therefore come to hold."""
     if method in ("memit_seq", "alphaedit"):  # the square root of an (f, f) system for each matrix, once it is full
-        return len(LAYERS) * 8 * SIZE.inner * max(SIZE.inner, 2 * batch_size)
+        return len(LAYERS) * 8 * SIZE.inner**2
     return len(LAYERS) * 2 * 8 * (SIZE.inner + SIZE.width) if method == "ultraedit" else 0
 
 
