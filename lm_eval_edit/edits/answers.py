@@ -68,16 +68,16 @@ def answers(
         # The target's last token is predicted and never read: a prompt may fill the context to its end, and two targets
         # of one token behind the same prompt are one row.
         texts = [(*prompt, *target[:-1]) for prompt, target in rows]
-        read = {text: index for index, text in enumerate(dict.fromkeys(texts))}
+        read = {ids: index for index, ids in enumerate(dict.fromkeys(texts))}
         width = max(map(len, read))
-        ids = torch.zeros(len(read), width, dtype=torch.long)
-        mask = torch.zeros_like(ids)
-        for text, r in read.items():
-            ids[r, : len(text)] = torch.tensor(text)
-            mask[r, : len(text)] = 1
-        logits = model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits  # (B, T, V)
+        inputs = torch.zeros(len(read), width, dtype=torch.long)
+        mask = torch.zeros_like(inputs)
+        for ids, r in read.items():
+            inputs[r, : len(ids)] = torch.tensor(ids)
+            mask[r, : len(ids)] = 1
+        logits = model(input_ids=inputs.to(device), attention_mask=mask.to(device)).logits  # (B, T, V)
         sizes = [len(target) for _, target in rows]
-        row = torch.tensor([read[text] for text in texts]).repeat_interleave(torch.tensor(sizes))
+        row = torch.tensor([read[ids] for ids in texts]).repeat_interleave(torch.tensor(sizes))
         column = torch.cat([torch.arange(len(prompt) - 1, len(prompt) - 1 + len(target)) for prompt, target in rows])
         asked = logits[row.to(logits.device), column.to(logits.device)].cpu()  # (N, V): the rest need not leave a GPU
         for at, (_, target) in zip(asked.split(sizes), rows, strict=True):
