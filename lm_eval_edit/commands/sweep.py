@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import shlex
 import sys
@@ -113,10 +114,21 @@ def run(args: argparse.Namespace) -> int:
         _write_summary(args.output, finished)  # a run may have been killed just before it
         _say([*_table(finished), "every cell is there: nothing to do", _next(args.output)])
         return 0
-    if args.output is None:  # what a dry run would find in a new folder
-        with tempfile.TemporaryDirectory() as nowhere:
-            return _run(args, design, Path(nowhere) / "sweep")
-    return _run(args, design, args.output)
+    with _no_code_of_files(args, named):
+        if args.output is None:  # what a dry run would find in a new folder
+            with tempfile.TemporaryDirectory() as nowhere:
+                return _run(args, design, Path(nowhere) / "sweep")
+        return _run(args, design, args.output)
+
+
+def _no_code_of_files(args: argparse.Namespace, named: str | None) -> contextlib.AbstractContextManager[None]:
+    """A context in which a design that is a file chooses no code: what is imported is named by a flag."""
+    if not named:
+        return contextlib.nullcontext()
+    from lm_eval_edit.editors.named_by_data import names_out_of_data
+
+    words = [word for given in (args.editors or (), args.model_args) for word in given]
+    return names_out_of_data([part.rpartition("=")[2] for word in words for part in word.split(",")])
 
 
 def _check_engine(args: argparse.Namespace) -> None:

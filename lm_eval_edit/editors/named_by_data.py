@@ -13,7 +13,7 @@ _importable: ContextVar[Collection[str] | None] = ContextVar("importable", defau
 
 @contextmanager
 def names_out_of_data(given: Collection[str] = ()) -> Iterator[None]:
-    """A context for editors named by data (a ledger), which must not choose what code is imported.
+    """A context for editors named by data (a ledger, a file), which must not choose what code is imported.
 
     Within it only the registry is looked up: the built-in editors and those of installed packages.
 
@@ -35,4 +35,6 @@ def refuse_code_of_data(name: str, what: str) -> None:
     """
     allowed = _importable.get()
     if allowed is not None and name not in allowed:
-        raise UserError(f"{what} is named by data, and no code is imported because data name it")
+        raise UserError(
+            f"{what} is named by data, and no code is imported because data name it; name it yourself beside them"
+        )

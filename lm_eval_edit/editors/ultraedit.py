@@ -97,7 +97,7 @@ class UltraEdit(Editor):
         model, size = context.model, self.options.batch_size_once
         names = self.parameters(model, context.architecture)
         modules = [inner_module(model, name) for name in names]
-        running = {_shape(module): Running.after(history, _shape(module)) for module in modules}
+        running = {linear_shape(module): Running.after(history, linear_shape(module)) for module in modules}
         tokens: list[list[tuple[Tensor, Tensor]]] = [[] for _ in modules]
         losses = []
         starts = range(0, len(facts), size)
@@ -105,12 +105,13 @@ class UltraEdit(Editor):
             loss, factors = _factors(context, modules, facts[start : start + size])
             losses.append(loss)
             for module, found, (h, g) in zip(modules, tokens, factors, strict=True):
-                running[_shape(module)].update(torch.cat([h, g], dim=1))
+                running[linear_shape(module)].update(torch.cat([h, g], dim=1))
                 found.append((h, g))
-        solved, slope = {}, 0.0
+        solved: dict[str, tuple[Tensor, Tensor | None]] = {}
+        slope = 0.0
         for name, module, found in zip(names, modules, tokens, strict=True):
             h, g = (torch.cat(parts) for parts in zip(*found, strict=True))
-            left, right = solved[name] = _solve(h, running[_shape(module)].values(h, g))
+            left, right = solved[name] = _solve(h, running[linear_shape(module)].values(h, g))
             slope -= float((g * (h @ left @ right if right is not None else h @ left)).sum())
         lr, scale = self.options.lr, kept(history)
         if lr is None:
@@ -118,7 +119,7 @@ class UltraEdit(Editor):
             lr = scale["lr"]
         deltas = {name: _delta(module, lr, *solved[name]) for name, module in zip(names, modules, strict=True)}
         state = {name: tensor for each in running.values() for name, tensor in each.state().items()}
-        details = {"loss": sum(losses) / len(losses), "tokens": sum(len(h) for h, _ in tokens[0])}
+        details: dict[str, Any] = {"loss": sum(losses) / len(losses), "tokens": sum(len(h) for h, _ in tokens[0])}
         details |= {"from_model": scale} if scale else {}
         return EditResult(deltas, details, state | ({} if history else to_keep(scale)))
 
@@ -138,10 +139,6 @@ class UltraEdit(Editor):
             except UserError as error:
                 problems.append(str(error))
         return problems
-
-
-def _shape(module: nn.Module) -> tuple[int, int]:
-    return linear_shape(module)
 
 
 def _solve(h: Tensor, values: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -235,7 +232,8 @@ class Running:
         mean, squares = (t.to(values.device) for t in (self.mean, self.squares))
         normalised = (values - mean) / ((squares / max(self.count - 1, 1)).sqrt() + _TINY)
         h_hat, g_hat = normalised.split([h.shape[1], g.shape[1]], dim=1)
-        return -h_hat.square().sum(dim=1, keepdim=True) * g_hat
+        found: Tensor = -h_hat.square().sum(dim=1, keepdim=True) * g_hat
+        return found
 
     def state(self) -> dict[str, Tensor]:
         """What the next operation needs, exact to the last bit."""

@@ -8,11 +8,12 @@ import sys
 import pytest
 
 from lm_eval_edit import ConfigurationError, edit_model
+from lm_eval_edit.cli import main
 from lm_eval_edit.edits.chosen import chosen_editor
 from lm_eval_edit.export import export
 from lm_eval_edit.plan import draft_plan
 from lm_eval_edit.settings import parse_settings
-from tests.support.tiny import FACTS, TEMPLATES, save_tiny, tiny_model, tiny_tokenizer
+from tests.support.tiny import FACTS, TEMPLATES, save_tiny, tiny_model, tiny_tokenizer, write_facts
 
 OPTIONS = {"layers": [1], "v_num_grad_steps": 3, "context_templates": list(TEMPLATES)}
 OWN = """
@@ -123,3 +124,18 @@ def test_a_file_of_hyper_parameters_does_not_choose_what_is_imported(place):
     forget(place)
     draft_plan(str(place / "model"), given | {"edit_config": {"over": "somebodys:Mine"}}, {})
     assert ran(place), "a mapping is made by the program itself"
+
+
+@pytest.mark.parametrize("entry", ["somebodys:Mine", {"editor": "rect", "over": "somebodys:Mine"}])
+def test_a_sweeps_design_in_a_file_does_not_choose_what_is_imported(place, entry, capsys):
+    file = place / "design.yaml"
+    file.write_text(
+        json.dumps({"models": [str(place / "model")], "editors": [entry], "n_edits": [1], "tasks": ["edithurt_sst2"],
+                    "datasets": [str(write_facts(place / "facts.jsonl"))]})
+    )  # fmt: skip
+    forget(place)
+    assert main(["sweep", str(file), "--dry_run"]) != 0
+    assert "somebodys:Mine is named by data" in capsys.readouterr().err and not ran(place)
+    word = entry if isinstance(entry, str) else "rect,over=somebodys:Mine"
+    main(["sweep", str(file), "--editors", word, "--dry_run"])
+    assert ran(place) and "named by data" not in capsys.readouterr().err, "given as a flag"

@@ -11,6 +11,7 @@ from lm_eval_edit.editors import EditResult
 from lm_eval_edit.editors.alphaedit import AlphaEdit
 from lm_eval_edit.editors.prune import Prune
 from lm_eval_edit.editors.rome import Rome
+from lm_eval_edit.edits.answers import answers
 from lm_eval_edit.plan import make_plan
 from lm_eval_edit.weights import delta
 from tests.support.tiny import (
@@ -139,3 +140,17 @@ def test_a_method_without_state_reads_no_earlier_operation_again(options, monkey
         for n in (1, 2, 3):
             lm.apply(n)
         assert sorted(read) == wanted
+
+
+def test_two_targets_of_one_token_behind_a_prompt_are_one_row_with_the_same_answers(monkeypatch):
+    model, tokenizer = tiny_model(torch.float64), tiny_tokenizer()
+    prompts = ["The mother tongue of", "The mother tongue of", "I was born in", "The mother tongue of"]
+    targets = [" Spanish", " French", " the city", " Spanish French"]
+    alone = [answers(model, tokenizer, [prompt], [target])[0] for prompt, target in zip(prompts, targets, strict=True)]
+    rows, forward = [], model.forward
+    monkeypatch.setattr(model, "forward", lambda *a, **k: rows.append(len(k["input_ids"])) or forward(*a, **k))
+    together = answers(model, tokenizer, prompts, targets)
+    assert rows == [3], "the first two are one; a longer target reads more"
+    for one, other in zip(alone, together, strict=True):
+        assert (one.predicted, one.target) == (other.predicted, other.target)
+        assert one.log_prob == pytest.approx(other.log_prob, abs=1e-9)
