@@ -6,6 +6,7 @@ asked without one never, but by its name. Only runs with our model or our tasks 
 
 from __future__ import annotations
 
+import fnmatch
 import functools
 import inspect
 import logging
@@ -13,9 +14,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from lm_eval_edit.errors import UserError, in_one_line
+from lm_eval_edit.tasklib.arguments import given, named_model
 
 logger = logging.getLogger("lm_eval_edit")
 
+PERPLEXITY = "edithurt_perplexity"  # the only task of ours whose requests have no turn
+_OURS = "edited_hf"  # a run of it that names no model is one of the demo's
 _LOOKING = "looks_for_chat_templates"  # a mark on the harness's function, so that it is changed once
 
 
@@ -72,7 +76,12 @@ def look(asked: Mapping[str, Any], ours: list[str]) -> None:
     if not wanted and not ours:
         return
     metadata = _metadata(asked)
-    tokenizer = getattr(asked["model"], "tokenizer", None) or _tokenizer(metadata)
+    if wanted and any(fnmatch.fnmatch(PERPLEXITY, name) for name in ours):
+        logger.warning(
+            "%s reads its text as it stands, --apply_chat_template does not touch it: its figures are of plain text",
+            PERPLEXITY,
+        )
+    tokenizer = getattr(asked["model"], "tokenizer", None) or _tokenizer(asked["model"], metadata)
     if tokenizer is None:  # an API, or one that cannot be loaded: whoever asks it tells
         return
     if wanted:
@@ -84,12 +93,15 @@ def look(asked: Mapping[str, Any], ours: list[str]) -> None:
 def _metadata(asked: Mapping[str, Any]) -> dict[str, Any]:
     from lm_eval.utils import simple_parse_args_string
 
-    given = asked.get("model_args")
-    arguments = simple_parse_args_string(given) if isinstance(given, str) else dict(given or {})
+    passed = asked.get("model_args")
+    arguments = simple_parse_args_string(passed) if isinstance(passed, str) else dict(passed or {})
     return arguments | dict(asked.get("metadata") or {})
 
 
-def _tokenizer(metadata: dict[str, Any]) -> Any:
+def _tokenizer(model: Any, metadata: dict[str, Any]) -> Any:
+    """That of the checkpoint that the arguments name; without a name only our own type of model has one, the demo's."""
+    if named_model(metadata) is None and not given(metadata.get("tokenizer")) and model != _OURS:
+        return None
     from lm_eval_edit.tasklib.shorten import budget_of
 
     budget = budget_of(metadata, 0)
@@ -111,6 +123,16 @@ def _check(tokenizer: Any, wanted: bool | str, system: str | None, metadata: Map
             f"--apply_chat_template {wanted}: this model's tokenizer has the templates {', '.join(sorted(templates))}"
         )
     arguments = template_arguments(metadata)
+    if isinstance(wanted, str) and wanted not in ("default", arguments.get("chat_template")):
+        # HFLM looks the name up for the results and renders with `default`.
+        if not isinstance(templates, Mapping):
+            raise UserError(
+                f"--apply_chat_template {wanted}: the tokenizer has one template, without a name: leave out the name"
+            )
+        raise UserError(
+            f"--apply_chat_template {wanted}: the harness would render with the template 'default' all the same. Name "
+            f'it for the rendering too: --model_args \'{{..., "chat_template_args": {{"chat_template": "{wanted}"}}}}\''
+        )
     try:
         chat_frame(tokenizer, arguments)
     except UserError as error:
