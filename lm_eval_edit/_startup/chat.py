@@ -20,6 +20,7 @@ logger = logging.getLogger("lm_eval_edit")
 
 PERPLEXITY = "edithurt_perplexity"  # the only task of ours whose requests have no turn
 _OURS = "edited_hf"  # a run of it that names no model is one of the demo's
+_ANY = "Be brief."
 _LOOKING = "looks_for_chat_templates"  # a mark on the harness's function, so that it is changed once
 
 
@@ -123,22 +124,31 @@ def _check(tokenizer: Any, wanted: bool | str, system: str | None, metadata: Map
             f"--apply_chat_template {wanted}: this model's tokenizer has the templates {', '.join(sorted(templates))}"
         )
     arguments = template_arguments(metadata)
-    if isinstance(wanted, str) and wanted not in ("default", arguments.get("chat_template")):
-        # HFLM looks the name up for the results and renders with `default`.
-        if not isinstance(templates, Mapping):
-            raise UserError(
-                f"--apply_chat_template {wanted}: the tokenizer has one template, without a name: leave out the name"
-            )
+    if isinstance(wanted, str) and isinstance(templates, Mapping):
+        _check_name(wanted, arguments)
+    if system:
+        _check_system(tokenizer, system, arguments)
+    try:
+        chat_frame(tokenizer, arguments, system)
+    except UserError as error:
+        hint = (
+            ""
+            if system or not _takes(tokenizer, _ANY, arguments)
+            else ". Behind a system turn it can: give --system_instruction"
+        )
+        raise UserError(f"--apply_chat_template: {error}{hint}") from error
+
+
+def _check_name(wanted: str, arguments: Mapping[str, Any]) -> None:
+    """HFLM looks the name of a template up for the results, and renders with `default`."""
+    if wanted not in ("default", arguments.get("chat_template")):
         raise UserError(
             f"--apply_chat_template {wanted}: the harness would render with the template 'default' all the same. Name "
             f'it for the rendering too: --model_args \'{{..., "chat_template_args": {{"chat_template": "{wanted}"}}}}\''
         )
-    try:
-        chat_frame(tokenizer, arguments)
-    except UserError as error:
-        raise UserError(f"--apply_chat_template: {error}") from error
-    if not system:
-        return
+
+
+def _check_system(tokenizer: Any, system: str, arguments: Mapping[str, Any]) -> None:
     turns = [{"role": "system", "content": system}, {"role": "user", "content": "?"}]
     try:
         shown = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, **arguments)
@@ -150,6 +160,16 @@ def _check(tokenizer: Any, wanted: bool | str, system: str | None, metadata: Map
             f"--system_instruction: this model's chat template {dropped}, and the harness would leave it out. Leave "
             f"out --system_instruction, or --apply_chat_template"
         )
+
+
+def _takes(tokenizer: Any, system: str, arguments: Mapping[str, Any]) -> bool:
+    """Whether the template shows a user's turn behind a system instruction."""
+    from lm_eval_edit.facts.chat import chat_frame
+
+    try:
+        return system in chat_frame(tokenizer, arguments, system).before
+    except UserError:
+        return False
 
 
 @functools.cache

@@ -69,6 +69,32 @@ def test_one_of_several_templates(look):
         look(several, apply_chat_template="rag")
 
 
+def test_a_template_that_wants_a_system_turn(look):
+    """It is fine behind one, which the harness puts there; without it the run is told what is missing."""
+    template = (
+        "{% if messages[0].role != 'system' %}{{ raise_exception('a system turn first') }}{% endif %}"
+        "{% for m in messages %}<|start|>{{ m.content }}<|end|>{% endfor %}"
+    )
+    look(template, apply_chat_template=True, system_instruction="Be brief.")
+    with pytest.raises(UserError, match=r"a system turn first.*: give --system_instruction"):
+        look(template, apply_chat_template=True)
+    with pytest.raises(UserError) as error:
+        look("{{ raise_exception('never') }}", apply_chat_template=True)
+    assert "--system_instruction" not in str(error.value)
+
+
+def test_a_name_where_there_is_one_template(look):
+    """The harness warns and takes the one."""
+    look(SHAPES["brackets"][0], apply_chat_template="tool")
+
+
+@pytest.mark.parametrize("model", ["local-completions", object()])
+def test_another_type_of_model_without_a_checkpoint_is_not_the_demo(model):
+    chat.look({"model": model, "model_args": None, "apply_chat_template": True}, ["edithurt_rte"])
+    with pytest.raises(UserError, match="no chat template"):
+        chat.look({"model": "edited_hf", "model_args": None, "apply_chat_template": True}, ["edithurt_rte"])
+
+
 @pytest.mark.parametrize("shape", ["BOS, no system", "trims the start"])
 def test_a_system_instruction_that_would_be_dropped(look, shape):
     """The harness renders without it where the template takes none; some templates pass over the role."""
