@@ -6,6 +6,7 @@ asked without one never, but by its name. Only runs with our model or our tasks 
 
 from __future__ import annotations
 
+import fnmatch
 import functools
 import inspect
 import logging
@@ -13,9 +14,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from lm_eval_edit.errors import UserError, in_one_line
+from lm_eval_edit.tasklib.arguments import given, named_model
 
 logger = logging.getLogger("lm_eval_edit")
 
+PERPLEXITY = "edithurt_perplexity"  # the only task of ours whose requests have no turn
+_OURS = "edited_hf"  # a run of it that names no model is one of the demo's
+_ANY = "Be brief."
 _LOOKING = "looks_for_chat_templates"  # a mark on the harness's function, so that it is changed once
 
 
@@ -72,7 +77,12 @@ def look(asked: Mapping[str, Any], ours: list[str]) -> None:
     if not wanted and not ours:
         return
     metadata = _metadata(asked)
-    tokenizer = getattr(asked["model"], "tokenizer", None) or _tokenizer(metadata)
+    if wanted and any(fnmatch.fnmatch(PERPLEXITY, name) for name in ours):
+        logger.warning(
+            "%s reads its text as it stands, --apply_chat_template does not touch it: its figures are of plain text",
+            PERPLEXITY,
+        )
+    tokenizer = getattr(asked["model"], "tokenizer", None) or _tokenizer(asked["model"], metadata)
     if tokenizer is None:  # an API, or one that cannot be loaded: whoever asks it tells
         return
     if wanted:
@@ -84,12 +94,15 @@ def look(asked: Mapping[str, Any], ours: list[str]) -> None:
 def _metadata(asked: Mapping[str, Any]) -> dict[str, Any]:
     from lm_eval.utils import simple_parse_args_string
 
-    given = asked.get("model_args")
-    arguments = simple_parse_args_string(given) if isinstance(given, str) else dict(given or {})
+    passed = asked.get("model_args")
+    arguments = simple_parse_args_string(passed) if isinstance(passed, str) else dict(passed or {})
     return arguments | dict(asked.get("metadata") or {})
 
 
-def _tokenizer(metadata: dict[str, Any]) -> Any:
+def _tokenizer(model: Any, metadata: dict[str, Any]) -> Any:
+    """That of the checkpoint that the arguments name; without a name only our own type of model has one, the demo's."""
+    if named_model(metadata) is None and not given(metadata.get("tokenizer")) and model != _OURS:
+        return None
     from lm_eval_edit.tasklib.shorten import budget_of
 
     budget = budget_of(metadata, 0)
@@ -111,12 +124,31 @@ def _check(tokenizer: Any, wanted: bool | str, system: str | None, metadata: Map
             f"--apply_chat_template {wanted}: this model's tokenizer has the templates {', '.join(sorted(templates))}"
         )
     arguments = template_arguments(metadata)
+    if isinstance(wanted, str) and isinstance(templates, Mapping):
+        _check_name(wanted, arguments)
+    if system:
+        _check_system(tokenizer, system, arguments)
     try:
-        chat_frame(tokenizer, arguments)
+        chat_frame(tokenizer, arguments, system)
     except UserError as error:
-        raise UserError(f"--apply_chat_template: {error}") from error
-    if not system:
-        return
+        hint = (
+            ""
+            if system or not _takes(tokenizer, _ANY, arguments)
+            else ". Behind a system turn it can: give --system_instruction"
+        )
+        raise UserError(f"--apply_chat_template: {error}{hint}") from error
+
+
+def _check_name(wanted: str, arguments: Mapping[str, Any]) -> None:
+    """HFLM looks the name of a template up for the results, and renders with `default`."""
+    if wanted not in ("default", arguments.get("chat_template")):
+        raise UserError(
+            f"--apply_chat_template {wanted}: the harness would render with the template 'default' all the same. Name "
+            f'it for the rendering too: --model_args \'{{..., "chat_template_args": {{"chat_template": "{wanted}"}}}}\''
+        )
+
+
+def _check_system(tokenizer: Any, system: str, arguments: Mapping[str, Any]) -> None:
     turns = [{"role": "system", "content": system}, {"role": "user", "content": "?"}]
     try:
         shown = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, **arguments)
@@ -128,6 +160,16 @@ def _check(tokenizer: Any, wanted: bool | str, system: str | None, metadata: Map
             f"--system_instruction: this model's chat template {dropped}, and the harness would leave it out. Leave "
             f"out --system_instruction, or --apply_chat_template"
         )
+
+
+def _takes(tokenizer: Any, system: str, arguments: Mapping[str, Any]) -> bool:
+    """Whether the template shows a user's turn behind a system instruction."""
+    from lm_eval_edit.facts.chat import chat_frame
+
+    try:
+        return system in chat_frame(tokenizer, arguments, system).before
+    except UserError:
+        return False
 
 
 @functools.cache

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lm_eval_edit._startup import chat
 from lm_eval_edit._support.interrupts import PLAIN, Terminated, asked, kept, tell
@@ -34,6 +34,7 @@ MODULES = ("lm_eval.__main__", "lm_eval_edit.__main__")
 _ADDING = "adds_tasks_of"  # a mark on the harness's method, so that it is changed once
 
 _default_tasks_wanted = True
+_named: list[str] | None = None  # while the command line resolves its tasks: those that it has found
 
 
 def connect() -> None:
@@ -130,19 +131,43 @@ def _check_data_when_tasks_are_named(task_manager: type[TaskManager]) -> None:
     """Look for the files of `data_dir` and the facts to ask about as soon as the command line knows its tasks.
 
     The harness builds tasks only after the model is loaded, and edited: too late to learn that a file is missing.
+
+    The command line asks for one name after another; what is wrong with any of them is told after the last.
     """
-    stock = task_manager.match_tasks
+    from lm_eval.config.evaluate_config import EvaluatorConfig
+
+    stock, stock_process = task_manager.match_tasks, EvaluatorConfig.process_tasks
 
     @functools.wraps(stock)
     def match_tasks(self, task_list):
         names = stock(self, task_list)
-        if any(name.startswith(PREFIX) for name in names):
-            from lm_eval_edit.tasklib import before_loading
-
-            before_loading.check_tasks(names, self.metadata or {})
+        if _named is None:
+            _check_data(names, self.metadata or {})
+        else:
+            _named.extend(names)
         return names
 
+    @functools.wraps(stock_process)
+    def process_tasks(self, *args, **kwargs):
+        global _named
+        named: list[str] = []
+        before, _named = _named, named
+        try:
+            manager = stock_process(self, *args, **kwargs)
+        finally:
+            _named = before
+        _check_data(list(dict.fromkeys(named)), manager.metadata or {})
+        return manager
+
     task_manager.match_tasks = match_tasks
+    EvaluatorConfig.process_tasks = process_tasks
+
+
+def _check_data(names: list[str], metadata: dict[str, Any]) -> None:
+    if any(name.startswith(PREFIX) for name in names):
+        from lm_eval_edit.tasklib import before_loading
+
+        before_loading.check_tasks(names, metadata)
 
 
 @contextmanager

@@ -73,12 +73,15 @@ def has_template(tokenizer: Any) -> bool:
     return bool(getattr(tokenizer, "chat_template", None))
 
 
-def _rendered(tokenizer: PreTrainedTokenizerBase, said: str, arguments: Mapping[str, Any]) -> str:
-    """A user's only turn as HFLM renders it."""
-    turn = [{"role": "user", "content": said}]
+def _rendered(
+    tokenizer: PreTrainedTokenizerBase, said: str, arguments: Mapping[str, Any], system: str | None = None
+) -> str:
+    """A user's only turn as HFLM renders it, behind a system turn where one is given."""
+    first = [{"role": "system", "content": system}] if system else []
+    turns = [*first, {"role": "user", "content": said}]
     try:
         text = tokenizer.apply_chat_template(
-            turn, tokenize=False, add_generation_prompt=True, continue_final_message=False, **arguments
+            turns, tokenize=False, add_generation_prompt=True, continue_final_message=False, **arguments
         )
     except Exception as error:  # a template is a program of its own, which may fail in any way
         raise UserError(
@@ -88,10 +91,13 @@ def _rendered(tokenizer: PreTrainedTokenizerBase, said: str, arguments: Mapping[
     return text
 
 
-def chat_frame(tokenizer: PreTrainedTokenizerBase, arguments: Mapping[str, Any] | None = None) -> ChatFrame:
+def chat_frame(
+    tokenizer: PreTrainedTokenizerBase, arguments: Mapping[str, Any] | None = None, system: str | None = None
+) -> ChatFrame:
     """What a tokenizer's chat template puts around a user's turn.
 
     Args:
+        system: A system instruction, whose turn is then a part of `before`.
         arguments: What the template is rendered with beside the turn, as `surroundings.template_arguments` has it.
 
     Raises:
@@ -103,13 +109,13 @@ def chat_frame(tokenizer: PreTrainedTokenizerBase, arguments: Mapping[str, Any] 
             f"chat_template.jinja or tokenizer_config.json"
         )
     given = dict(arguments or {})
-    text = _rendered(tokenizer, _SAID, given)
+    text = _rendered(tokenizer, _SAID, given, system)
     if text.count(_SAID) != 1:
         raise UserError(
             f"this model's chat template shows the user's turn {text.count(_SAID)} times, not once, in {text!r}"
         )
     before, after = text.split(_SAID)
-    padded = _rendered(tokenizer, _PADDED, given)
+    padded = _rendered(tokenizer, _PADDED, given, system)
     fitting = [name for name, trim in _TRIMS.items() if padded == before + trim(_PADDED) + after]
     if not fitting:
         raise UserError(f"this model's chat template changes the user's turn: {_PADDED!r} becomes {padded!r}")

@@ -170,7 +170,9 @@ def _check_template(model: Model, args: Mapping[str, Any]) -> None:
         if tokenizer is not None:
             chat_frame(tokenizer, template_arguments(args))
     except UserError as error:
-        raise UserError(f"apply_chat_template: {model.label}: {error}") from error
+        raise UserError(
+            f"apply_chat_template: {model.label}: {error}. Leave apply_chat_template out, or the model"
+        ) from error
 
 
 def _problems(look: Any) -> list[str]:

@@ -10,6 +10,7 @@ and what these families share:
 records     the records of public data sets: in a folder, on the hub, of the demo
 arguments   what a run's arguments say about its model
 measures    what a task measures, ability or edit quality; its headline metric and its level of chance
+fitted      tasks whose prompts fit the model with what a run puts around them
 shorten     cut passages and dialogues so that no prompt loses its instruction
 bootstrap   the standard error of a figure that is no mean
 

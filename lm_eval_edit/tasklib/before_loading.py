@@ -13,6 +13,7 @@ from lm_eval_edit.tasklib.glue import sources as glue_sources
 from lm_eval_edit.tasklib.records import sources
 from lm_eval_edit.tasklib.records.sets import RecordSet
 from lm_eval_edit.tasklib.suite import catalogue as suite_catalogue
+from lm_eval_edit.tasklib.suite import checks as suite_checks
 from lm_eval_edit.tasklib.suite import sources as suite_sources
 
 
@@ -36,6 +37,7 @@ def check_records(names: Iterable[str], metadata: dict[str, Any]) -> None:
     names = list(names)
     _all(
         lambda: sources.check(records_of(names), metadata),
+        lambda: suite_checks.check_records(names, metadata),
         lambda: glue_sources.check_tasks(names, metadata),
         lambda: perplexity.check_tasks(names, metadata),
     )
@@ -65,6 +67,7 @@ def check_tasks(names: Iterable[str], metadata: dict[str, Any]) -> None:
     _all(
         in_folder,
         of_perplexity,
+        lambda: suite_checks.check_records(names, metadata),
         lambda: glue_sources.check_tasks(names, metadata),
         lambda: editing_documents.check_tasks(names, metadata),
     )

@@ -78,14 +78,15 @@ def resolve(metadata: Mapping[str, Any]) -> Source:
 
 
 def check_tasks(names: Iterable[str], metadata: Mapping[str, Any]) -> None:
-    """Check that the text can be found, if it is asked for, before anything is loaded.
+    """Check that the text can be found, if it is asked for, and read if it is in a file, before anything is loaded.
 
     Raises:
         ConfigurationError: it cannot.
     """
     if TASK in names:
         try:
-            resolve(metadata)
+            if resolve(metadata).file is not None:
+                rows_of(metadata)
         except UserError as error:
             raise ConfigurationError([str(error)]) from error
 

@@ -74,6 +74,10 @@ def test_one_evaluation_by_hand():
     assert [p.count for p in work.passes] == [10, 40]
 
 
+def test_a_task_of_the_harness_is_not_ours_of_nearly_the_same_name():
+    assert known_tasks(["rte", "boolq", "edithurt_rte"]) == ({"rte": None}, ["rte", "boolq"])
+
+
 def test_the_suite_has_the_protocols_number_of_prompts():
     known, unknown = known_tasks(["edithurt_suite", "hellaswag"])
     assert set(known) == set(TASKS) and unknown == ["hellaswag"]

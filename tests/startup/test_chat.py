@@ -21,10 +21,11 @@ def look(tmp_path, monkeypatch):
 
     number = itertools.count()
 
-    def look(template, ours=("edithurt_rte",), model_args="", **asked):
+    def look(template, ours=("edithurt_rte",), model_args="", more=None, **asked):
         folder = save_chat(tmp_path / f"model{next(number)}", template)  # tokenizers are remembered by their names
         (folder / "model.safetensors").unlink()
-        arguments = {"model": "hf", "model_args": f"pretrained={folder}{model_args}", "tasks": list(ours), **asked}
+        given = f"pretrained={folder}{model_args}" if more is None else more | {"pretrained": str(folder)}
+        arguments = {"model": "hf", "model_args": given, "tasks": list(ours), **asked}
         chat.look(arguments, list(ours))
 
     return look
@@ -34,6 +35,16 @@ def look(tmp_path, monkeypatch):
 def test_a_template_that_is_applied_is_fine(look, shape, caplog):
     look(SHAPES[shape][0], apply_chat_template=True)
     assert not caplog.records
+
+
+def test_perplexity_is_told_that_no_template_touches_it(look, caplog):
+    template = SHAPES["brackets"][0]
+    look(template, ours=("edithurt_perplexity", "edithurt_rte"), apply_chat_template=True)
+    (record,) = caplog.records
+    assert "--apply_chat_template does not touch it" in record.getMessage()
+    caplog.clear()
+    look(template, ours=("edithurt_per*",), apply_chat_template=True)
+    assert len(caplog.records) == 1
 
 
 def test_no_template(look):
@@ -49,9 +60,39 @@ def test_a_template_without_a_users_turn(look, name):
 
 def test_one_of_several_templates(look):
     several = {"default": SHAPES["brackets"][0], "tool": SHAPES["braces"][0]}
-    look(several, apply_chat_template="tool")
+    look(several, apply_chat_template="default")
+    with pytest.raises(UserError, match="would render with the template 'default' all the same"):
+        look(several, apply_chat_template="tool")
+    both = {"chat_template_args": {"chat_template": "tool"}}
+    look(several, apply_chat_template="tool", more=both)
     with pytest.raises(UserError, match=r"--apply_chat_template rag: .* default, tool"):
         look(several, apply_chat_template="rag")
+
+
+def test_a_template_that_wants_a_system_turn(look):
+    """It is fine behind one, which the harness puts there; without it the run is told what is missing."""
+    template = (
+        "{% if messages[0].role != 'system' %}{{ raise_exception('a system turn first') }}{% endif %}"
+        "{% for m in messages %}<|start|>{{ m.content }}<|end|>{% endfor %}"
+    )
+    look(template, apply_chat_template=True, system_instruction="Be brief.")
+    with pytest.raises(UserError, match=r"a system turn first.*: give --system_instruction"):
+        look(template, apply_chat_template=True)
+    with pytest.raises(UserError) as error:
+        look("{{ raise_exception('never') }}", apply_chat_template=True)
+    assert "--system_instruction" not in str(error.value)
+
+
+def test_a_name_where_there_is_one_template(look):
+    """The harness warns and takes the one."""
+    look(SHAPES["brackets"][0], apply_chat_template="tool")
+
+
+@pytest.mark.parametrize("model", ["local-completions", object()])
+def test_another_type_of_model_without_a_checkpoint_is_not_the_demo(model):
+    chat.look({"model": model, "model_args": None, "apply_chat_template": True}, ["edithurt_rte"])
+    with pytest.raises(UserError, match="no chat template"):
+        chat.look({"model": "edited_hf", "model_args": None, "apply_chat_template": True}, ["edithurt_rte"])
 
 
 @pytest.mark.parametrize("shape", ["BOS, no system", "trims the start"])

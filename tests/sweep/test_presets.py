@@ -73,7 +73,8 @@ def test_a_folder_that_was_begun_without_the_new_keys_is_still_its_designs():
 
 
 def test_a_model_without_a_chat_template_is_refused_before_it_loads(tmp_path):
-    with pytest.raises(ConfigurationError, match="demo has no chat template; leave it out"):
+    told = r"apply_chat_template: demo: .* no chat template; .*Leave apply_chat_template out"
+    with pytest.raises(ConfigurationError, match=told):
         checking.check(parse_design(GIVEN | {"apply_chat_template": True}, "it"), folder.SweepFolder(tmp_path))
 
 

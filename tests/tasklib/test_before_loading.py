@@ -33,6 +33,45 @@ def test_one_problem_is_told_as_it_is(tmp_path):
         before_loading.check_tasks(["edithurt_rte"], API | {"data_dir": str(tmp_path)})
 
 
+def test_broken_records_of_the_suite_and_of_the_text_are_told_before_a_model_loads(tmp_path):
+    boolq = RECORDS["boolq"]
+    lacking = {key: value for key, value in boolq.items() if key != "answer"}
+    lines = [boolq, lacking, boolq, lacking]
+    (tmp_path / "boolq.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "samsum.jsonl").write_text(json.dumps(RECORDS["samsum"] | {"summary": " "}) + "\n")
+    (tmp_path / "wikitext.jsonl").write_text('{"text": "a b"}\n{"txt": "c d"}\n')
+    names, run = ["edithurt_boolq_mc", "edithurt_samsum_mc", "edithurt_perplexity"], API | {"data_dir": str(tmp_path)}
+    for check in (before_loading.check_tasks, before_loading.check_records):
+        with pytest.raises(ConfigurationError) as error:
+            check(names, run)
+        told = "\n".join(error.value.problems)
+        for part in (
+            f"{tmp_path / 'boolq.jsonl'}:2: the field 'answer' is missing", "boolq.jsonl:4: ",
+            f"samsum_mc: {tmp_path / 'samsum.jsonl'}:1 has an empty answer", "wikitext.jsonl, record 2: want a text",
+        ):  # fmt: skip
+            assert part in told
+        assert len(error.value.problems) == 4
+    before_loading.check_tasks(["edithurt_samsum"], run)  # an empty summary has words in common with none, and is one
+
+
+def test_the_command_line_tells_the_problems_of_all_its_tasks_together(tmp_path):
+    """The harness looks its tasks up one by one."""
+    from lm_eval.config.evaluate_config import EvaluatorConfig
+
+    import lm_eval_edit._startup.hooks as hooks
+
+    hooks.connect()
+    (tmp_path / "boolq.jsonl").write_text("{}\n")
+    config = EvaluatorConfig(
+        tasks=["edithurt_boolq", "edithurt_glue_sst"], metadata=API | {"data_dir": str(tmp_path), "items": "few"}
+    )
+    with pytest.raises(ConfigurationError) as error:
+        config.process_tasks()
+    told = "\n".join(error.value.problems)
+    for part in ("boolq.jsonl:1: the field 'passage' is missing", "holds no data for sst", "items=few"):
+        assert part in told
+
+
 def test_tasks_of_others_need_nothing():
     before_loading.check_tasks(["hellaswag"], API)
     assert before_loading.records_of(["hellaswag", "edithurt_efficacy"]) == []

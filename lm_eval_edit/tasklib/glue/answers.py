@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from functools import lru_cache
@@ -36,24 +37,29 @@ def said(task: str, output: str) -> int | None:
 
 @lru_cache
 def _pattern(words: tuple[str, ...]) -> re.Pattern[str]:
-    """`_` counts as a mark around a word, not as a part of it: Markdown sets words in it."""
-    pattern = rf"(?<![^\W_])(?:{'|'.join(words)})(?![^\W_])"
-    return re.compile(pattern) if words == LETTERS else re.compile(pattern, re.IGNORECASE)
+    """`_` counts as a mark around a word, not as a part of it: Markdown sets words in it.
+
+    Case is ASCII's: Unicode's would take "ſ" for an "s", and find what in lower case is none of the words.
+    """
+    case = "" if words == LETTERS else "ai"
+    return re.compile(rf"(?<![^\W_])(?{case}:{'|'.join(words)})(?![^\W_])")
 
 
 def likelier(per_token: Sequence[float]) -> int | None:
-    """The label whose word has the largest mean log-probability per token.
+    """The label whose word has the largest probability per token, exp of its mean log-probability.
 
-    Of two, a tie is the first label's; of four, nobody's.
+    Of two, a tie is the first label's; of four, nobody's. As published, probabilities are compared and not their
+    logarithms: two that are too small for a number tie.
 
     Args:
         per_token: Of each label's word.
     """
-    if len(per_token) == 2:
-        return int(per_token[1] > per_token[0])
+    probabilities = [math.exp(value) for value in per_token]
+    if len(probabilities) == 2:
+        return int(probabilities[1] > probabilities[0])
     best = [
         label
-        for label, value in enumerate(per_token)
-        if all(value > other for place, other in enumerate(per_token) if place != label)
+        for label, value in enumerate(probabilities)
+        if all(value > other for place, other in enumerate(probabilities) if place != label)
     ]
     return best[0] if best else None

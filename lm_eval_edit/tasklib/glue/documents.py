@@ -16,7 +16,7 @@ from typing import Any
 
 from lm_eval_edit.errors import UserError
 from lm_eval_edit.tasklib.glue.catalogue import LETTERS, TASKS
-from lm_eval_edit.tasklib.records.fields import binary, field, strings
+from lm_eval_edit.tasklib.records.fields import binary, each, field, strings
 from lm_eval_edit.tasklib.records.layouts import Placed, Record
 
 Document = dict[str, Any]
@@ -26,11 +26,10 @@ def build(task: str, records: Iterable[Placed]) -> list[Document]:
     """The documents of all records, in their order.
 
     Raises:
-        UserError: A record lacks a needed field or holds something else in it; place and field are named.
+        UserError: Records that lack a needed field or hold something else in it; place and field are named.
     """
     docs = []
-    for number, (place, record) in enumerate(records):
-        texts, gold = _BUILDERS[task](place, record)
+    for number, (texts, gold) in enumerate(each(records, _BUILDERS[task])):
         label = 1 - gold if TASKS[task].inverted else gold
         docs.append({"task": task, **texts, "gold": gold, "label": label, "record": number})
     return docs

@@ -46,7 +46,9 @@ def items_of(metadata: dict[str, Any]) -> int | str | None:
     try:
         return parse_items(metadata.get("items"))
     except ValueError as error:
-        raise UserError(f"items={metadata['items']}: {error}") from None
+        shown = metadata["items"]
+        shown = int(shown) if isinstance(shown, float) and shown.is_integer() else shown  # as the harness parses -1
+        raise UserError(f"items={shown}: {error}") from None
 
 
 def check_tasks(names: Iterable[str], metadata: dict[str, Any]) -> None:
@@ -95,6 +97,11 @@ def load(task: str, metadata: dict[str, Any]) -> tuple[list[Document], dict[str,
     placed, provenance = sources.read(spec.records, metadata)
     docs, listed = _chosen(task, placed, items)
     known = _how_sure(task, spec, placed, provenance["source"], listed)
+    if lacking := sorted({*range(len(spec.words))} - {doc["gold"] for doc in docs}):
+        words = ", ".join(spec.words[label] for label in lacking)
+        logger.warning(
+            "edithurt_glue_%s: no item is answered with %s: its figures say nothing of an ability", task, words
+        )
     if isinstance(items, int) and len(docs) < items:
         logger.warning("edithurt_glue_%s: there are %d items, not %d", task, len(docs), items)
     for doc in docs:

@@ -15,11 +15,11 @@ from functools import partial
 from typing import Any
 
 from lm_eval.api.instance import Instance
-from lm_eval.api.task import ConfigurableTask
 
 from lm_eval_edit.harness import exact_requests, requests
+from lm_eval_edit.tasklib.fitted import FittedTask
 from lm_eval_edit.tasklib.glue import scoring
-from lm_eval_edit.tasklib.glue.catalogue import TASKS
+from lm_eval_edit.tasklib.glue.catalogue import NEW_TOKENS, TASKS
 from lm_eval_edit.tasklib.shorten import budget_of
 
 
@@ -44,7 +44,7 @@ def _placed(request: AskedWord, response: Any) -> list[Any]:
 exact_requests.tell_tasks_their_model()
 
 
-class GlueTask(ConfigurableTask):
+class GlueTask(FittedTask):
     """One of the eight tasks; see the module's description.
 
     Args:
@@ -52,8 +52,9 @@ class GlueTask(ConfigurableTask):
     """
 
     def __init__(self, config: Mapping[str, Any]):
-        super().__init__(config={key: value for key, value in config.items() if key != "class"})
-        self._words = TASKS[self.config.dataset_kwargs["edithurt"]].words
+        super().__init__(config)
+        spec = TASKS[self.config.dataset_kwargs["edithurt"]]
+        self._words, self.shortenable, self.new_tokens = spec.words, spec.shortenable, NEW_TOKENS
         self._tokenizer: Any = None
         self._looked = False
 

@@ -2,10 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
 
-from lm_eval_edit.errors import UserError
-from lm_eval_edit.tasklib.records.layouts import Record
+from lm_eval_edit.errors import UserError, in_one_error
+from lm_eval_edit.tasklib.records.layouts import Placed, Record
+
+_Read = TypeVar("_Read")
+_MOST = 20  # broken records told one by one
+
+
+def each(records: Iterable[Placed], read: Callable[[str, Record], _Read]) -> list[_Read]:
+    """What `read` makes of each record.
+
+    Raises:
+        UserError: every record that it refuses, the first twenty in words.
+    """
+    found, problems = [], []
+    for place, record in records:
+        try:
+            found.append(read(place, record))
+        except UserError as error:
+            problems.append(str(error))
+    if problems:
+        more = len(problems) - _MOST
+        raise in_one_error(problems[:_MOST] + ([f"and {more} more records like these"] if more > 0 else []))
+    return found
 
 
 def field(place: str, record: Record, name: str, *kinds: type) -> Any:

@@ -3,6 +3,7 @@
 catalogue  the eight tasks as one table: hub ids, file names, new tokens, fields that may be shortened
 documents  one raw record -> the documents of a task, every needed field checked
 sources    the documents from wherever their records are (`tasklib.records`); the harness's `custom_dataset`
+checks     what is wrong with the records, told before a model loads
 prompts    document -> prompt, document -> target
 metrics    output -> number, for seven tasks
 ner        the same for the eighth: named entities

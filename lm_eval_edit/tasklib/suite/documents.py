@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from lm_eval_edit.errors import UserError
-from lm_eval_edit.tasklib.records.fields import binary, field, strings
+from lm_eval_edit.tasklib.records.fields import binary, each, field, strings
 from lm_eval_edit.tasklib.records.layouts import Placed, Record
 from lm_eval_edit.tasklib.suite.prompts import ENTITY_NAMES, sentence_text
 
@@ -35,16 +35,19 @@ def build(task: str, records: Iterable[Placed]) -> tuple[list[Document], dict[st
     """The task's documents, and what there is to know about them (counts of dropped records, `with_passage`).
 
     Raises:
-        UserError: A record lacks a needed field or holds something else in it; place and field are named.
+        UserError: Records that lack a needed field or hold something else in it; place and field are named.
     """
     records = list(records)
     notes: dict[str, Any] = {"records": len(records)}
     if task == "conll2003":
-        sentences = [(place, record) for place, record in records if strings(place, record, "tokens")[0] != _DOC]
+        firsts = each(records, lambda place, record: strings(place, record, "tokens")[0])
+        sentences = [placed for placed, first in zip(records, firsts, strict=True) if first != _DOC]
         notes["docstart_dropped"] = len(records) - len(sentences)
-        docs = [doc for i, placed in enumerate(sentences) for doc in _conll2003(i, *placed)]
+        numbers = iter(range(len(sentences)))
+        read = each(sentences, lambda place, record: list(_conll2003(next(numbers), place, record)))
+        docs = [doc for of_sentence in read for doc in of_sentence]
     else:
-        docs = [_BUILDERS[task](place, record) for place, record in records]
+        docs = each(records, _BUILDERS[task])
     if task == "nq":
         notes["with_passage"] = all(doc["passage"] is not None for doc in docs)
     return docs, notes

@@ -20,12 +20,14 @@ from typing import Any
 
 import numpy as np
 from lm_eval.api.instance import Instance
-from lm_eval.api.task import ConfigurableTask
 
 from lm_eval_edit.errors import UserError
 from lm_eval_edit.harness import exact_requests, requests
+from lm_eval_edit.tasklib.fitted import FittedTask
+from lm_eval_edit.tasklib.records.fields import each
 from lm_eval_edit.tasklib.shorten import budget_of
 from lm_eval_edit.tasklib.suite import prompts, sources
+from lm_eval_edit.tasklib.suite.catalogue import TASKS
 
 Document = dict[str, Any]
 
@@ -92,15 +94,33 @@ def dataset(edithurt: str, provenance: Any = None, **metadata: Any) -> dict[str,
 
     whole.__name__ = f"{edithurt} (by likelihood)"
     docs, known = sources.load(edithurt, metadata, whole, 0)
-    for number, doc in enumerate(docs):
+    check_answers(
+        edithurt, [f"{edithurt}: document {number} of {known['source']}" for number in range(len(docs))], docs
+    )
+    for doc in docs:
         doc |= {"prompt": question.prompt(doc), "choices": list(question.answers(doc)), "gold": question.gold(doc)}
-        if not all(choice.strip() for choice in doc["choices"]):
-            raise UserError(
-                f"{edithurt}: document {number} of {known['source']} has an empty answer, which no model says"
-            )
     if isinstance(provenance, dict):
         provenance.update(known)
     return {"test": datasets.Dataset.from_list(docs)}
+
+
+def check_answers(task: str, places: Sequence[str], docs: Sequence[Document]) -> None:
+    """Check that there is something to ask the likelihood of.
+
+    Args:
+        task: A task of `QUESTIONS`.
+        places: Of the documents, for messages.
+        docs: As `documents.build` has them.
+
+    Raises:
+        UserError: documents with an empty answer; each is named.
+    """
+
+    def read(place: str, doc: Document) -> None:
+        if not all(answer.strip() for answer in QUESTIONS[task].answers(doc)):
+            raise UserError(f"{place} has an empty answer, which no model says")
+
+    each(zip(places, docs, strict=True), read)
 
 
 # ------------------------------------------------------------------------------------------------------------- scoring
@@ -164,7 +184,7 @@ def _common(doc: Document, results: Sequence[Response]) -> dict[str, Any]:
 exact_requests.tell_tasks_their_model()
 
 
-class LikelihoodTask(ConfigurableTask):
+class LikelihoodTask(FittedTask):
     """A task of `edithurt_suite_mc`: the harness's multiple choice, with the number of tokens of each answer.
 
     Args:
@@ -172,8 +192,18 @@ class LikelihoodTask(ConfigurableTask):
     """
 
     def __init__(self, config: Mapping[str, Any]):
-        super().__init__(config={key: value for key, value in config.items() if key != "class"})
+        super().__init__(config)
         self._tokenizer: Any = None
+        task = self.config.dataset_kwargs["edithurt"]
+        self.shortenable, self._question = TASKS[task].shortenable, QUESTIONS[task]
+
+    def prompted(self, doc: Mapping[str, Any]) -> Document:
+        """The document with the prompt that its texts make now."""
+        return {**doc, "prompt": self._question.prompt(dict(doc))}
+
+    def behind(self, doc: Mapping[str, Any], in_chat: bool) -> str:
+        """The longest answer."""
+        return ("" if in_chat else " ") + str(max(doc["choices"], key=len))
 
     def construct_requests(self, doc: Document, ctx: str, **kwargs: Any) -> list[Instance]:
         """As in the harness.

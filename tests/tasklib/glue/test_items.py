@@ -236,6 +236,33 @@ def test_a_broken_record_is_told_with_its_place(task, change, message, folder):
     assert f"{file}:5: " in str(error.value) and message in str(error.value)
 
 
+def test_every_broken_record_is_told(folder):
+    file = folder / FILES["sst"]
+    lines = file.read_text().splitlines()
+    lines[4] = lines[7] = json.dumps({"sentence": "x", "label": -1})
+    file.write_text("\n".join(lines))
+    with pytest.raises(UserError) as error:
+        before_loading.check_tasks(["edithurt_glue_sst"], {**API, "data_dir": str(folder)})
+    assert f"{file}:5: " in str(error.value) and f"{file}:8: " in str(error.value)
+    file.write_text("\n".join([json.dumps({"sentence": "x"})] * 30))
+    with pytest.raises(ConfigurationError, match="and 10 more records like these") as error:
+        before_loading.check_tasks(["edithurt_glue_sst"], {**API, "data_dir": str(folder)})
+    assert len(error.value.problems) == 21
+
+
+def test_a_class_that_no_record_has_is_told(folder, caplog):
+    file = folder / FILES["cola"]
+    lines = [line for line in file.read_text().splitlines() if json.loads(line)["label"] == 1]
+    file.write_text("\n".join(lines))
+    sources.load("cola", {**API, "data_dir": str(folder)})
+    assert "no item is answered with No" in caplog.text
+
+
+def test_items_are_told_as_they_were_given(folder):
+    with pytest.raises(UserError, match="items=-1: want"):  # the harness makes a float of it
+        before_loading.check_tasks(["edithurt_glue_sst"], {**API, "data_dir": str(folder), "items": -1.0})
+
+
 def test_every_mistake_is_told_at_once(folder):
     (folder / "cola_validation.jsonl").unlink()
     (folder / "mmlu_validation.jsonl").write_text('{"question": "q"}')

@@ -32,6 +32,9 @@ READ = [  # task, output, the published script's label, what is meant
     ("cola", "", None, None),
     ("rte", " False", 0, 0),
     ("rte", " True", 1, 1),
+    ("cola", " Yeſ", None, None),  # a long s is an s to Unicode's rule of case, but the word is not "yes"
+    ("sst", " positİve", None, None),
+    ("rte", " ſ False", 0, 0),
     ("rte", " true or false", 0, 1),  # false is looked for first
     ("nli", " true or false", 1, 1),
     ("nli", " False", 0, 0),
@@ -72,6 +75,8 @@ def test_the_mark_inside_a_text_is_not_the_last():
         ([-3, -1, -2, -4], 1),
         ([-1, -1, -2, -3], None),
         ([-1, -2, -2, -2], 0),
+        ([-900, -800], 0),  # probabilities are compared, and both are 0
+        ([-900, -800, -950, -1000], None),
     ],
 )
 def test_the_likelier_word(per_token, label):

@@ -49,6 +49,35 @@ def test_prompts_fit_together_with_what_stands_around_them(world, options):
     assert cut
 
 
+@pytest.mark.parametrize(
+    "task", ["edithurt_glue_dialogue", "edithurt_glue_nli", "edithurt_boolq_mc", "edithurt_samsum_mc"]
+)
+def test_tasks_with_likelihoods_fit_too(world, task):
+    """Cut by as much as the template takes, and no more than that: the longest prompt fits without one."""
+    given, lm = world
+    generated = "glue" in task
+    room = 5 * generated
+
+    def texts(sample):  # what has to fit: the prompt alone where something is generated behind it
+        said = [
+            arguments[0] + ("" if generated else arguments[1])
+            for arguments in sample["arguments"][: 1 if generated else 9]
+        ]
+        return [len(read_by(lm, text)) for text in said]
+
+    bare = evaluate(lm, {**given, "max_length": 2000}, [task], limit=8)["samples"][task]
+    given = {**given, "max_length": max(length for sample in bare for length in texts(sample)) + room}
+    found = evaluate(lm, given, [task], limit=8, apply_chat_template=True)
+    frame, samples = chat_frame(lm.tokenizer), found["samples"][task]
+    assert any(sample["doc"]["shortened"] for sample in samples)
+    for sample in samples:
+        assert sample["shortened"] == sample["doc"]["shortened"]
+        assert sample["doc"]["overlong"] or max(texts(sample)) <= given["max_length"] - room
+        for text, *_ in sample["arguments"]:
+            assert text.startswith(frame.before) and text.endswith(frame.after)
+    assert found["configs"][task]["metadata"]["provenance"]["shortened"] >= 1
+
+
 def test_a_template_costs_the_prompts_its_own_tokens_only(world):
     """As long as can be: one more token of the text would not fit. Without a template nothing more is cut."""
     given, lm = world
