@@ -173,13 +173,13 @@ def _edited(options: Mapping[str, Any]) -> list[int]:
 def _target(shape: Shape, fact: FactLength, rows: int, longest: float, steps: int, forward: int, backward: int) -> Work:
     """The optimisation of δ: one full pass, then `forward` and `backward` blocks from the subject's last token on.
 
-    Only activations have gradients, so a block costs backward what it costs forward.
+    Only activations have gradients, so a block costs backward what it costs forward. The head runs where it is read: at
+    a row's target tokens.
     """
     width = longest + fact.prompt + fact.target - 1
     columns = 1 + fact.tail + fact.target - 1
-    labels = fact.target + 1
     first = Pass(1, shape.blocks(rows * width, rows * width**2) + rows * shape.head, shape.layers)
-    head = rows * labels * shape.head
+    head = rows * fact.target * shape.head
     up, down = (shape.blocks(rows * columns, rows * columns * width, blocks) + head for blocks in (forward, backward))
     return Work((first, Pass(steps, up, forward), Pass(steps - 1, down, backward)))
 
@@ -220,14 +220,31 @@ def _mend(shape: Shape, options: Mapping[str, Any], fact: FactLength, facts: int
 
 
 def _ft(shape: Shape, options: Mapping[str, Any], fact: FactLength, facts: int) -> Work:
-    """Every step: a pass, the gradients down to the edited layer, and that of its matrix."""
+    """A pass through the whole model for each fact, then passes from the edited layer on.
+
+    Every step takes the gradients down to that layer, and its matrix's. The head runs at the targets' tokens.
+    """
     layers = options.get("layers") or (0,)
-    return _training(shape, options, fact, facts, 25, shape.layers - min(layers), len(layers))
+    steps, size = options.get("num_steps") or 25, min(facts, options.get("minibatch") or options.get("batch_size", 1))
+    above, length = shape.layers - min(layers), fact.prompt + fact.target - 1
+    tokens, batches = size * length, math.ceil(facts / size)
+    head = size * fact.target * shape.head
+    upper = shape.blocks(tokens, tokens * length, above) + head
+    passes = (
+        Pass(batches, shape.blocks(tokens, tokens * length) + head, shape.layers),
+        Pass(batches * (steps - 1), upper, above),
+        Pass(batches * steps, upper, above),
+    )
+    return Work(passes, single=2.0 * shape.hidden * shape.inner * tokens * len(layers) * batches * steps)
 
 
 def _lora(shape: Shape, options: Mapping[str, Any], fact: FactLength, facts: int) -> Work:
     """Every step: a pass, and the gradients of all activations; the adapter itself is small."""
-    return _training(shape, options, fact, facts, 70, shape.layers, 0)
+    steps, size = options.get("num_steps") or 70, min(facts, options.get("batch_size", 1))
+    length = fact.prompt + fact.target - 1
+    tokens, count = size * length, steps * math.ceil(facts / size)
+    one = shape.blocks(tokens, tokens * length) + tokens * shape.head
+    return Work((Pass(count, one, shape.layers), Pass(count, one, shape.layers)))
 
 
 def _ultraedit(shape: Shape, options: Mapping[str, Any], fact: FactLength, facts: int) -> Work:
@@ -251,22 +268,6 @@ def _ultraedit(shape: Shape, options: Mapping[str, Any], fact: FactLength, facts
     )
 
 
-def _training(
-    shape: Shape, options: Mapping[str, Any], fact: FactLength, facts: int, steps: int, blocks: int, matrices: int
-) -> Work:
-    steps, size = options.get("num_steps") or steps, min(facts, options.get("batch_size", 1))
-    length = fact.prompt + fact.target - 1
-    tokens, count = size * length, steps * math.ceil(facts / size)
-    head = tokens * shape.head
-    gradient = 2.0 * shape.hidden * shape.inner * tokens * matrices
-    return Work(
-        (
-            Pass(count, shape.blocks(tokens, tokens * length) + head, shape.layers),
-            Pass(count, shape.blocks(tokens, tokens * length, blocks) + head + gradient, blocks),
-        )
-    )
-
-
 _METHODS: dict[str, Callable[[Shape, Mapping[str, Any], FactLength, int], Work]] = {
     "rome": _rome, "r_rome": _rome, "memit": _memit, "emmet": _memit, "alphaedit": _keeping_keys,
     "memit_seq": _keeping_keys, "encore": _keeping_keys, "betaedit": _keeping_keys,
@@ -286,7 +287,7 @@ def _answers(shape: Shape, fact: FactLength, facts: int) -> Work:
     length = fact.prompt + fact.target
     passes = math.ceil(facts / ANSWERED_AT_ONCE)
     rows = facts / passes
-    flop = shape.blocks(rows * length, rows * length**2) + rows * length * shape.head
+    flop = shape.blocks(rows * length, rows * length**2) + rows * fact.target * shape.head
     return Work((Pass(passes, flop, shape.layers),))
 
 
