@@ -13,6 +13,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,6 +35,7 @@ MODULES = ("lm_eval.__main__", "lm_eval_edit.__main__")
 _ADDING = "adds_tasks_of"  # a mark on the harness's method, so that it is changed once
 
 _default_tasks_wanted = True
+_named: ContextVar[list[str] | None] = ContextVar("named", default=None)  # the tasks that a command line names, so far
 
 
 def connect() -> None:
@@ -129,20 +131,43 @@ def _build_our_data_without_advice() -> None:
 def _check_data_when_tasks_are_named(task_manager: type[TaskManager]) -> None:
     """Look for the files of `data_dir` and the facts to ask about as soon as the command line knows its tasks.
 
-    The harness builds tasks only after the model is loaded, and edited: too late to learn that a file is missing.
+    The harness builds tasks only after the model is loaded, and edited: too late to learn that a file is missing. Its
+    command line looks up one task after the other; what they lack is told together.
     """
-    stock = task_manager.match_tasks
+    from lm_eval.config.evaluate_config import EvaluatorConfig
+
+    stock, process = task_manager.match_tasks, EvaluatorConfig.process_tasks
 
     @functools.wraps(stock)
     def match_tasks(self, task_list):
         names = stock(self, task_list)
-        if any(name.startswith(PREFIX) for name in names):
-            from lm_eval_edit.tasklib import before_loading
-
-            before_loading.check_tasks(names, self.metadata or {})
+        together = _named.get()
+        if together is None:
+            _check_data(names, self)
+        else:
+            together += names
         return names
 
+    @functools.wraps(process)
+    def process_tasks(self, *args, **kwargs):
+        names: list[str] = []
+        mark = _named.set(names)
+        try:
+            manager = process(self, *args, **kwargs)
+        finally:
+            _named.reset(mark)
+        _check_data(names, manager)
+        return manager
+
     task_manager.match_tasks = match_tasks
+    EvaluatorConfig.process_tasks = process_tasks
+
+
+def _check_data(names: list[str], manager: TaskManager) -> None:
+    if any(name.startswith(PREFIX) for name in names):
+        from lm_eval_edit.tasklib import before_loading
+
+        before_loading.check_tasks(names, manager.metadata or {})
 
 
 @contextmanager
