@@ -183,12 +183,17 @@ class Fact:
         return self.identity() | asked | ({"case": list(self.case)} if self.case else {}) | generation
 
     def identity(self) -> dict[str, Any]:
-        """`record` without what only a task asks about: what ledgers keep and hashes are made of.
+        """`record` without what only a task asks about: what hashes are made of, and by what ledgers compare facts.
 
         A ledger goes on with a fact whose questions another release reads, or somebody has added.
         """
         whole = asdict(replace(self, portability=(), case=()))
         return {name: value for name, value in whole.items() if name not in _ASKED and value not in (None, (), [])}
+
+
+def identity_of(record: Mapping[str, Any]) -> dict[str, Any]:
+    """`Fact.identity` of what `Fact.record` wrote."""
+    return {name: value for name, value in record.items() if name not in _ASKED}
 
 
 @dataclass(frozen=True)
