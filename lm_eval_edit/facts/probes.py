@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from lm_eval_edit.facts.fields import Field, shown
-from lm_eval_edit.facts.forms.form import stated
 
 _PROMPTS, _ANSWERS = ("prompt", "loc"), ("answer", "ground_truth", "loc_ans")
 
@@ -67,7 +66,7 @@ def _probe(field: Field, strict: bool) -> list[tuple[str, str]]:
         if strict or (prompt is None and answer is None):
             field.wrong(f"{field.path} should be {_SHAPE}; locality should be a list of such objects")
         elif lacking := {("loc", None): "loc_ans", (None, "loc_ans"): "loc"}.get((prompt, answer)):  # QAEdit's names
-            stated(field, lacking)
+            field.needs(lacking)
         return []
     if strict and answer == "answer" and not field[prompt].is_list:
         asked, true = field[prompt].text("a locality prompt"), field[answer].text("a locality answer")

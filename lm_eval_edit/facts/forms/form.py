@@ -45,16 +45,6 @@ def lacking(r: Field, required: tuple[tuple[str, ...], ...]) -> list[str]:
     return found
 
 
-def stated(holder: Field, *names: str) -> None:
-    """A field that an object has to have, empty though it may be: without it, it is a problem.
-
-    Args:
-        names: The field, and its other names.
-    """
-    if isinstance(holder.value, Mapping) and not any(holder.has(name) for name in names):
-        holder.wrong(f"field '{holder.path}.{names[0]}' is missing")
-
-
 def either(r: Field, *names: str) -> Field:
     """The first of these fields that holds something."""
     return next((r[name] for name in names if r.has(name) and not r[name].missing), r[names[0]])

@@ -9,13 +9,13 @@ from __future__ import annotations
 from typing import Any
 
 from lm_eval_edit.facts.fields import Field
-from lm_eval_edit.facts.forms.form import Form, Values, check_beside, lacking, stated
+from lm_eval_edit.facts.forms.form import Form, Values, check_beside, lacking
 from lm_eval_edit.facts.portability import ANY, MULTI_HOP, Question
 
 
 def _rewrite(rewrite: Field) -> dict[str, Any]:
     for role in ("target_new", "target_true"):  # null is one that is not known; an object has its text
-        stated(rewrite[role], "str")
+        rewrite[role].needs("str")
     return {
         "subject": rewrite["subject"].text(),
         "prompt": rewrite["prompt"].text(),

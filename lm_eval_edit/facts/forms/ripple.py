@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from lm_eval_edit.facts.fields import Field, shown
-from lm_eval_edit.facts.forms.form import Form, Values, stated
+from lm_eval_edit.facts.forms.form import Form, Values
 from lm_eval_edit.facts.portability import ALIAS, ALL, ANY, LOGICAL, MULTI_HOP, Question
 
 _STAYS = ("Relation_Specifity", "Relation_Specificity", "Forgetfulness")
@@ -80,10 +80,10 @@ def _prompt(sentence: str | None, target: str | None) -> str | None:
 def _queries(test: Field) -> list[tuple[str, list[str]]]:
     """(prompt, answers with their aliases) of a test's queries that have both; the first answer is a value."""
     found = []
-    stated(test, "test_queries")
+    test.needs("test_queries")
     for query in test["test_queries"].entries():
         for name in ("prompt", "answers"):
-            stated(query, name)
+            query.needs(name)
         text = query["prompt"].text()
         right: list[str] = []
         for answer in query["answers"].entries():
