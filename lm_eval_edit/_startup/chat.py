@@ -71,8 +71,9 @@ def look(asked: Mapping[str, Any], ours: list[str]) -> None:
     wanted = asked.get("apply_chat_template") or False
     if not wanted and not ours:
         return
-    metadata = _metadata(asked)
-    tokenizer = getattr(asked["model"], "tokenizer", None) or _tokenizer(metadata)
+    metadata, model = _metadata(asked), asked["model"]
+    # A model that is there already has its own, or a template of its own: arguments do not speak of it.
+    tokenizer = _tokenizer(metadata) if isinstance(model, str) else getattr(model, "tokenizer", None)
     if tokenizer is None:  # an API, or one that cannot be loaded: whoever asks it tells
         return
     if wanted:
