@@ -76,13 +76,14 @@ def look(asked: Mapping[str, Any], ours: list[str]) -> None:
     wanted = asked.get("apply_chat_template") or False
     if not wanted and not ours:
         return
-    metadata = _metadata(asked)
+    metadata, model = _metadata(asked), asked["model"]
     if wanted and any(fnmatch.fnmatch(PERPLEXITY, name) for name in ours):
         logger.warning(
             "%s reads its text as it stands, --apply_chat_template does not touch it: its figures are of plain text",
             PERPLEXITY,
         )
-    tokenizer = getattr(asked["model"], "tokenizer", None) or _tokenizer(asked["model"], metadata)
+    # A model that is there already has its own, or a template of its own: arguments do not speak of it.
+    tokenizer = _tokenizer(model, metadata) if isinstance(model, str) else getattr(model, "tokenizer", None)
     if tokenizer is None:  # an API, or one that cannot be loaded: whoever asks it tells
         return
     if wanted:

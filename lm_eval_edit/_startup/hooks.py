@@ -13,8 +13,9 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lm_eval_edit._startup import chat
 from lm_eval_edit._support.interrupts import PLAIN, Terminated, asked, kept, tell
@@ -34,7 +35,7 @@ MODULES = ("lm_eval.__main__", "lm_eval_edit.__main__")
 _ADDING = "adds_tasks_of"  # a mark on the harness's method, so that it is changed once
 
 _default_tasks_wanted = True
-_named: list[str] | None = None  # while the command line resolves its tasks: those that it has found
+_named: ContextVar[list[str] | None] = ContextVar("named", default=None)  # the tasks that a command line names, so far
 
 
 def connect() -> None:
@@ -130,44 +131,43 @@ def _build_our_data_without_advice() -> None:
 def _check_data_when_tasks_are_named(task_manager: type[TaskManager]) -> None:
     """Look for the files of `data_dir` and the facts to ask about as soon as the command line knows its tasks.
 
-    The harness builds tasks only after the model is loaded, and edited: too late to learn that a file is missing.
-
-    The command line asks for one name after another; what is wrong with any of them is told after the last.
+    The harness builds tasks only after the model is loaded, and edited: too late to learn that a file is missing. Its
+    command line looks up one task after the other; what they lack is told together.
     """
     from lm_eval.config.evaluate_config import EvaluatorConfig
 
-    stock, stock_process = task_manager.match_tasks, EvaluatorConfig.process_tasks
+    stock, process = task_manager.match_tasks, EvaluatorConfig.process_tasks
 
     @functools.wraps(stock)
     def match_tasks(self, task_list):
         names = stock(self, task_list)
-        if _named is None:
-            _check_data(names, self.metadata or {})
+        together = _named.get()
+        if together is None:
+            _check_data(names, self)
         else:
-            _named.extend(names)
+            together += names
         return names
 
-    @functools.wraps(stock_process)
+    @functools.wraps(process)
     def process_tasks(self, *args, **kwargs):
-        global _named
-        named: list[str] = []
-        before, _named = _named, named
+        names: list[str] = []
+        mark = _named.set(names)
         try:
-            manager = stock_process(self, *args, **kwargs)
+            manager = process(self, *args, **kwargs)
         finally:
-            _named = before
-        _check_data(list(dict.fromkeys(named)), manager.metadata or {})
+            _named.reset(mark)
+        _check_data(names, manager)
         return manager
 
     task_manager.match_tasks = match_tasks
     EvaluatorConfig.process_tasks = process_tasks
 
 
-def _check_data(names: list[str], metadata: dict[str, Any]) -> None:
+def _check_data(names: list[str], manager: TaskManager) -> None:
     if any(name.startswith(PREFIX) for name in names):
         from lm_eval_edit.tasklib import before_loading
 
-        before_loading.check_tasks(names, metadata)
+        before_loading.check_tasks(names, manager.metadata or {})
 
 
 @contextmanager

@@ -231,7 +231,7 @@ class Ledger:
             CannotWriteError: the disk is full, or the folder cannot be written; operations stored before are whole.
         """
         index = len(self.operations)
-        facts_as_stored = [fact.identity() for fact in facts]
+        facts_as_stored = [fact.record() for fact in facts]  # with what an export's tasks ask, which no edit depends on
         full = {"index": index, "run": hash_json(self.identity), "facts": facts_as_stored, **record}
         deltas = {name: delta.to("cpu") for name, delta in deltas.items()}
         state = {name: tensor.to("cpu") for name, tensor in state.items()}

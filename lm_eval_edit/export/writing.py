@@ -26,6 +26,7 @@ from lm_eval_edit.export.edited import Edited, Selection, load, select
 from lm_eval_edit.export.selfcheck import ExportError, Verdict, compare, last_logits, prompts_of
 from lm_eval_edit.export.sums import sum_deltas
 from lm_eval_edit.facts.exported import RECORD
+from lm_eval_edit.facts.fact import identity_of
 from lm_eval_edit.weights.edited import EditedWeights, wide_dtype
 from lm_eval_edit.weights.fingerprint import parameter_hashes
 
@@ -130,6 +131,8 @@ def _other_edits(stored: Mapping[str, Any], selection: Selection) -> list[str]:
     found = {name: edits[name] for name in names} | {"model": stored["base"]["fingerprint"], "facts": edits["facts"]}
     wanted = {name: identity[name] for name in names} | {"model": identity["model"]["fingerprint"]}
     wanted["facts"] = [fact.identity() for fact in selection.facts]
+    # What tasks ask about facts may have come to one of the two later; no edit depends on it.
+    found["facts"] = [identity_of(fact) for fact in found["facts"]]
     return differences(found, wanted, where="in the export")
 
 
@@ -216,7 +219,7 @@ class _Job:
                 "edit_batch_size": identity["edit_batch_size"],
                 "operations": len(selection.operations),
                 "n_edits": len(selection.facts),
-                "facts": [fact.identity() for fact in selection.facts],
+                "facts": [fact.record() for fact in selection.facts],
                 "chat_template": selection.header["extra"].get("chat"),
             },
             "parameters": ledger.weights.report(),

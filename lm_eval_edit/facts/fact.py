@@ -8,7 +8,7 @@ null and NaN are missing):
     prompt       a text with {} where the subject stands, or with the subject in clear
     target_new   the new object o*
   and optionally
-    id           a string or number that names the fact (default: its position in the file)
+    id           a string or number that names the fact (default: its position in the file, counted from 0)
     target_true  the true object o
     prediction   what the unedited model answers
     paraphrases  other prompts of the same meaning ({} or in clear)
@@ -38,7 +38,7 @@ from lm_eval_edit._support.files import hash_json
 from lm_eval_edit.errors import UserError, in_one_error, problems_of
 from lm_eval_edit.facts.files import Unreadable
 from lm_eval_edit.facts.portability import Question as Question
-from lm_eval_edit.facts.readers import read_record
+from lm_eval_edit.facts.readers import read_record, stated_id
 from lm_eval_edit.facts.separators import continuing
 from lm_eval_edit.facts.slots import SLOT as SLOT
 from lm_eval_edit.facts.slots import Template as Template
@@ -183,12 +183,17 @@ class Fact:
         return self.identity() | asked | ({"case": list(self.case)} if self.case else {}) | generation
 
     def identity(self) -> dict[str, Any]:
-        """`record` without what only a task asks about: what ledgers keep and hashes are made of.
+        """`record` without what only a task asks about: what hashes are made of, and by what ledgers compare facts.
 
         A ledger goes on with a fact whose questions another release reads, or somebody has added.
         """
         whole = asdict(replace(self, portability=(), case=()))
         return {name: value for name, value in whole.items() if name not in _ASKED and value not in (None, (), [])}
+
+
+def identity_of(record: Mapping[str, Any]) -> dict[str, Any]:
+    """`Fact.identity` of what `Fact.record` wrote."""
+    return {name: value for name, value in record.items() if name not in _ASKED}
 
 
 @dataclass(frozen=True)
@@ -298,12 +303,15 @@ def read_facts(records: Iterable[tuple[int, Any]], source: str) -> Facts:
     problems: list[str] = []
     seen: dict[str | None, int] = {}
     position = -1
+    records = list(records)
+    stated = {stated_id(record) for _, record in records}
     for position, (number, record) in enumerate(records):
         if isinstance(record, Unreadable):
             problems.append(record.problem)
             continue
         try:
-            facts = parse_records(record, f"{source}, record {number}", default_id=str(position))
+            default_id = f"record {number}" if str(position) in stated else str(position)
+            facts = parse_records(record, f"{source}, record {number}", default_id)
         except UserError as error:
             problems += problems_of(error)
             continue

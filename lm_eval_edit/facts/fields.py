@@ -71,6 +71,11 @@ class Field:
         """Whether a field of that name is in the object, be it null."""
         return isinstance(self.value, Mapping) and key in self.value
 
+    def needs(self, key: str) -> None:
+        """A field that this object has to have, empty though it may be: without it, it is a problem."""
+        if isinstance(self.value, Mapping) and key not in self.value:
+            self.wrong(f"field '{self.path}.{key}' is missing")
+
     def __getitem__(self, key: str | int) -> Field:
         """A field of this object or an entry of this list; a missing one where it is not there."""
         if isinstance(key, int):

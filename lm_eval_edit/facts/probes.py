@@ -65,6 +65,8 @@ def _probe(field: Field, strict: bool) -> list[tuple[str, str]]:
     if prompt is None or answer is None:
         if strict or (prompt is None and answer is None):
             field.wrong(f"{field.path} should be {_SHAPE}; locality should be a list of such objects")
+        elif lacking := {("loc", None): "loc_ans", (None, "loc_ans"): "loc"}.get((prompt, answer)):  # QAEdit's names
+            field.needs(lacking)
         return []
     if strict and answer == "answer" and not field[prompt].is_list:
         asked, true = field[prompt].text("a locality prompt"), field[answer].text("a locality answer")

@@ -15,7 +15,7 @@ from lm_eval_edit.facts.forms.asked import ULTRAEDITBENCH, UNKE, WIKIBIGEDIT, ZS
 from lm_eval_edit.facts.forms.form import Form, lacking
 from lm_eval_edit.facts.forms.own import FLAT, FLAT_ONLY, OWN
 from lm_eval_edit.facts.forms.rewrites import COUNTERFACT, MQUAKE
-from lm_eval_edit.facts.forms.ripple import RIPPLE
+from lm_eval_edit.facts.forms.ripple import AXES, RIPPLE
 from lm_eval_edit.facts.slots import SLOT, subject_place
 from lm_eval_edit.facts.subject_span import subject_span
 
@@ -43,7 +43,7 @@ def read_record(record: Mapping[str, Any], default_id: str) -> tuple[list[dict[s
     for entry in values:  # no matter in which form, these are texts, empty ones skipped later
         for name in ("subject", "prompt", "target_new"):
             entry[name] = entry[name] or ""
-    given = root["id"].name() or root["case_id"].name() or default_id
+    given = _stated_id(root) or default_id
     for number, entry in enumerate(values):
         if form is not OWN and entry.get("subject_at") is None:
             entry["subject_at"] = _place_of_form(form, entry["prompt"], entry["subject"])
@@ -52,6 +52,15 @@ def read_record(record: Mapping[str, Any], default_id: str) -> tuple[list[dict[s
         for entry in values:
             entry["case"] = [each["id"] for each in values]
     return values, list(root.problems)
+
+
+def stated_id(record: Any) -> str | None:
+    """The id that a record states of itself; None where it has none."""
+    return _stated_id(Field(record)) if isinstance(record, Mapping) else None
+
+
+def _stated_id(r: Field) -> str | None:
+    return r["id"].name() or r["case_id"].name()
 
 
 def _place_of_form(form: Form, prompt: str, subject: str) -> int | None:
@@ -77,7 +86,7 @@ def _form(r: Field) -> Form:
         return plain
     if not lacking(r, ULTRAEDITBENCH.required):
         return ULTRAEDITBENCH
-    if isinstance(r["edit"].value, Mapping) and r["edit"].has("prompt"):
+    if (isinstance(r["edit"].value, Mapping) and r["edit"].has("prompt")) or any(r.has(axis) for axis in AXES):
         return RIPPLE
     if any(r.has(name) for name in ("para_question", "sub_question")):
         return UNKE
@@ -112,7 +121,8 @@ def _not_this_form(r: Field, form: Form, absent: list[str]) -> str:
     if not r.value:
         return "field 'subject' is missing, as is every other. A fact needs at least subject, prompt and target_new"
     fields = ", ".join(map(named, list(r.value)[:20]))
-    if len(form.required) - len(absent) < min(2, len(form.required)):
+    # RippleEdits' axes are no other form's, whatever else is missing.
+    if form is not RIPPLE and len(form.required) - len(absent) < min(2, len(form.required)):
         known = "; ".join(f"{one.name}: {', '.join(' or '.join(names) for names in one.required)}" for one in FORMS)
         return (
             f"the fields ({fields}) are of no form that is read. The forms and what they need: {known}"

@@ -169,6 +169,7 @@ def evaluating(lm: Any) -> Iterator[None]:
     able = answers_tokens(lm)
     taught = _taught(lm) if able and not getattr(lm, "answers_tokens", False) else {}
     mark, any_mark = _evaluated.set(lm if able else None), _asked.set(lm)
+    before = {name: vars(lm)[name] for name in taught if name in vars(lm)}
     vars(lm).update(taught)
     try:
         yield
@@ -177,6 +178,7 @@ def evaluating(lm: Any) -> Iterator[None]:
         _asked.reset(any_mark)
         for name in taught:
             del vars(lm)[name]
+        vars(lm).update(before)  # what somebody else had put in the place of a method
 
 
 def _taught(lm: Any) -> dict[str, Callable[..., Any]]:

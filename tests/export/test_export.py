@@ -15,6 +15,8 @@ from lm_eval_edit.export import export
 from lm_eval_edit.export.commands import vllm_rank
 from lm_eval_edit.export.deltas import read_deltas
 from lm_eval_edit.export.sums import DeltaSum
+from lm_eval_edit.export.writing import check
+from lm_eval_edit.facts.exported import exported_facts
 from lm_eval_edit.weights.delta import DenseDelta, LowRankDelta, MaskedDelta, SparseDelta
 from lm_eval_edit.weights.edited import model_fingerprint
 from tests.support.export_world import base_of, load, logits, make_world, with_adapter
@@ -252,3 +254,13 @@ def test_a_ledger_of_the_demo_model_names_it(tmp_path):
     assert record["base"]["pretrained"] == "demo"
     card = (tmp_path / "out" / "README.md").read_text()
     assert "# demo after 2 knowledge edits" in card and record["base"]["fingerprint"] in card
+    # All that a task asks about a fact, which no edit depends on and no hash knows.
+    there = exported_facts(tmp_path / "out")
+    assert list(there) == list(load_facts("demo"))[:2]
+    assert all(fact.portability and fact.generation_prompts for fact in there)
+    file = tmp_path / "ledger" / "ops" / "00000.json"
+    older = json.loads(file.read_text())
+    for fact in older["facts"]:  # as releases wrote it that did not keep them
+        del fact["portability"], fact["generation_prompts"]
+    file.write_text(json.dumps(older))
+    check(tmp_path / "ledger", tmp_path / "out", device="cpu")

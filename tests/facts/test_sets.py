@@ -221,6 +221,69 @@ def test_an_edit_of_ripple_edits_that_lacks_a_field_is_named_by_its_place(tmp_pa
         load_facts(write(tmp_path, RIPPLE | {"Forgetfulness": "x"}))
 
 
+@pytest.mark.parametrize("role", ["target_new", "target_true"])
+@pytest.mark.parametrize("several", [False, True])
+def test_an_object_without_its_text_is_named_by_its_place(tmp_path, role, several):
+    broken = CAPITAL | {role: {"id": "Q1"}}
+    record = {"case_id": 1, "requested_rewrite": [CITIZEN, broken] if several else broken}
+    place = f"requested_rewrite{'[1]' if several else ''}.{role}.str"
+    with pytest.raises(UserError) as error:
+        load_facts(write(tmp_path, record))
+    assert f"record 1: field '{place}' is missing" in str(error.value)
+
+
+def without(record: dict, *path: str | int) -> dict:
+    copy = json.loads(json.dumps(record))
+    inner = copy
+    for name in path[:-1]:
+        inner = inner[name]
+    del inner[path[-1]]
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("path", "told"),
+    [
+        (("edit",), "fields 'edit.prompt', 'edit.subject_id', 'edit.target_id' are missing (read as a RippleEdits"),
+        (("edit", "prompt"), "field 'edit.prompt' is missing (read as a RippleEdits"),
+        (("Forgetfulness", 0, "test_queries"), "field 'Forgetfulness[0].test_queries' is missing"),
+        (
+            ("Compositionality_I", 0, "test_queries", 1, "answers"),
+            "field 'Compositionality_I[0].test_queries[1].answers' is missing",
+        ),
+        (
+            ("Relation_Specifity", 0, "test_queries", 0, "prompt"),
+            "field 'Relation_Specifity[0].test_queries[0].prompt' is missing",
+        ),
+    ],
+)
+def test_a_test_of_ripple_edits_that_lacks_a_field_is_named_by_its_place(tmp_path, path, told):
+    """A query that were left out would make a test of several easier."""
+    with pytest.raises(UserError) as error:
+        load_facts(write(tmp_path, without(RIPPLE, *path)))
+    assert f"record 1: {told}" in str(error.value) and "If the facts are the list" not in str(error.value)
+
+
+def test_zsre_and_qaedit_need_their_probes_answers(tmp_path):
+    zsre = {"subject": "Orvanta", "src": "What is Orvanta?", "alt": "Kelm", "loc": "nq question: who"}
+    with pytest.raises(UserError, match="record 1: field 'loc_ans' is missing: 'loc' is there"):
+        load_facts(write(tmp_path, zsre))
+    assert load_facts(write(tmp_path, zsre | {"loc_ans": None}))[0].locality == ()
+    with pytest.raises(UserError, match=r"record 1: field 'locality\[1\].loc_ans' is missing"):
+        load_facts(write(tmp_path, without(QAEDIT, "locality", 1, "loc_ans")))
+    with pytest.raises(UserError, match=r"record 1: field 'locality\[1\].loc' is missing"):
+        load_facts(write(tmp_path, without(QAEDIT, "locality", 1, "loc")))
+
+
+def test_forms_that_state_an_id_and_forms_that_do_not_are_mixed(tmp_path):
+    """A record without an id is called by its position, unless another record says that this is its id."""
+    counterfact = {"case_id": 0, "requested_rewrite": CAPITAL}
+    facts = load_facts(write(tmp_path, WIKIBIGEDIT, RIPPLE, counterfact, case(1, CITIZEN), UNKE | {"id": 7}))
+    assert [fact.id for fact in facts] == ["record 1", "record 2", "0", "1.0", "7"]
+    with pytest.raises(UserError, match="records 1 and 2 have the same id '0'"):
+        load_facts(write(tmp_path, counterfact, counterfact))
+
+
 @pytest.mark.parametrize(
     ("record", "nearest"),
     [

@@ -10,6 +10,7 @@ from lm_eval_edit.facts.probes import pairs
 
 def _zsre(r: Field) -> list[Values]:
     # EasyEdit and the paper edit towards `alt` (counterfactual); `answers` is the truth, `pred` the model's own answer.
+    check_beside(r, "loc", "loc_ans")
     return [
         {
             "subject": r["subject"].text(),

@@ -34,12 +34,13 @@ class Form:
 
 
 def lacking(r: Field, required: tuple[tuple[str, ...], ...]) -> list[str]:
-    """The required fields that are not there; those of an object that is no object, or null, are told by its path."""
+    """The required fields that are not there; an object that is none is told by its path, one that is null is empty."""
     found = []
     for names in required:
         *above, _ = names[0].split(".")
         holder = r[above[0]] if above else r
-        if isinstance(holder.value, Mapping) and not any(holder.has(name.split(".")[-1]) for name in names):
+        absent = bool(above) and isinstance(r.value, Mapping) and not r.has(above[0])
+        if absent or (isinstance(holder.value, Mapping) and not any(holder.has(name.split(".")[-1]) for name in names)):
             found.append(names[0])
     return found
 

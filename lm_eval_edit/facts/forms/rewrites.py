@@ -14,6 +14,8 @@ from lm_eval_edit.facts.portability import ANY, MULTI_HOP, Question
 
 
 def _rewrite(rewrite: Field) -> dict[str, Any]:
+    for role in ("target_new", "target_true"):  # null is one that is not known; an object has its text
+        rewrite[role].needs("str")
     return {
         "subject": rewrite["subject"].text(),
         "prompt": rewrite["prompt"].text(),

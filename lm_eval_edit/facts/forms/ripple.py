@@ -27,6 +27,7 @@ _CHANGES = {
     "Compositionality_II": MULTI_HOP,
     "Subject_Aliasing": ALIAS,
 }
+AXES = (*_STAYS, *_CHANGES)
 _CONDITIONS = {"OR": ANY, "AND": ALL}
 _TEXT = ("", "_label", "_name")  # behind `subject` and `target`
 _INSIDE = ("value", "label", "name")  # where that is an object
@@ -79,7 +80,10 @@ def _prompt(sentence: str | None, target: str | None) -> str | None:
 def _queries(test: Field) -> list[tuple[str, list[str]]]:
     """(prompt, answers with their aliases) of a test's queries that have both; the first answer is a value."""
     found = []
+    test.needs("test_queries")
     for query in test["test_queries"].entries():
+        for name in ("prompt", "answers"):
+            query.needs(name)
         text = query["prompt"].text()
         right: list[str] = []
         for answer in query["answers"].entries():
@@ -100,11 +104,11 @@ def _questions(axis: Field, name: str, kind: str) -> list[Question]:
     found = []
     for number, test in enumerate(axis.entries()):
         queries, condition = _queries(test), test["test_condition"]
-        stated = (condition.text() or "OR").strip().upper()
-        if stated not in _CONDITIONS:
+        said = (condition.text() or "OR").strip().upper()
+        if said not in _CONDITIONS:
             condition.wrong(f"{condition.path} should be OR or AND; got {shown(condition.value)}")
         group = f"{name} {number}" if len(queries) > 1 else None
-        how = _CONDITIONS.get(stated, ANY) if group else ANY
+        how = _CONDITIONS.get(said, ANY) if group else ANY
         found += [Question(kind, prompt, tuple(right), group, how) for prompt, right in queries]
     return found
 

@@ -233,12 +233,14 @@ def _check_has(task: str, facts: Facts, scheduled: Sequence[Fact]) -> None:
         return
     if task == portability.TASK:
         raise UserError(portability.why_none(facts.source, scheduled))
-    group = probing.GROUP if task in probing.KINDS else GROUP
-    alone = [f"edithurt_{name}" for name in GROUPS[group] if name != task and _has(name, scheduled)]
-    raise UserError(
-        f"edithurt_{task}: none of the {len(scheduled)} facts of the schedule ({facts.source}) has a {KINDS[task][1]}; "
-        f"ask for {','.join(alone)} instead of {group}, or give another edit_dataset"
+    none = (
+        f"edithurt_{task}: none of the {len(scheduled)} facts of the schedule ({facts.source}) has a {KINDS[task][1]}"
     )
+    group = probing.GROUP if task in probing.KINDS else GROUP
+    if task not in GROUPS[group]:
+        raise UserError(f"{none}; leave the task out, or give another edit_dataset")
+    alone = [f"edithurt_{name}" for name in GROUPS[group] if name != task and _has(name, scheduled)]
+    raise UserError(f"{none}; ask for {','.join(alone)} instead of {group}, or give another edit_dataset")
 
 
 def _has(task: str, scheduled: Sequence[Fact]) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lm_eval_edit import demo
-from lm_eval_edit.errors import UserError, problems_of
+from lm_eval_edit.errors import UserError, in_one_error, problems_of
 from lm_eval_edit.tasklib.arguments import given
 from lm_eval_edit.tasklib.editing import texts
 from lm_eval_edit.tasklib.editing.snippets import Snippets, read_snippets
@@ -51,19 +51,38 @@ def inputs(metadata: Mapping[str, Any], source: str) -> Inputs:
         source: Where the facts are from.
 
     Raises:
-        UserError: the reference texts cannot be read, or a number is none.
+        UserError: the reference texts cannot be read, or a number is none; a ConfigurationError where it is several.
     """
-    snippets = None
+    found: dict[str, Any] = {}
+    problems: list[str] = []
+    for name, read in (
+        ("snippets", lambda: _snippets(metadata, source)),
+        ("word_tokenizer", lambda: _way(metadata, source)),
+        ("sampling_seed", lambda: _whole(metadata, "sampling_seed", 0, 0)),
+        ("text_tokens", lambda: _whole(metadata, "text_tokens", MAX_TOKENS, 2)),
+    ):
+        try:
+            found[name] = read()
+        except UserError as error:
+            problems += problems_of(error)
+    if problems:
+        raise in_one_error(problems)
+    return Inputs(**found)
+
+
+def _snippets(metadata: Mapping[str, Any], source: str) -> Snippets | None:
     if given(metadata.get("snippets")):
-        snippets = read_snippets(str(metadata["snippets"]))
-    elif source == demo.NAME:
-        snippets = read_snippets(demo.SNIPPETS)
-    way = texts.UNTRAINED if source == demo.NAME else texts.PUNKT
-    if given(metadata.get("word_tokenizer")):
-        way = str(metadata["word_tokenizer"])
-    return Inputs(
-        snippets, way, _whole(metadata, "sampling_seed", 0, 0), _whole(metadata, "text_tokens", MAX_TOKENS, 2)
-    )
+        return read_snippets(str(metadata["snippets"]))
+    return read_snippets(demo.SNIPPETS) if source == demo.NAME else None
+
+
+def _way(metadata: Mapping[str, Any], source: str) -> str:
+    if not given(metadata.get("word_tokenizer")):
+        return texts.UNTRAINED if source == demo.NAME else texts.PUNKT
+    way = str(metadata["word_tokenizer"])
+    if way not in texts.WAYS:
+        raise UserError(f"word_tokenizer={way}: want {' or '.join(texts.WAYS)}")
+    return way
 
 
 def _whole(metadata: Mapping[str, Any], name: str, default: int, least: int) -> int:
@@ -84,13 +103,14 @@ def problems(metadata: Mapping[str, Any], source: str, docs: Sequence[Mapping[st
         metadata, source: As for `inputs`.
         docs: The task's documents.
     """
-    if lacking := texts.missing_extra():
-        return [lacking]
+    lacking = texts.missing_extra()
+    problems: list[str] = [lacking] if lacking else []
     try:
         found = inputs(metadata, source)
     except UserError as error:
-        return problems_of(error)
-    problems: list[str] = []
+        return problems + problems_of(error)
+    if lacking:
+        return problems
     try:
         texts.word_tokenizer(found.word_tokenizer)
     except UserError as error:

@@ -26,7 +26,7 @@ def portability(doc: Document, results: Sequence[Response]) -> dict[str, Any]:
         score=answered,
         contains=answered,
         em=_item(doc, first, said.exact),
-        valid=float(all(said.normalise(text) for text in first)),
+        valid=float(all(map(said.is_said, first))),
     ) | _of_kinds(doc, answered)
 
 

@@ -121,5 +121,5 @@ def wild(doc: Document, results: Sequence[Response]) -> dict[str, Any]:
         contains=float(new),
         em=float(said.exact(first, doc["answers"])),
         old=float(not new and said.contains(first, doc["old"])) if doc["old"] else None,
-        valid=float(bool(said.normalise(first))),
+        valid=float(said.is_said(first)),
     )

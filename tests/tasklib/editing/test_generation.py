@@ -372,7 +372,7 @@ def test_a_prompt_that_leaves_no_room_for_a_text(reference, inputs):
 
 def test_nothing_stands_around_one_of_its_prompts(inputs):
     lm = EditedHFLM(device="cpu")
-    with pytest.raises(UserError, match=f"{TASK} asks several prompts of a fact"):
+    with pytest.raises(UserError, match=f"{TASK} asks as the published scripts do"):
         evaluate(lm, inputs | {"pretrained": "demo", "editor": "none"}, [TASK], system_instruction="Be brief.")
 
 

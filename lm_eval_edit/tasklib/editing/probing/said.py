@@ -17,6 +17,7 @@ STOPS = (".", "。")
 
 _ARTICLES = regex.compile(r"\b(?:a|an|the)\b")
 _NOT_SAID = regex.compile(r"[\p{P}\p{Cf}" + regex.escape(string.punctuation, special_only=False) + "]")
+_POSSESSIVE = regex.compile(r"(?<=\w)['’＇]s\b", regex.IGNORECASE)
 _IN_WORD = regex.compile(r"[\p{L}\p{M}\p{N}]")
 # Scripts whose words stand together: where one ends is not written.
 _JOINED = regex.compile(
@@ -29,9 +30,13 @@ def normalise(text: str) -> str:
 
     Before that, characters of full width become plain ones; marks that cannot be seen (of writing direction, say) go.
     """
+    return " ".join(_ARTICLES.sub(" ", _words(text)).split())
+
+
+def _words(text: str) -> str:
+    """The normal form with its articles."""
     text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).lower())
-    text = unicodedata.normalize("NFC", _NOT_SAID.sub("", text))
-    return " ".join(_ARTICLES.sub(" ", text).split())
+    return " ".join(unicodedata.normalize("NFC", _NOT_SAID.sub("", text)).split())
 
 
 def stops_for(stops: Sequence[str], objects: Sequence[str]) -> list[str]:
@@ -71,16 +76,28 @@ def _inside(said: str, place: int, objects: Sequence[str]) -> bool:
     return False
 
 
+def is_said(text: str) -> bool:
+    """Whether an answer has a word."""
+    return bool(_words(text))
+
+
 def exact(said: str, objects: Sequence[str]) -> bool:
-    """Whether an answer is one of the objects, both normalised; an object with no letter or digit matches nothing."""
-    found = normalise(said)
-    return bool(found) and any(found == normalise(each) for each in objects)
+    """Whether an answer is one of the objects, both normalised; an object with no letter or digit matches nothing.
+
+    An object of nothing but articles ("The The", a grade "A") keeps them, and is compared with them.
+    """
+    forms = [normalise if normalise(each) else _words for each in objects]
+    return any(form(said) == form(each) != "" for form, each in zip(forms, objects, strict=True))
 
 
 def contains(said: str, objects: Sequence[str]) -> bool:
-    """Whether an answer holds one of the objects as words of its own, both normalised ("Roman" holds no "Oman")."""
-    text = normalise(said)
-    return any(_holds(text, normalise(each)) for each in objects)
+    """Whether an answer holds one of the objects as words of its own, both normalised ("Roman" holds no "Oman").
+
+    The normal form makes one word of "Kelm's"; the object is in it all the same. An object of nothing but articles is
+    in an answer that is it, and in no longer one, where they may be articles.
+    """
+    texts = [normalise(text) for text in (said, _POSSESSIVE.sub("", said))]
+    return exact(said, objects) or any(_holds(text, normalise(each)) for each in objects for text in texts)
 
 
 def _holds(text: str, words: str) -> bool:
