@@ -43,6 +43,11 @@ SEVENTY = {
 }
 
 
+def panels() -> list[str]:
+    """The presets for the panels of the paper's figures."""
+    return [name for name in preset_names() if read_design(name, {}).figure]
+
+
 @functools.cache
 def shape(model: str) -> Shape:
     """The shape of a model of `CONFIGS`."""
@@ -111,7 +116,7 @@ def figures() -> str:
     """The twelve panels, and all of them."""
 
     def rows() -> Iterator[tuple[str, ...]]:
-        designs = [read_design(name, {}) for name in preset_names()]
+        designs = [read_design(name, {}) for name in panels()]
         totals = {name: Cost() for name in DEVICES}
         operations = evaluations = 0
         for design in designs:
@@ -173,7 +178,7 @@ def uncertainty() -> str:
     def rows() -> Iterator[tuple[str, ...]]:
         for name, (device, characters, batch, weight_bytes) in others.items():
             hours = dict.fromkeys(("gpt2-xl", "llama-7b"), 0.0)
-            for preset in preset_names():
+            for preset in panels():
                 design = read_design(preset, {"batch_size": batch})
                 hours[design.models[0].label] += cost(design, device, characters, weight_bytes).gpu_hours
             yield (name, *(f"{value:.1f}" for value in hours.values()))

@@ -19,10 +19,7 @@ ABILITY, EDIT_QUALITY = "ability", "edit_quality"
 NOTHING = "bypass"  # what the harness calls the metric of a task that it was told not to score (--predict_only)
 FORMAT = "valid"  # the metric of ours that says whether the output has the asked form at all; no guess makes it so
 # Of our own tasks in results that were written before their YAML said so.
-_EDITING_BEFORE = frozenset(
-    f"edithurt_{name}"
-    for name in ("efficacy", "generalization", "locality", "counterfact", "zsre", "counterfact_generation")
-)
+_EDITING_BEFORE = frozenset(f"edithurt_{name}" for name in ("efficacy", "generalization", "locality", "counterfact"))
 _CHANCE_BEFORE = {"edithurt_rte": 0.5, "edithurt_boolq": 0.5, "edithurt_sst2": 0.5, "edithurt_mutual": 0.25}
 
 

@@ -14,7 +14,7 @@ from lm_eval_edit.sweep.checking import check
 from lm_eval_edit.sweep.costs import row_operations, sweep_cost
 from lm_eval_edit.sweep.estimate import estimate_lines
 from lm_eval_edit.sweep.folder import SweepFolder
-from lm_eval_edit.sweep.parsing import parse_design, preset_names, read_design
+from lm_eval_edit.sweep.parsing import parse_design, read_design
 from tests.conftest import ROOT
 
 SHAPE = Shape(1000, 4, 8, 16, 50, 8, 200)
@@ -27,7 +27,7 @@ def test_the_tables_are_up_to_date():
     text = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
     assert script.written(text) == text, "run python examples/scaling_tables.py"
     assert script.written(text.replace("| llama-7b | 6,738,415,616", "| llama-7b | 7")) == text
-    assert all(f"`{name}`" in text and name in text.split("PANELS=(")[1].split(")")[0] for name in preset_names())
+    assert all(f"`{name}`" in text and name in text.split("PANELS=(")[1].split(")")[0] for name in script.panels())
 
 
 @pytest.mark.parametrize(

@@ -206,7 +206,7 @@ def test_a_card_names_no_hub_model_that_there_is_not():
         "check": {"prompts": 0, "difference": 0.0, "tolerance": 0.0, "effect": 0.0},
     }  # fmt: skip
     card = model_card(record)
-    assert "base_model" not in card and "pretrained=smollm2,editor=rome" in card
+    assert "base_model" not in card and "- unedited model: smollm2, revision none" in card
 
 
 def test_the_record_is_json_and_readable_by_all(wheel, made):
