@@ -94,7 +94,8 @@ class Bench:
             "n_edits": self.given.n,
             "weights": lm.weights_fingerprint,
             "facts": self.facts,
-            "metadata": self.metadata,
+            # Where the data lie is this machine's business.
+            "metadata": {name: value for name, value in self.metadata.items() if name != "data_dir"},
         }
         for task in self.given.tasks:
             identity = hash_json(about | {"task": task})

@@ -105,7 +105,11 @@ class SequentialBench(Bench):
                 second_moments=self.moments(editor), ledger=self.ledgers / f"{name}-{identity[:12]}",
             )  # fmt: skip
             measured["seconds"] = time.process_time() - started  # of this process: less where a run was resumed
-            measured["operations"] = [operation.record for operation in ledger.operations]
+            # Without the facts: they are not ours to distribute.
+            measured["operations"] = [
+                {name: value for name, value in operation.record.items() if name != "facts"}
+                for operation in ledger.operations
+            ]
             measured["weights"] = ledger.weights.report()
         measured["perplexity"] = self.perplexity()
         measured["facts"] = [asked(self.model, self.tokenizer, fact) for fact in tqdm(self.facts, desc=name)]
