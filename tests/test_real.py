@@ -197,7 +197,7 @@ def test_stored_edits_name_it_and_are_replayed(real, unedited, facts, tmp_path, 
     again.restore()
     assert same_weights(real[0], unedited)
     assert cli.main(["export", str(tmp_path / "edits"), "--to", "deltas", "-o", str(tmp_path / "deltas")]) == 0
-    assert "pretrained=smollm2" in (tmp_path / "deltas" / "README.md").read_text()
+    assert "- unedited model: smollm2, revision none" in (tmp_path / "deltas" / "README.md").read_text()
 
 
 def test_a_plan_without_weights(folder, capsys):
