@@ -8,6 +8,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from kept import replace_between
+
 from lm_eval_edit.sweep.reading import Sweep, load_sweep
 from lm_eval_edit.tasklib.suite.catalogue import GROUP, TASKS
 
@@ -28,10 +30,7 @@ def table(sweep: Sweep) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folder", type=Path, help="the sweep's folder")
-    text = README.read_text(encoding="utf-8")
-    before, rest = text.split(BEGIN)
-    found = table(load_sweep(parser.parse_args().folder))
-    README.write_text(f"{before}{BEGIN}\n{found}\n{END}{rest.split(END)[1]}", encoding="utf-8")
+    replace_between(README, BEGIN, END, table(load_sweep(parser.parse_args().folder)))
 
 
 if __name__ == "__main__":

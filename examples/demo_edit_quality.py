@@ -16,6 +16,7 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import lm_eval
+from kept import replace_between
 from lm_eval.tasks import TaskManager
 
 from lm_eval_edit import EditedHFLM
@@ -76,8 +77,7 @@ def main() -> None:
             json.dumps({"n_edits": N_EDITS, "rows": rows}, indent=1) + "\n"
         )
         page = ROOT / "docs" / "edit_quality.md"
-        before, rest = page.read_text().split(BEGIN)
-        page.write_text(f"{before}{BEGIN}\n{table(rows)}\n{END}{rest.split(END)[1]}")
+        replace_between(page, BEGIN, END, table(rows))
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from typing import Any
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import lm_eval
+from kept import replace_between
 from lm_eval.tasks import TaskManager
 
 from lm_eval_edit import EditedHFLM, load_facts
@@ -154,9 +155,7 @@ def main() -> None:
             print({name: value for name, value in rows[label].items() if name != "scores"}, flush=True)
             kept = {"unedited": unedited, "methods": [rows[label] for label in ROWS if label in rows]}
             write_json(KEPT, kept)
-    readme = ROOT / "README.md"
-    before, rest = readme.read_text().split(BEGIN)
-    readme.write_text(f"{before}{BEGIN}\n{table(kept['methods'], unedited)}\n{END}{rest.split(END)[1]}")
+    replace_between(ROOT / "README.md", BEGIN, END, table(kept["methods"], unedited))
 
 
 if __name__ == "__main__":

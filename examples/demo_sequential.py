@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from real_methods import replace_between
+from kept import replace_between
 
 from lm_eval_edit.plots.picture import FORMATS, Picture, drawing
 from lm_eval_edit.plots.style import grid, look

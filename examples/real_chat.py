@@ -12,7 +12,6 @@ docs/chat.json and is not measured again.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import os
 from pathlib import Path
@@ -22,11 +21,11 @@ from typing import Any
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from filelock import FileLock
+from kept import keep, read, replace_between
 from tqdm.auto import tqdm
 
 from lm_eval_edit import EditSchedule, Fact, edit_model, load_facts
-from lm_eval_edit._support.files import hash_json, write_bytes, write_json
+from lm_eval_edit._support.files import hash_json
 from lm_eval_edit._support.versions import versions
 from lm_eval_edit.editors.base import find_editor
 from lm_eval_edit.editors.hyperparameters import resolve
@@ -107,8 +106,7 @@ class Bench:
             if fact.id in kept["facts"]:
                 continue
             kept["facts"][fact.id] = self._measure(fact)
-            with FileLock(self.kept.with_suffix(".lock")):
-                write_json(self.kept, kept)
+            keep(self.kept, kept)
 
     def _measure(self, fact: Fact) -> dict[str, Any]:
         """{how it is edited: {how it is asked: figures}} of one fact."""
@@ -130,11 +128,6 @@ class Bench:
         }
 
 
-def read(kept: Path) -> dict[str, Any]:
-    """What has been measured so far."""
-    return json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else {}
-
-
 def table(measured: dict[str, Any]) -> str:
     """The two by two table, with the unedited model above it, in markdown."""
     facts = list(measured["facts"].values())
@@ -152,13 +145,6 @@ def table(measured: dict[str, Any]) -> str:
     return "\n".join([*lines, "", f"{len(facts)} facts."])
 
 
-def write_table(kept: Path) -> None:
-    """Put the table into the documentation page, between its marks."""
-    before, rest = DOCS.read_text(encoding="utf-8").split(BEGIN)
-    page = f"{before}{BEGIN}\n{table(read(kept))}\n{END}{rest.split(END)[1]}"
-    write_bytes(DOCS, page.encode())
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--facts", type=Path, help="a file of facts with true objects, CounterFact's for one")
@@ -173,7 +159,7 @@ def main() -> None:
             parser.error("--facts FILE is needed: CounterFact's records are not ours to distribute")
         Bench(arguments.pretrained, arguments.facts, arguments.n, arguments.kept).run()
         print(table(read(arguments.kept)), flush=True)
-    write_table(arguments.kept)
+    replace_between(DOCS, BEGIN, END, table(read(arguments.kept)))
 
 
 if __name__ == "__main__":

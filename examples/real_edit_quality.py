@@ -15,7 +15,6 @@ folder that `--ledgers` names, and what a task gave for the same weights, facts 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from contextlib import nullcontext
 from pathlib import Path
@@ -25,13 +24,13 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import lm_eval
-from filelock import FileLock
+from kept import keep, read, replace_between
 from lm_eval.tasks import TaskManager
 from lm_eval.utils import simple_parse_args_string
 
 from lm_eval_edit import EditedHFLM, load_facts
 from lm_eval_edit._startup import hooks
-from lm_eval_edit._support.files import hash_json, write_bytes, write_json
+from lm_eval_edit._support.files import hash_json
 from lm_eval_edit._support.versions import versions
 from lm_eval_edit.errors import UserError
 
@@ -107,8 +106,7 @@ class Bench:
                 "versions": versions(),
                 "results": self.ask(lm, task, options),
             }
-            with FileLock(self.given.kept.with_suffix(".lock")):  # another process may ask other rows
-                write_json(self.given.kept, read(self.given.kept) | {f"{row} {task}": found})
+            keep(self.given.kept, {f"{row} {task}": found})
             print(f"{row}: {task} done", flush=True)
 
     def ask(self, lm: EditedHFLM, task: str, options: dict[str, Any]) -> dict[str, dict[str, list[float | None]]]:
@@ -133,11 +131,6 @@ def figures(values: dict[str, Any]) -> dict[str, list[float | None]]:
     return out
 
 
-def read(kept: Path) -> dict[str, Any]:
-    """What has been measured so far."""
-    return json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else {}
-
-
 def table(kept: dict[str, Any]) -> str:
     """A line for each metric, a column for each row of edits."""
     cells: dict[tuple[str, str], dict[str, str]] = {}
@@ -157,16 +150,6 @@ def table(kept: dict[str, Any]) -> str:
 def shown(value: float, error: float | None) -> str:
     """A figure for the table."""
     return f"{value:.2f}" if error is None or error != error else f"{value:.2f} ± {error:.2f}"
-
-
-def write_table(page: Path, model: str, kept: Path) -> None:
-    """Put the table between its marks on a page."""
-    begin, end = marks(model)
-    before, found, rest = page.read_text(encoding="utf-8").partition(begin)
-    after = rest.partition(end)
-    if not found or not after[1]:
-        raise SystemExit(f"{page} has no place for the table: {begin} ... {end}")
-    write_bytes(page, f"{before}{begin}\n{table(read(kept))}\n{end}{after[2]}".encode())
 
 
 def main() -> None:
@@ -195,7 +178,7 @@ def main() -> None:
                 bench.row(row)
             except UserError as error:
                 raise SystemExit(f"{row}: {error}") from None
-    write_table(arguments.page, arguments.model, arguments.kept)
+    replace_between(arguments.page, *marks(arguments.model), table(read(arguments.kept)))
     print(table(read(arguments.kept)))
 
 

@@ -14,7 +14,6 @@ measured with the same facts, corpus and hyper-parameters is in docs/real_model.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import os
 import time
@@ -26,11 +25,11 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from demo_real import asked, shared_templates
-from filelock import FileLock
+from kept import keep, read, replace_between
 from tqdm.auto import tqdm
 
 from lm_eval_edit import EditSchedule, Fact, edit_model, load_facts
-from lm_eval_edit._support.files import hash_json, write_bytes, write_json
+from lm_eval_edit._support.files import hash_json
 from lm_eval_edit._support.versions import versions
 from lm_eval_edit.editors.base import Editor, find_editor
 from lm_eval_edit.editors.hyperparameters import resolve
@@ -106,7 +105,7 @@ class Bench:
         for group in tqdm(groups[done:], desc=name, unit="op", initial=done, total=len(groups)):
             measured, templates = self._measure(method, options, group, moments, templates)
             rows[name]["measured"].append(measured)
-            keep(self.kept, name, rows[name])
+            keep(self.kept, {name: rows[name]})
 
     def settings(self, method: str, editor: Editor | None, edit_batch_size: int) -> dict[str, Any]:
         """What a row's figures depend on."""
@@ -152,17 +151,6 @@ class Bench:
         return collect_second_moments(self.model, self.tokenizer, layers, load_corpus(str(self.corpus)), TOKENS)
 
 
-def read(kept: Path) -> dict[str, Any]:
-    """What has been measured so far, by row."""
-    return json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else {}
-
-
-def keep(kept: Path, name: str, row: dict[str, Any]) -> None:
-    """Write one row beside the others; another process may measure those."""
-    with FileLock(kept.with_suffix(".lock")):
-        write_json(kept, read(kept) | {name: row})
-
-
 def table(rows: dict[str, Any]) -> str:
     """The rows as a markdown table; one that is not over all facts says over how many it is."""
     head = "| method | edited | em | prob_success | paraphrase | neighbourhood | ‖Δ‖/‖W‖ | s/edit |"
@@ -182,12 +170,6 @@ def table(rows: dict[str, Any]) -> str:
             cells.append(f"{sum(o['seconds'] for o in measured) / len(facts):.1f}")
         lines.append(f"| {' | '.join(cells + [''] * (8 - len(cells)))} |")
     return "\n".join(lines)
-
-
-def replace_between(page: Path, begin: str, end: str, table: str) -> None:
-    """Put a table into a page, between its marks."""
-    before, rest = page.read_text(encoding="utf-8").split(begin)
-    write_bytes(page, f"{before}{begin}\n{table}\n{end}{rest.split(end)[1]}".encode())
 
 
 def main() -> None:

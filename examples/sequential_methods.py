@@ -24,7 +24,8 @@ from typing import Any
 
 import torch
 from demo_real import asked
-from real_methods import DOCS, FIGURES, Bench, keep, read, replace_between
+from kept import keep, read, replace_between
+from real_methods import DOCS, FIGURES, Bench
 from tqdm.auto import tqdm
 
 from lm_eval_edit import edit_model
@@ -115,7 +116,7 @@ class SequentialBench(Bench):
         measured["facts"] = [asked(self.model, self.tokenizer, fact) for fact in tqdm(self.facts, desc=name)]
         if ledger is not None:
             ledger.restore()
-        keep(self.kept, name, {"identity": identity, "settings": settings, "versions": versions()} | measured)
+        keep(self.kept, {name: {"identity": identity, "settings": settings, "versions": versions()} | measured})
 
     @torch.no_grad()
     def perplexity(self) -> float:

@@ -8,6 +8,7 @@ known. Without it the harness would cut the start off a prompt, and the template
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 from lm_eval.api.task import ConfigurableTask
@@ -33,6 +34,22 @@ class FittedTask(ConfigurableTask):
     def __init__(self, config: Mapping[str, Any]):
         super().__init__(config={key: value for key, value in config.items() if key != "class"})
         self._whole: list[dict[str, Any]] | None = None
+
+    @cached_property
+    def named_tokenizer(self) -> Any:
+        """The tokenizer that the run's arguments name, loaded when first asked for; None where they name none."""
+        budget = budget_of(self.config.metadata, 0)
+        return None if budget is None else budget.tokenizer
+
+    def counted(self, context: str, text: str) -> int:
+        """How many tokens of the named tokenizer a text has behind a context; 0 without one.
+
+        As the harness does it, white space at the end of the context counts as the text's.
+        """
+        if self.named_tokenizer is None:
+            return 0
+        before, whole = self.named_tokenizer([context.rstrip(), context + text], add_special_tokens=False)["input_ids"]
+        return max(1, len(whole) - len(before))
 
     def prompted(self, doc: Mapping[str, Any]) -> dict[str, Any]:
         """The document with whatever in it is made of the fields that may be shortened."""

@@ -27,8 +27,8 @@ from lm_eval_edit._support.files import read_records, sha256
 from lm_eval_edit.errors import ConfigurationError, UserError
 from lm_eval_edit.harness import requests
 from lm_eval_edit.moments.corpus import load_corpus
-from lm_eval_edit.tasklib.arguments import given, named_model
 from lm_eval_edit.tasklib.bootstrap import cluster_bootstrap
+from lm_eval_edit.tasklib.records.sources import folder_of, place_of
 
 TASK = "edithurt_perplexity"
 HUB = ("Salesforce/wikitext", "wikitext-2-raw-v1", "test")
@@ -52,21 +52,17 @@ class Source:
 
 
 def resolve(metadata: Mapping[str, Any]) -> Source:
-    """Decide where the text is, by the suite's rule: `data_dir` wins; a run that names no model gets the demo's text.
+    """Decide where the text is, by the rule of all records (`records.sources`).
 
     Raises:
         UserError: the folder, or every file in it that could be the text, is missing.
     """
-    data_dir = metadata.get("data_dir")
-    if not given(data_dir):
-        if named_model(dict(metadata)) is not None:
-            return Source("hub", None)
-        data_dir = demo.NAME
+    data_dir = place_of(metadata)
+    if data_dir is None:
+        return Source("hub", None)
+    folder = folder_of(data_dir)
     if data_dir == demo.NAME:
-        return Source(demo.NAME, demo.DATA / "boolq.jsonl")
-    folder = Path(str(data_dir)).expanduser()
-    if not folder.is_dir():
-        raise UserError(f"data_dir={data_dir}: {'not a folder' if folder.exists() else 'no such folder'}")
+        return Source(demo.NAME, folder / "boolq.jsonl")
     file = next((folder / name for name in FILES if (folder / name).is_file()), None)
     if file is None:
         looked = ", ".join(FILES)

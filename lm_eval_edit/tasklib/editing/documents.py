@@ -94,19 +94,26 @@ def counterfact(fact: Fact, edit: int) -> list[Document]:
     if not fact.paraphrases or not neighbourhood or true is None or true.strip() == fact.target.strip():
         return []
     return [
-        {
-            "fact_id": fact.id,
-            "edit": edit,
-            "subject": fact.subject,
-            "prompt": fact.text,
-            "paraphrases": [in_clear(prompt, fact.subject) for prompt in fact.paraphrases],
-            "neighbourhood": neighbourhood,
+        _whole(fact, edit, neighbourhood)
+        | {
             "target": fact.target,
             "other": true,
             "target_script": _spaced(fact.target_new),
             "other_script": _spaced(fact.target_true or ""),
         }
     ]
+
+
+def _whole(fact: Fact, edit: int, neighbourhood: list[str]) -> Document:
+    """What a document of all a fact's prompts begins with."""
+    return {
+        "fact_id": fact.id,
+        "edit": edit,
+        "subject": fact.subject,
+        "prompt": fact.text,
+        "paraphrases": [in_clear(prompt, fact.subject) for prompt in fact.paraphrases],
+        "neighbourhood": neighbourhood,
+    }
 
 
 def _spaced(text: str) -> str:
@@ -120,13 +127,8 @@ def zsre(fact: Fact, edit: int) -> list[Document]:
     if not fact.paraphrases or not probes:
         return []
     return [
-        {
-            "fact_id": fact.id,
-            "edit": edit,
-            "subject": fact.subject,
-            "prompt": fact.text,
-            "paraphrases": [in_clear(prompt, fact.subject) for prompt in fact.paraphrases],
-            "neighbourhood": [_asked_as_question(probe.prompt) for probe in probes],
+        _whole(fact, edit, [_asked_as_question(probe.prompt) for probe in probes])
+        | {
             "answers": [_spaced(probe.answer) for probe in probes],
             "target": _spaced(fact.target_new),
             "other": None,

@@ -20,7 +20,6 @@ from lm_eval_edit.harness import exact_requests, requests
 from lm_eval_edit.tasklib.fitted import FittedTask
 from lm_eval_edit.tasklib.glue import scoring
 from lm_eval_edit.tasklib.glue.catalogue import NEW_TOKENS, TASKS
-from lm_eval_edit.tasklib.shorten import budget_of
 
 
 @dataclass
@@ -55,8 +54,6 @@ class GlueTask(FittedTask):
         super().__init__(config)
         spec = TASKS[self.config.dataset_kwargs["edithurt"]]
         self._words, self.shortenable, self.new_tokens = spec.words, spec.shortenable, NEW_TOKENS
-        self._tokenizer: Any = None
-        self._looked = False
 
     def construct_requests(self, doc: Mapping[str, Any], ctx: str, **kwargs: Any) -> list[Instance]:
         """The output, then the label words in the order of their labels."""
@@ -77,18 +74,7 @@ class GlueTask(FittedTask):
             context, count = (len(ids) for ids in exact_requests.tokens_of(model, ctx, text))
             if context and count:
                 return [(1, exact_requests.asking(ctx, text, index, count)) for index in range(count)]
-        return [(self._counted(ctx, text), (ctx, text))]
-
-    def _counted(self, ctx: str, text: str) -> int:
-        """How many tokens the log-probability of a text is about; 0 where no tokenizer tells."""
-        if not self._looked:  # once, and only where it is needed: it may have to be loaded
-            budget = budget_of(self.config.metadata, 0)
-            self._tokenizer, self._looked = budget and budget.tokenizer, True
-        if self._tokenizer is None:
-            return 0
-        # As the harness does it: white space at the end of the context counts as the continuation's.
-        before, whole = self._tokenizer([ctx.rstrip(), ctx + text], add_special_tokens=False)["input_ids"]
-        return max(len(whole) - len(before), 1)
+        return [(self.counted(ctx, text), (ctx, text))]
 
     def apply_filters(self) -> None:
         """As in the harness; then a response about a label word is [label, tokens, log-probability]."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,20 @@ def folder_of(data_dir: Any) -> Path:
     return DEMO_DATA if data_dir == demo.NAME else Path(str(data_dir)).expanduser()
 
 
+def place_of(metadata: Mapping[str, Any]) -> str | None:
+    """The `data_dir` that a run's data come from, a folder or the word `demo`; None: the hub.
+
+    Raises:
+        UserError: it is no folder.
+    """
+    data_dir = metadata.get("data_dir")
+    if not given(data_dir):
+        return demo.NAME if named_model(dict(metadata)) is None else None
+    if problems := check_data_dir(data_dir):
+        raise UserError(problems[0])
+    return str(data_dir)
+
+
 def resolve(records: RecordSet, metadata: dict[str, Any]) -> Source:
     """Decide where records are. Reads nothing, and works before any model is loaded.
 
@@ -55,13 +69,9 @@ def resolve(records: RecordSet, metadata: dict[str, Any]) -> Source:
     Raises:
         UserError: The folder or the wanted file is not there; the message lists every path that was looked for.
     """
-    data_dir = metadata.get("data_dir")
-    if not given(data_dir):
-        if named_model(metadata) is not None:
-            return Source(records.name, "hub", None)
-        data_dir = demo.NAME
-    if problems := check_data_dir(data_dir):
-        raise UserError(problems[0])
+    data_dir = place_of(metadata)
+    if data_dir is None:
+        return Source(records.name, "hub", None)
     folder = folder_of(data_dir)
     found = layouts.locate(records, folder)
     if found is None:

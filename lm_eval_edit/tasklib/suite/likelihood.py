@@ -25,7 +25,6 @@ from lm_eval_edit.errors import UserError
 from lm_eval_edit.harness import exact_requests, requests
 from lm_eval_edit.tasklib.fitted import FittedTask
 from lm_eval_edit.tasklib.records.fields import each
-from lm_eval_edit.tasklib.shorten import budget_of
 from lm_eval_edit.tasklib.suite import prompts, sources
 from lm_eval_edit.tasklib.suite.catalogue import TASKS
 
@@ -193,7 +192,6 @@ class LikelihoodTask(FittedTask):
 
     def __init__(self, config: Mapping[str, Any]):
         super().__init__(config)
-        self._tokenizer: Any = None
         task = self.config.dataset_kwargs["edithurt"]
         self.shortenable, self._question = TASKS[task].shortenable, QUESTIONS[task]
 
@@ -211,32 +209,22 @@ class LikelihoodTask(FittedTask):
         Raises:
             UserError: neither the model nor the run's arguments tell into which tokens an answer is cut.
         """
-        if not exact_requests.tells_tokens() and self._tokenizer is None:
-            budget = budget_of(self.config.metadata, 0)
-            if budget is None:
-                raise UserError(
-                    f"{self.config.task} gives log-probabilities per token, and this type of model tells no tokens: "
-                    "name its tokenizer, tokenizer=... in --model_args or --metadata"
-                )
-            self._tokenizer = budget.tokenizer
+        if not exact_requests.tells_tokens() and self.named_tokenizer is None:
+            raise UserError(
+                f"{self.config.task} gives log-probabilities per token, and this type of model tells no tokens: "
+                "name its tokenizer, tokenizer=... in --model_args or --metadata"
+            )
         return super().construct_requests(doc, ctx, **kwargs)
 
     def apply_filters(self) -> None:
         """As in the harness; then every response knows how many tokens its answer has."""
         super().apply_filters()
         for request in self._instances:
-            requests.change_filtered(request, partial(self._counted, request))
+            requests.change_filtered(request, partial(self._with_tokens, request))
 
-    def _counted(self, request: Instance, response: Sequence[Any]) -> Response:
-        prompt, answer = request.args[:2]
-        return Response(response, self._count(prompt, answer))
-
-    def _count(self, prompt: str, answer: str) -> int:
-        if exact_requests.tells_tokens():
-            return max(1, exact_requests.summed(prompt, answer))
-        before = prompt.rstrip()  # white space at its end counts as the answer's, as the harness has it
-        ids = self._tokenizer([before, prompt + answer], add_special_tokens=False)["input_ids"]
-        return max(1, len(ids[1]) - len(ids[0]))
+    def _with_tokens(self, request: Instance, response: Sequence[Any]) -> Response:
+        count = exact_requests.summed if exact_requests.tells_tokens() else self.counted
+        return Response(response, max(1, count(*request.args[:2])))
 
     def process_results(self, doc: Document, results: Sequence[Any]) -> dict[str, Any]:
         """The document's metrics."""

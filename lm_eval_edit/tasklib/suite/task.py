@@ -13,7 +13,6 @@ from typing import Any
 from lm_eval_edit.harness.outputs import Output, by_count
 from lm_eval_edit.tasklib.arguments import is_edited
 from lm_eval_edit.tasklib.fitted import FittedTask
-from lm_eval_edit.tasklib.shorten import budget_of
 from lm_eval_edit.tasklib.suite.catalogue import TASKS
 
 
@@ -28,8 +27,6 @@ class SuiteTask(FittedTask):
         super().__init__(config)
         if (spec := TASKS.get((self.config.dataset_kwargs or {}).get("edithurt", ""))) is not None:
             self.shortenable, self.new_tokens = spec.shortenable, spec.new_tokens
-        self._tokenizer: Any = None
-        self._looked = False
 
     def process_results(self, doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, Any]:
         """The document's metrics, and `ended` (1 or 0) where it is known whether the model ended its output."""
@@ -39,13 +36,10 @@ class SuiteTask(FittedTask):
         return row if output.ended is None else row | {"ended": float(output.ended)}
 
     def _plain(self, text: str) -> Output:
-        if not self._looked:  # once, and only where it is needed: it may have to be loaded
-            budget = budget_of(self.config.metadata, 0)
-            self._tokenizer, self._looked = budget and budget.tokenizer, True
         asked = self.config.generation_kwargs  # with what --gen_kwargs changed
         return by_count(
             text,
-            self._tokenizer,
+            self.named_tokenizer,
             None if asked.get("until") else asked.get("max_gen_toks"),
             is_edited(self.config.metadata) and str(self.config.metadata.get("n_edits")) != "0",
         )
