@@ -132,11 +132,12 @@ def test_the_head_runs_only_where_it_is_read(kind):
     assert torch.equal(model(input_ids=ids).logits, whole), "afterwards everything is computed again"
 
 
+@pytest.mark.parametrize("told", [lambda: None, "get_input_embeddings"], ids=["none", "the one that takes tokens in"])
 @torch.no_grad()
-def test_a_model_without_a_module_for_its_head_is_read_all_the_same(monkeypatch):
+def test_a_model_without_a_module_for_its_head_is_read_all_the_same(monkeypatch, told):
     model, ids = tiny_model(torch.float64), torch.arange(6)[None] + 1
     whole = model(input_ids=ids).logits
-    monkeypatch.setattr(model, "get_output_embeddings", lambda: None)
+    monkeypatch.setattr(model, "get_output_embeddings", told if callable(told) else getattr(model, told))
     with reading(model, torch.tensor([0]), torch.tensor([3])) as readings:
         assert torch.equal(readings.of(model(input_ids=ids).logits), whole[0, 3][None])
 

@@ -41,8 +41,9 @@ class Readings:
 def reading(model: PreTrainedModel, rows: Tensor, columns: Tensor) -> Iterator[Readings]:
     """Within the block, one pass of `model` runs its head at N positions alone, if it has a module for its head."""
     found = Readings(rows, columns)
-    head = getattr(model, "get_output_embeddings", lambda: None)()  # models of others' code may not tell
-    handle = None if head is None else head.register_forward_pre_hook(found._take)
+    # Models of others' code may not tell, or name the module that takes the tokens in as well.
+    head, first = (getattr(model, f"get_{name}_embeddings", lambda: None)() for name in ("output", "input"))
+    handle = None if head is None or head is first else head.register_forward_pre_hook(found._take)
     try:
         yield found
     finally:
