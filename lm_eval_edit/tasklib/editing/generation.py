@@ -68,7 +68,7 @@ class GenerationTask(EditingTask):
         if count >= most:
             raise UserError(
                 f"{TASK}: the generation prompt {prompt[:60]!r} of fact {doc['fact_id']} has {count} tokens, and a "
-                f"text has {most} with it: shorten it, or give --metadata text_tokens="
+                f"text has {most} with it: shorten it, or give --metadata text_tokens=N with N above {count}"
             )
         how = {
             "until": [],
