@@ -141,6 +141,29 @@ def test_tasks_that_ask_for_other_states_of_the_weights_are_shared_out_too(tmp_p
     assert_two_processes_give_the_results_of_one(tmp_path, model_args, tasks, 2)
 
 
+LEAVING = """
+import atexit, pathlib
+import torch.distributed as dist
+
+def note():  # the first that is registered is called last
+    pathlib.Path(f"left_{rank}").write_text(str(dist.is_initialized()))
+
+atexit.register(note)
+dist.init_process_group("gloo")
+rank = dist.get_rank()
+from lm_eval_edit.edits.processes import Processes
+assert Processes.connected().from_first(lambda: "sent") == "sent"
+"""
+
+
+def test_the_group_s_threads_have_ended_before_the_interpreter_does(tmp_path):
+    """Where they have not, one launch of fifty or so is aborted after its work: they unwind when Python is gone."""
+    (tmp_path / "leaving.py").write_text(LEAVING)
+    done = launched("leaving", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert [(tmp_path / f"left_{rank}").read_text() for rank in range(2)] == ["False", "False"]
+
+
 def edited(model_args: str, cwd: Path) -> subprocess.CompletedProcess:
     command = ["lm_eval_edit", "run", "--model", "edited_hf", "--model_args", model_args]
     return launched(*command, "--tasks", "edithurt_sst2", "--limit", 4, cwd=cwd)

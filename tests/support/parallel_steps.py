@@ -97,7 +97,6 @@ def main(world: Path, out: Path) -> None:
     except UserError as error:
         seen["other weights"] = [type(error).__name__, str(error)]
     (out / f"{lm.rank}.json").write_text(json.dumps(seen, default=str))
-    torch.distributed.destroy_process_group()  # its threads may abort an interpreter that ends
 
 
 if __name__ == "__main__":
