@@ -9,7 +9,6 @@ import json
 import sys
 from pathlib import Path
 
-import torch.distributed
 from lm_eval.api.instance import Instance
 
 from lm_eval_edit import EditedHFLM, EditError, UserError
