@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from lm_eval_edit.harness.endings import Listener, listening
 from lm_eval_edit.harness.exact_model import ExactHFLM
 from lm_eval_edit.harness.response_cache import keep_apart
 from lm_eval_edit.models import gguf
-from lm_eval_edit.plan import EditPlan, make_plan
+from lm_eval_edit.plan import EditPlan, draft_plan, make_plan
 from lm_eval_edit.settings import AFTER_ALL, NAMES
 from lm_eval_edit.tasklib.editing.agreement import check_asked
 from lm_eval_edit.weights.fingerprint import model_fingerprint
@@ -115,6 +115,17 @@ class EditedHFLM(ExactHFLM):
         """As in HFLM. The harness keeps this very dict for its results, so the demo model is named there too."""
         arg_dict.setdefault("pretrained", demo.NAME)
         return super().create_from_arg_obj(arg_dict, additional_config)
+
+    @staticmethod
+    def option_problems(model_args: Mapping[str, Any]) -> list[str]:
+        """What is wrong with the options of a run, as sentences, without loading weights.
+
+        Args:
+            model_args: As the harness hands them over: our options and HFLM's.
+        """
+        others = {name: value for name, value in model_args.items() if name not in (*NAMES, "pretrained")}
+        ours = {name: model_args[name] for name in NAMES if name in model_args}
+        return draft_plan(model_args.get("pretrained", demo.NAME), ours, others)[1]
 
     def _connect(self) -> Processes | None:
         """The processes that evaluate this model together, all with the same weights; None for a single one."""

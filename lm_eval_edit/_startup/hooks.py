@@ -15,12 +15,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lm_eval_edit._startup import chat
 from lm_eval_edit._support.interrupts import PLAIN, Terminated, asked, kept, tell
 from lm_eval_edit._support.terminal import printable
-from lm_eval_edit.errors import UserError
+from lm_eval_edit.errors import ConfigurationError, UserError, problems_of
 from lm_eval_edit.harness.our_tasks import tasks_dir
 
 if TYPE_CHECKING:
@@ -156,7 +156,10 @@ def _check_data_when_tasks_are_named(task_manager: type[TaskManager]) -> None:
             manager = process(self, *args, **kwargs)
         finally:
             _named.reset(mark)
-        _check_data(names, manager)
+        try:
+            _check_data(names, manager)
+        except UserError as error:
+            raise _with_those_of_options(error, self.model, self.model_args) from None
         return manager
 
     task_manager.match_tasks = match_tasks
@@ -168,6 +171,16 @@ def _check_data(names: list[str], manager: TaskManager) -> None:
         from lm_eval_edit.tasklib import before_loading
 
         before_loading.check_tasks(names, manager.metadata or {})
+
+
+def _with_those_of_options(error: UserError, model: str, model_args: dict[str, Any] | None) -> UserError:
+    """An error of tasks, together with what is wrong with the model's own options, which would be told a run later."""
+    if model != MODEL_TYPE:
+        return error
+    from lm_eval.api.registry import get_model
+
+    found = get_model(MODEL_TYPE).option_problems(model_args or {})
+    return ConfigurationError(dict.fromkeys([*problems_of(error), *found])) if found else error
 
 
 @contextmanager

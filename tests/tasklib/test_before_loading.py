@@ -72,6 +72,23 @@ def test_the_command_line_tells_the_problems_of_all_its_tasks_together(tmp_path)
         assert part in told
 
 
+@pytest.mark.parametrize(("model", "of_options"), [("edited_hf", 2), ("hf", 0)])
+def test_wrong_options_of_the_edited_model_are_told_with_the_problems_of_its_tasks(tmp_path, model, of_options):
+    from lm_eval.config.evaluate_config import EvaluatorConfig
+
+    import lm_eval_edit._startup.hooks as hooks
+
+    hooks.connect()
+    wrong = {"editor": "rome", "n_edit": 3, "edit_layers": "9-3", "data_dir": str(tmp_path)}
+    tasks = ["edithurt_sst2", "edithurt_glue_sst"]
+    with pytest.raises(ConfigurationError) as error:
+        EvaluatorConfig(model=model, model_args=dict(wrong), metadata=API | wrong, tasks=tasks).process_tasks()
+    told = error.value.problems
+    for part in ("holds no data for sst2; looked for", "holds no data for sst; looked for"):
+        assert sum(part in problem for problem in told) == 1
+    assert sum("n_edit: no such option" in each or "runs backwards" in each for each in told) == of_options
+
+
 def test_tasks_of_others_need_nothing():
     before_loading.check_tasks(["hellaswag"], API)
     assert before_loading.records_of(["hellaswag", "edithurt_efficacy"]) == []
