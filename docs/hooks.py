@@ -37,7 +37,9 @@ _CODE = re.compile(r"^```.*?^```$|`[^`\n]+`", re.MULTILINE | re.DOTALL)
 
 def pages() -> dict[str, str]:
     """Path in the repository -> path among the pages, of every page outside docs/."""
-    tasks = {path.relative_to(ROOT).as_posix(): f"tasks/{path.parent.name}.md" for path in ROOT.glob("tasks/*/README.md")}
+    tasks = {
+        path.relative_to(ROOT).as_posix(): f"tasks/{path.parent.name}.md" for path in ROOT.glob("tasks/*/README.md")
+    }
     return OUTSIDE | dict(sorted(tasks.items()))
 
 

@@ -19,7 +19,11 @@ from lm_eval_edit.plots.style import COLOURS, INK, grid
 
 FOLDER = KEPT.parent / "figures"
 TITLE = "A hundred facts written into SmolLM2-135M-Instruct"
-PANELS = {"em": "facts changed", "neighbourhood": "neighbouring facts kept", "perplexity": "perplexity of ordinary text"}
+PANELS = {
+    "em": "facts changed",
+    "neighbourhood": "neighbouring facts kept",
+    "perplexity": "perplexity of ordinary text",
+}
 Z = NormalDist().inv_cdf(0.975)
 
 
