@@ -8,6 +8,7 @@ It draws what `sequential_methods.py` measured and measures nothing itself.
 from __future__ import annotations
 
 import math
+import re
 from statistics import NormalDist, mean, stdev
 from typing import Any
 
@@ -59,8 +60,9 @@ def picture(found: dict[str, dict[str, tuple[float, float, float]]]) -> Picture:
     from matplotlib.figure import Figure
 
     methods = [name for name in found if name != "none"]
+    short = [re.sub(r"^(\w+),.*\((\w+)\)$", r"\1, \2", name) for name in methods]  # "memit, own_targets (BLUE)"
     with drawing():
-        figure = Figure(figsize=(9.0, 3.4), layout="constrained")
+        figure = Figure(figsize=(7.4, 3.2), layout="constrained")
         panels = figure.subplots(1, 3, sharey=True)
         for axes, (panel, label), colour in zip(panels, PANELS.items(), COLOURS, strict=False):
             axes.axvline(found["none"][panel][0], color=INK, linestyle="--", linewidth=1, label="unedited model")
@@ -74,10 +76,12 @@ def picture(found: dict[str, dict[str, tuple[float, float, float]]]) -> Picture:
             else:
                 axes.set_xlim(-0.02, 1.03)
             grid(axes, "x")
-        panels[0].set_yticks(range(len(methods)), methods)
+        panels[0].set_yticks(range(len(methods)), short)
         panels[0].invert_yaxis()
         panels[0].legend(frameon=False, fontsize=8, loc="center left")
         figure.suptitle(TITLE, fontsize=10)
+        figure.draw_without_rendering()  # laid out once: else every saving would lay it out anew, from where it was
+        figure.set_layout_engine("none")
     told = "; ".join(
         f"{name}: " + ", ".join(f"{label} {found[name][panel][0]:.2f}" for panel, label in PANELS.items())
         for name in found

@@ -1,4 +1,4 @@
-"""The commands of the tutorial and of the how-to pages, typed into a shell as they stand; and what the pages say of them."""
+"""The commands of the tutorial and the how-to pages, typed into a shell as they stand; and what is said of them."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import re
 import shutil
@@ -15,6 +16,7 @@ import pytest
 
 import lm_eval_edit
 from tests.conftest import ROOT
+from tests.support.browser import open_chromium
 
 pytest.importorskip("mkdocs", reason="the extra docs is not installed")
 pytest.importorskip("mkdocstrings", reason="the extra docs is not installed")
@@ -121,6 +123,31 @@ def test_dead_links_and_pages_in_no_menu_end_the_build(tmp_path):
     assert done.returncode != 0
     for told in ("nowhere.md", "no-such-heading", "no_such_file.py", "forgotten.md", "edithurt_nothing"):
         assert told in done.stderr, done.stderr
+
+
+@pytest.fixture(scope="module")
+def browser():
+    chromium = open_chromium()
+    yield chromium
+    chromium.quit()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [1280, 390])
+def test_pages_fit_a_desk_and_a_phone(site, browser, width):
+    """From disk: nothing but what scrolls in itself is wider than the screen, pictures are there, no script fails."""
+    screen = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
+    broken = "return [...document.images].filter(i => !i.complete || !i.naturalWidth).map(i => i.src)"
+    for page in ("index.html", "tutorial.html", "methods.html", "reference/python.html", "how-to/results.html"):
+        browser.get((site / page).as_uri())
+        assert browser.execute_script("return document.documentElement.scrollWidth") <= width, page
+        assert browser.execute_script(broken) == [], page
+        severe = [entry["message"] for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
+        assert severe == [], page
+        asked = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+        urls = [one["params"]["request"]["url"] for one in asked if one["method"] == "Network.requestWillBeSent"]
+        assert urls and not [url for url in urls if not url.startswith(("file:", "data:", "blob:"))], page
 
 
 # ----------------------------------------------------------------------------------------------------------- the hooks

@@ -1,4 +1,4 @@
-"""The files of a release: the wheel, the source it can be built from again, what both say of themselves, and their size."""
+"""The files of a release: the wheel, the source that builds it again, what both say of themselves, and their size."""
 
 from __future__ import annotations
 
