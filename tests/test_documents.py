@@ -16,7 +16,15 @@ from tests.support.processes import python
 
 PAGES = sorted(
     page.relative_to(ROOT).as_posix()
-    for pattern in ("*.md", "docs/*.md", "examples/**/*.md", "benchmarks/*.md", "tasks/*/*.md", "tests/oracle/*.md")
+    for pattern in (
+        "*.md",
+        "docs/**/*.md",
+        "lm_eval_edit/**/*.md",
+        "examples/**/*.md",
+        "benchmarks/*.md",
+        "tasks/*/*.md",
+        "tests/oracle/*.md",
+    )
     for page in ROOT.glob(pattern)
 )
 FOLDERS = ("lm_eval_edit", "tests", "docs", "examples", "benchmarks", "tasks")

@@ -120,7 +120,8 @@ def swap_test(
     """The permutation test for a corpus-level metric (approximate randomisation, Noreen 1989): swap whole clusters.
 
     Args:
-        before, after: (m, k) what each cluster adds to the sums.
+        before: (m, k) what each cluster adds to the sums.
+        after: The same of the other run.
         statistic: (b, k) sums -> (b,) values.
     """
     total, change = before + after, after - before  # (m, k)
@@ -174,7 +175,8 @@ def proportion_difference(worse: int, better: int, n: int, *, alpha: float = 0.0
     prove that there would be none among more.
 
     Args:
-        worse, better: Documents that changed, each way.
+        worse: Documents that were right before and are wrong after.
+        better: Documents that were wrong before and are right after.
         n: All documents, each a cluster of its own.
     """
     down, up = (worse + 1) / (n + 2), (better + 1) / (n + 2)
@@ -266,7 +268,8 @@ def bootstrap_difference(
     widened about the difference by the same factor (Hesterberg 2015, "expanded percentile interval").
 
     Args:
-        before, after: (m, k) what each cluster adds to the sums; both are resampled by the same draw.
+        before: (m, k) what each cluster adds to the sums.
+        after: The same of the other run; both are resampled by the same draw.
         statistic: (b, k) sums -> (b,) values, NaN where a draw leaves it undefined (those draws are left out).
     """
     m, k = before.shape

@@ -6,8 +6,6 @@ Chromium and its driver are the system's (Debian: `apt-get install chromium-driv
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +14,7 @@ import pytest
 from lm_eval_edit.plots import figures
 from lm_eval_edit.report import write_report
 from lm_eval_edit.sweep.reading import load_sweep
+from tests.support.browser import open_chromium
 from tests.support.results_files import sample
 from tests.support.sweep_folders import write_cells
 
@@ -30,22 +29,7 @@ SVG = (
 
 @pytest.fixture(scope="module")
 def browser():
-    """Headless Chromium that writes down what it asks the network for."""
-    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-    from selenium.webdriver.chrome.service import Service
-
-    program = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")
-    driver = shutil.which("chromedriver")
-    if program is None or driver is None:
-        pytest.skip("no Chromium with its driver here (Debian: apt-get install chromium-driver)")
-    options = webdriver.ChromeOptions()
-    options.binary_location = program
-    options.add_argument("--headless=new")
-    options.add_argument("--disable-dev-shm-usage")
-    if os.geteuid() == 0:
-        options.add_argument("--no-sandbox")  # Chromium refuses to run as root within its sandbox
-    options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
-    chromium = webdriver.Chrome(options=options, service=Service(driver))
+    chromium = open_chromium()
     yield chromium
     chromium.quit()
 
