@@ -29,7 +29,8 @@ from lm_eval_edit.edits.header import FORMAT, mismatch, read_header
 from lm_eval_edit.edits.operations import Operation, count_operations, operation_file, read_operations
 from lm_eval_edit.errors import UserError
 from lm_eval_edit.facts.fact import Fact
-from lm_eval_edit.weights.delta import Delta, save_deltas
+from lm_eval_edit.weights.delta import Delta
+from lm_eval_edit.weights.delta_files import save_deltas
 from lm_eval_edit.weights.edited import EditedWeights
 from lm_eval_edit.weights.fingerprint import hash_named
 

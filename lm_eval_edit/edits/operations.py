@@ -14,7 +14,8 @@ from torch import Tensor
 from lm_eval_edit._support.files import hash_json, read_json
 from lm_eval_edit.errors import UserError
 from lm_eval_edit.facts.fact import Fact, parse_record
-from lm_eval_edit.weights.delta import Delta, load_deltas, load_state, state_names
+from lm_eval_edit.weights.delta import Delta
+from lm_eval_edit.weights.delta_files import load_deltas, load_state, state_names
 
 
 @dataclass
