@@ -105,7 +105,8 @@ def edit_model(
         problems += _unusable(resolved.editor, facts)
         problems += resolved.editor.schedule_problems(len(facts))
     if resolved is not None:
-        problems += Architecture.discover(model).check_layers(resolved.editor.layers())
+        parts = Architecture.discover(model)
+        problems += parts.check_layers(resolved.editor.layers()) or resolved.editor.architecture_problems(parts)
     if problems or resolved is None:
         raise ConfigurationError(problems)
     for notice in resolved.notices:
@@ -221,7 +222,10 @@ def _begin(
 ) -> EditRun:
     """`begin_editing` on a model that carries none of the run's edits."""
     architecture = Architecture.discover(model)
+    if problems := editor.architecture_problems(architecture):
+        raise ConfigurationError(problems)
     needed = check_second_moments(editor, architecture, second_moments)
+    architecture = editor.edited(architecture)
     templates = templates_for(model, tokenizer, editor, context_templates, directory, seed)
     facts = placed([fact for operation in operations for fact in operation], chat)
     if problems := too_long(facts, context_size(model.config), lambda: tokenizer, flat(templates)):
