@@ -56,12 +56,25 @@ def state_names(path: Path) -> list[str]:
     Raises:
         UserError: the file is missing or damaged.
     """
+    return [name.removeprefix(_STATE) for name in _names(path) if name.startswith(_STATE)]
+
+
+def _names(path: Path) -> list[str]:
     try:
         with safetensors.safe_open(path, "pt") as file:
-            names = list(file.keys())
+            return list(file.keys())
     except Exception as error:  # safetensors raises its own untyped SafetensorError
         raise UserError(f"{path} is not a readable safetensors file: {error}") from None
-    return [name.removeprefix(_STATE) for name in names if name.startswith(_STATE)]
+
+
+def kinds(path: Path) -> dict[str, type[Delta]]:
+    """Parameter name to the kind of its update in a file that `save_deltas` wrote, from its header alone.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    named = [name.split(":", 2) for name in _names(path) if not name.startswith(_STATE)]
+    return {parameter: KINDS[kind] for kind, _, parameter in named}
 
 
 def load_state(path: Path, name: str) -> Tensor:

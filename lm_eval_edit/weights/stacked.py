@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lm_eval_edit.weights.delta import Delta, DenseDelta, LowRankDelta
 
@@ -50,6 +50,10 @@ class SliceWise(Delta):
         """Each slice that changes and its update, one after another."""
         for position, place in enumerate(self.places):
             yield place, self.at(position)
+
+    def mapped(self, change: Callable[[int, LowRankDelta | DenseDelta], Delta]) -> StackedDelta | SlicesDelta:
+        """The update whose slices are what `change` makes of the slice's number and its update here."""
+        return stack({place: change(place, delta) for place, delta in self.slices()}, self.shape)
 
     def add_to_(self, weight: Tensor) -> None:
         for place, delta in self.slices():
@@ -145,6 +149,30 @@ class SlicesDelta(SliceWise):
 
     def tensors(self) -> dict[str, Tensor]:
         return {"index": self.index, "values": self.values, "size": self.size}
+
+
+def _dtype(delta: Delta) -> torch.dtype:
+    return next(tensor.dtype for tensor in delta.tensors().values() if tensor.is_floating_point())
+
+
+def stack(slices: Mapping[int, Delta], shape: Sequence[int]) -> StackedDelta | SlicesDelta:
+    """One update of some slices of a parameter, of what each of them gets.
+
+    Args:
+        slices: By the slice's number; of low rank all, of which the lower are padded with zeros, or else made dense.
+        shape: (E, rows, cols), the parameter's.
+    """
+    index, size = torch.tensor(list(slices), dtype=torch.int64), torch.tensor(list(shape))
+    low = [delta for delta in slices.values() if isinstance(delta, LowRankDelta)]
+    if len(low) < len(slices):
+        dense = [delta.dense(_dtype(delta)) for delta in slices.values()]
+        return SlicesDelta(index, torch.stack(dense), size)
+    rank = max((delta.rank for delta in low), default=0)
+    left = [nn.functional.pad(delta.left, (0, rank - delta.rank)) for delta in low]
+    right = [nn.functional.pad(delta.right, (0, 0, 0, rank - delta.rank)) for delta in low]
+    if not low:
+        return StackedDelta(index, torch.zeros(0, shape[1], 0), torch.zeros(0, 0, shape[2]), size)
+    return StackedDelta(index, torch.stack(left), torch.stack(right), size)
 
 
 def expert_update(transposed: bool, index: Tensor, inputs: Tensor, outputs: Tensor, experts: int) -> StackedDelta:
