@@ -32,6 +32,7 @@ from lm_eval_edit.editors.base import EditContext, Editor, option
 from lm_eval_edit.facts.fact import Fact
 from lm_eval_edit.models.architecture import is_linear, is_transposed
 from lm_eval_edit.weights.delta import Delta, DenseDelta, LowRankDelta, SparseDelta
+from lm_eval_edit.weights.stacked import SliceWise
 
 OVER_ALPHAEDIT, OVER_OTHERS = 0.5, 0.8  # η as published
 
@@ -89,10 +90,17 @@ class Sphere(WrappingEditor):
 
     def alter(self, context: EditContext, facts: Sequence[Fact], parameter: str, delta: Delta) -> Delta:
         module = context.model.get_submodule(parameter.rpartition(".")[0])
+        if isinstance(delta, SliceWise):  # each expert's own matrix
+            found = (m for m in context.architecture.mixtures if m is not None and m.down == parameter)
+            if (mixture := next(found, None)) is None:
+                return delta
+            weights, t = context.model.get_parameter(parameter).detach(), mixture.transposed
+            return delta.mapped(lambda place, one: self._projected(weights[place], one, t))
         if len(delta.shape) != 2 or not is_linear(module):
             return delta
-        transposed = is_transposed(module)
-        weight = context.model.get_parameter(parameter).detach()
+        return self._projected(context.model.get_parameter(parameter).detach(), delta, is_transposed(module))
+
+    def _projected(self, weight: Tensor, delta: Delta, transposed: bool) -> Delta:
         directions = principal_directions(weight.T if transposed else weight, self.options.cumulative_ratio)
         return projected(delta, directions, self.options.suppression_strength, transposed)
 

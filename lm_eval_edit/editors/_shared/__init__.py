@@ -17,6 +17,7 @@ batch_options   hyper-parameters that MEMIT and its kin share
 scale           hyper-parameters with a scale, from the model itself
 above           training passes of which the lower blocks are run once
 finetune        rows, loss and batches of the editors that fine-tune
+trained         what fine-tuning trains of a layer: a down-projection, or some experts
 wrapping        editors that alter another editor's deltas
 draws           seeds of what an editor draws
 difference      the smallest delta between two matrices

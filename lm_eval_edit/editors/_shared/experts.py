@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 from lm_eval_edit.editors._shared.routing import prompt_routing
 from lm_eval_edit.editors._shared.target import Targets
@@ -41,11 +40,3 @@ def one_expert(context: EditContext, fact: Fact, layer: int, targets: Targets, m
     kept[:, :, expert] = targets.keys.reshape(kept.shape)[:, :, expert]
     return replace(targets, keys=kept.flatten(2))
 
-
-def told(context: EditContext, layer: int, targets: Targets) -> dict[str, Any]:
-    """Which expert `one_expert` has left, for the ledger; nothing of a dense layer."""
-    mixture = context.architecture.mixtures[layer]
-    if mixture is None or not context.architecture.is_routed(layer):
-        return {}
-    used = targets.keys[0, 0].reshape(mixture.n_experts, -1).any(dim=1)
-    return {str(layer): int(used.nonzero()[0])}
