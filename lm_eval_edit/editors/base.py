@@ -94,8 +94,8 @@ class Editor(ABC):
         needs_subject: Whether a fact must name its subject, and where it stands.
         longest_object: How many characters an object may have; None where the method learns a text of any length.
         instead_of_layers: Name of the field of `Options` that names modules in place of `layers`, if there is one.
-        not_routed: Why it cannot edit a mixture's experts, of which each token reads a few, for the error; empty where it
-            can. A method that can takes what it edits from `_shared.sites`, not from the down-projection's module.
+        not_routed: Why it cannot edit a mixture's experts, of which each token reads a few, for the error; empty where
+            it can. A method that can takes what it edits from `_shared.sites`, not from the down-projection's module.
         not_in_chat: Why it cannot edit inside a chat template, for the error; empty where it can: it takes prompts
             from `Fact.text`, `behind` and `essence`, and objects from `target`.
         without_second_moments: How to do without E[k kᵀ], for the error when there is none; empty if there is no way.

@@ -4,8 +4,8 @@ Meng et al., *Locating and Editing Factual Associations in GPT*, NeurIPS 2022 (a
 implementation's choices are kept: u from the mean key over the context templates, the update's denominator from the
 bare prompt's key (EasyEdit and the authors' repository agree; R-ROME differs there).
 
-Of a mixture of experts the one with the largest gate is edited, as though the others were not there: its key is the only
-part of k that is not zero.
+Of a mixture of experts the one with the largest gate is edited, as though the others were not there: its key is the
+only part of k that is not zero.
 """
 
 from __future__ import annotations

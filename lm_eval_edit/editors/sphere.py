@@ -14,7 +14,8 @@ alone, under the option names used here; there GPT-2's transposed weights are no
 those of the residual stream in place of the keys'. Here a row of W is what a map of keys has for one of its outputs,
 whatever the layout.
 
-A change of a parameter that is no linear map's matrix (a bias, for instance) stays as it is.
+Each of a mixture's experts has directions of its own. A change of a parameter that is no linear map's matrix (a bias,
+for instance) stays as it is.
 """
 
 from __future__ import annotations
@@ -90,17 +91,16 @@ class Sphere(WrappingEditor):
 
     def alter(self, context: EditContext, facts: Sequence[Fact], parameter: str, delta: Delta) -> Delta:
         module = context.model.get_submodule(parameter.rpartition(".")[0])
-        if isinstance(delta, SliceWise):  # each expert's own matrix
-            found = (m for m in context.architecture.mixtures if m is not None and m.down == parameter)
-            if (mixture := next(found, None)) is None:
-                return delta
-            weights, t = context.model.get_parameter(parameter).detach(), mixture.transposed
-            return delta.mapped(lambda place, one: self._projected(weights[place], one, t))
+        weight = context.model.get_parameter(parameter).detach()
+        experts = [mixture for mixture in context.architecture.mixtures if mixture and mixture.down == parameter]
+        if experts and isinstance(delta, SliceWise):  # each expert's own matrix
+            turned = experts[0].transposed
+            return delta.mapped(lambda place, one: self._off_principal(weight[place], one, turned))
         if len(delta.shape) != 2 or not is_linear(module):
             return delta
-        return self._projected(context.model.get_parameter(parameter).detach(), delta, is_transposed(module))
+        return self._off_principal(weight, delta, is_transposed(module))
 
-    def _projected(self, weight: Tensor, delta: Delta, transposed: bool) -> Delta:
+    def _off_principal(self, weight: Tensor, delta: Delta, transposed: bool) -> Delta:
         directions = principal_directions(weight.T if transposed else weight, self.options.cumulative_ratio)
         return projected(delta, directions, self.options.suppression_strength, transposed)
 

@@ -32,7 +32,7 @@ from lm_eval_edit.edits.source import describe_source
 from lm_eval_edit.edits.success import FEW, Success
 from lm_eval_edit.edits.surroundings import chat_problems, kept_frame
 from lm_eval_edit.edits.surroundings import context_templates as templates_for
-from lm_eval_edit.errors import ConfigurationError, UserError
+from lm_eval_edit.errors import ConfigurationError
 from lm_eval_edit.facts.chat import ChatFrame, chat_frame, placed
 from lm_eval_edit.facts.contradictions import Asked, repetitions
 from lm_eval_edit.facts.fact import Fact

@@ -3,7 +3,7 @@
 The experts of a mixture are one module with one 3-D tensor for all down-projections, (E, d, f) or (E, f, d), and one
 twice as large for what leads into them, gate and up. A router picks some experts for each token; the mixture's output
 is Σ_j g_j W_j k_j, g_j being the gate of the picked expert j and k_j (f,) its key. Side by side the matrices are one
-map, W_s = [W_1 … W_E] (d, E f), of the stacked key k_s = concat(g_j k_j), with zeros for the experts that are not picked.
+map, W_s = [W_1 … W_E] (d, E f), of the stacked key k_s = concat(g_j k_j), with zeros for experts that are not picked.
 
 What is picked, and with which gates, is read where the mixture hands it to its experts. How gate and up make a key is
 asked of the experts' module; that the keys are what the module computes with is tried on one token, where there are
@@ -172,7 +172,7 @@ def find_mixture(block_path: str, block: nn.Module, hidden: int) -> Mixture | No
 
 
 def _held(module: nn.Module, d: int) -> tuple[str, str, bool] | None:
-    """(down, up, transposed) of a module that holds experts' tensors: one (E, d, f) or (E, f, d), one with 2 f for f."""
+    """(down, up, transposed) of a module that holds experts: one tensor (E, d, f) or (E, f, d), one with 2 f for f."""
     tensors = {name: p for name, p in module.named_parameters(recurse=False) if p.ndim == 3}
     if len(tensors) != 2:
         return None

@@ -3,8 +3,8 @@
 Uncentred, over all tokens of a corpus; k is the input of the MLP down-projection, so C is (f, f). ROME whitens its key
 with C⁻¹, MEMIT adds λC to its normal equations, AlphaEdit projects onto C's null space.
 
-The keys of a mixture's experts are stacked (`models.mixture`), and C is taken to be block-diagonal: (E, f, f), one block
-for each expert. What is computed of it is block by block (`blocks`).
+The keys of a mixture's experts are stacked (`models.mixture`), and C is taken to be block-diagonal: (E, f, f), one
+block for each expert. What is computed of it is block by block (`blocks`).
 """
 
 from __future__ import annotations
