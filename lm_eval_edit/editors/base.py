@@ -237,7 +237,7 @@ class Editor(ABC):
                 f"edit_experts=routed: layers {', '.join(map(str, layers))} of this model have no mixture of experts; "
                 f"leave it out"
             ]
-        named = self.instead_of_layers and getattr(self.options, self.instead_of_layers, ())  # linear maps, by name
+        named = self.instead_of_layers is not None and bool(getattr(self.options, self.instead_of_layers))
         routed = [layer for layer in layers if self.edited(architecture).is_routed(layer)]
         if not routed or not self.not_routed or named:
             return []

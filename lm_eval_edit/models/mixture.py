@@ -206,10 +206,10 @@ def _router(path: str, mixture: nn.Module, experts: nn.Module, shape: tuple[int,
 @torch.no_grad()
 def _tried(found: Mixture, block: nn.Module, block_path: str, d: int) -> int:
     """How many experts are picked for a token, seen on one; the experts' output for it is compared with their keys'."""
-    inner = replace(found, **{
-        name: value.removeprefix(f"{block_path}.")
-        for name, value in vars(found).items() if isinstance(value, str)
-    })  # fmt: skip
+    within: dict[str, Any] = {
+        name: value.removeprefix(f"{block_path}.") for name, value in vars(found).items() if isinstance(value, str)
+    }
+    inner = replace(found, **within)
     weight = block.get_parameter(inner.down)
     x = torch.linspace(-1, 1, d, dtype=torch.float64).to(device=weight.device, dtype=weight.dtype)[None, None]
     seen: list[tuple[Tensor, Tensor, Tensor]] = []
@@ -249,8 +249,8 @@ def _tried(found: Mixture, block: nn.Module, block_path: str, d: int) -> int:
 @contextlib.contextmanager
 def eager_experts(model: nn.Module) -> Iterator[None]:
     """Within the block a model computes its experts one after another, in torch's own operations; then as before."""
-    configs = {id(m.config): m.config for m in model.modules() if hasattr(m, _APPLY_GATE) and hasattr(m, "config")}
-    kept: list[tuple[Any, Any]] = [(config, config._experts_implementation) for config in configs.values()]
+    configs: dict[int, Any] = {id(m.config): m.config for m in model.modules() if hasattr(m, _APPLY_GATE)}
+    kept = [(config, config._experts_implementation) for config in configs.values()]
     try:
         for config, _ in kept:
             config._experts_implementation = "eager"

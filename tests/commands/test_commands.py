@@ -204,11 +204,11 @@ def test_validate_tells_all_problems_at_once(in_process):
 
 
 def test_validate_of_models_that_cannot_be_edited(in_process, tmp_path):
-    config = {"model_type": "mixtral", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
-              "num_key_value_heads": 2, "intermediate_size": 64, "vocab_size": 50}  # fmt: skip
+    config = {"model_type": "llama4_text", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+              "num_key_value_heads": 2, "intermediate_size": 64, "vocab_size": 50, "head_dim": 8}  # fmt: skip
     (tmp_path / "config.json").write_text(json.dumps(config))
     status, printed, _ = in_process("validate", f"editor=rome,pretrained={tmp_path},edit_layers=1")
-    assert status == 1 and "1 problem\n  - block model.layers.0 holds mlp.experts.gate_up_proj" in printed
+    assert status == 1 and "1 problem\n  - block model.layers.0 holds feed_forward.experts.gate_up_proj" in printed
     status, printed, _ = in_process("validate", "editor=rome,pretrained=/nowhere")
     assert status == 1 and "pretrained=/nowhere: no model configuration found" in printed
 

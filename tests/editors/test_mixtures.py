@@ -254,7 +254,8 @@ def test_rome_writes_the_value_with_one_expert(name):
     ledger = edited(model, "rome", [fact], 1, options, context_templates=TEMPLATES)
     (delta,) = ledger.operations[0].deltas.values()
     assert delta.places == [int(index[gates.argmax()])] and delta.rank == 1
-    torch.testing.assert_close(mixture_output(model, fact, 1), wanted, rtol=1e-9, atol=1e-9)
+    tolerance = 1e-5 if name == "qwen3_next" else 1e-9  # its recurrence computes in float32
+    torch.testing.assert_close(mixture_output(model, fact, 1), wanted, rtol=tolerance, atol=tolerance)
     ledger.restore()
     assert same_weights(model, kept)
 
@@ -377,8 +378,9 @@ def test_half_precision_mixtures_are_edited_in_float32(name, dtype):
 def test_a_shared_expert_is_edited_as_an_mlp(name, editor):
     model = mixture_model(name)
     architecture, kept = Architecture.discover(model), weights_of(model)
-    if editor == "kn" and len(set(architecture.key_sizes)) > 1:
-        with pytest.raises(ConfigurationError, match=r"must be as many in each; here \[16, 80\]"):
+    refused = {"deepseek_v3": r"must be as many in each; here \[16, 80\]", "qwen3_next": "keeps a recurrent state"}
+    if editor == "kn" and name in refused:
+        with pytest.raises(UserError, match=refused[name]):
             edited(model, editor, FACTS[:1], 1, {}, context_templates=None)
         return
     one, steps = editor in ("rome", "kn"), {} if editor in ("ft", "kn", "ultraedit") else {"v_num_grad_steps": 4}

@@ -21,6 +21,10 @@ LATENT = {
     "v_head_dim": 8,
     "head_dim": 4,
 }
+LINEAR = {
+    "layer_types": ["linear_attention", "full_attention", "full_attention"], "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 8,
+}  # fmt: skip
 #: By name: (model type, configuration, path of a mixture in its block, name of its router).
 MIXTURES: dict[str, tuple[str, dict[str, Any], str, str]] = {
     "qwen3_moe": (
@@ -46,9 +50,16 @@ MIXTURES: dict[str, tuple[str, dict[str, Any], str, str]] = {
         },
         "mlp", "gate",
     ),
+    "qwen3_next": (  # its first block mixes tokens by a recurrence
+        "qwen3_next",
+        GROUPED | SIZES | LINEAR | {
+            "num_experts": EXPERTS, "moe_intermediate_size": INNER, "shared_expert_intermediate_size": 24,
+        },
+        "mlp", "gate",
+    ),
 }  # fmt: skip
 ROUTED = ("qwen3_moe", "mixtral", "olmoe", "gpt_oss")  # without a shared expert
-SHARED = ("qwen2_moe", "deepseek_v3")
+SHARED = ("qwen2_moe", "deepseek_v3", "qwen3_next")
 every_mixture = pytest.mark.parametrize("name", MIXTURES)
 every_routed = pytest.mark.parametrize("name", ROUTED)
 every_shared = pytest.mark.parametrize("name", SHARED)
