@@ -124,21 +124,22 @@ def _mixtures(architecture: Architecture) -> list[str]:
         told = f"router {inside[0]}" + (f", shared expert {inside[1]}" if inside[1] else "")
         kinds.setdefault((own, mixture.n_experts, mixture.top_k, mixture.key_size, told), []).append(layer)
     lines = [
-        f"layers {compact(layers)}: {experts} experts with keys of {size}, {top_k} picked for a token, {own}; {told}"
+        f"{_named(layers)}: {experts} experts with keys of {size}, {top_k} picked for a token, {own}; {told}"
         for (own, experts, top_k, size, told), layers in kinds.items()
     ]
-    return lines + ([f"layers {compact(dense)}: none"] if lines and dense else [])
+    return lines + ([f"{_named(dense)}: dense"] if lines and dense else [])
 
 
-def compact(layers: Sequence[int]) -> str:
-    """Ascending numbers as ranges: 0, 3-5."""
+def _named(layers: Sequence[int]) -> str:
+    """Ascending numbers as ranges: layers 0, 3-5."""
     runs: list[list[int]] = []
     for layer in layers:
         if runs and layer == runs[-1][-1] + 1:
             runs[-1].append(layer)
         else:
             runs.append([layer])
-    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
+    ranges = ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
+    return f"layer{'s' * (len(layers) > 1)} {ranges}"
 
 
 def _parameters(editor: Editor, shapes: _Shapes, problems: list[str]) -> list[str] | None:

@@ -306,7 +306,11 @@ def test_fine_tuning_one_expert_leaves_the_others():
     model = mixture_model("gpt_oss")
     ledger = edited(model, "ft", FACTS[:2], 2, {"layers": [1], "num_steps": 3, "experts": [2]}, context_templates=None)
     assert ledger.operations[0].deltas["model.layers.1.mlp.experts.down_proj"].places == [2]
-    for experts, problem in (([4], "layer 1 has experts 0 to 3"), ([-1], "want each expert's number once, from 0 on")):
+    for experts, problem in (
+        ("2:4", "experts=4: layer 1 has experts 0 to 3"),
+        ([-1], r"experts=\[-1\]: want experts' numbers, each once, as 3:17 or a list"),
+        ("1:1", "want experts' numbers, each once"),
+    ):
         with pytest.raises(ConfigurationError, match=problem):
             edited(model, "ft", FACTS[:2], 2, {"layers": [1], "experts": experts}, context_templates=None)
 
