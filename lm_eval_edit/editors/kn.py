@@ -72,6 +72,7 @@ class Kn(Editor):
     source = "Dai et al. 2022, arXiv 2104.08696"
     Options = KnOptions
     options: KnOptions
+    not_routed = "it scores the neurons of one MLP per layer, and a token passes through those of the picked experts alone"
     # EasyEdit declares these and reads none of them on the way to an edit from a single prompt.
     unused_fields = frozenset(("lr_scale", "n_toks", "refine"))
 

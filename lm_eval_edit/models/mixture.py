@@ -23,8 +23,6 @@ from torch.utils.hooks import RemovableHandle
 
 from lm_eval_edit.errors import UserError
 
-EXPERTS = ("shared", "routed")  # what `edit_experts` takes
-
 _APPLY_GATE = "_apply_gate"  # transformers' own: (N, 2 f) of gate and up -> (N, f) the key
 
 
