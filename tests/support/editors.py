@@ -53,7 +53,7 @@ class Slices(Pair):
 class Experts(Pair):
     """For tests: changes two experts of a mixture by a product each, which ones depends on the facts."""
 
-    name = "experts"
+    name, not_routed = "experts", ""
 
     def fact_problem(self, fact):
         return None
