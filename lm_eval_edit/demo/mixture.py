@@ -28,6 +28,9 @@ from lm_eval_edit.demo.world import facts, write_jsonl
 FACTS = "facts.jsonl"
 """The facts that the model knows, in its checkpoint's folder."""
 
+CORPUS = "corpus.txt"
+"""Text as it was trained on, which it has not seen, for second moments: beside them."""
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -54,6 +57,12 @@ class Recipe:
         """The facts of the world that it is told."""
         kinds = {relation.name: relation.kind for relation in world.RELATIONS}
         return [fact for fact in facts() if kinds[fact["relation"]] in self.kinds]
+
+    def unseen_texts(self, steps: int = 60) -> list[str]:
+        """Rows of steps that training does not reach, each in one line."""
+        reached = 1_000_000
+        rows = [corpus.step_rows(self.seed, reached + i, 0.0, self.rows, self.known()) for i in range(steps)]
+        return [" ".join(corpus.text(row).split()) for step in rows for row in step]
 
     def hash(self) -> str:
         """Of all that decides its weights: these figures, the code of the training, the versions of the libraries."""
@@ -117,6 +126,7 @@ def make(output: Path, recipe: Recipe = Recipe(), threads: int = 1, progress: bo
         model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
         write_jsonl(partial / FACTS, recipe.known())
+        (partial / CORPUS).write_text("".join(f"{line}\n" for line in recipe.unseen_texts()), encoding="utf-8")
         os.replace(partial, output)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
