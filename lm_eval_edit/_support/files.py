@@ -314,7 +314,13 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
     """Write a safetensors file atomically, with texts in its header, and return the sha256 of its bytes."""
     import safetensors.torch
 
-    held = {name: t.detach().to("cpu").contiguous() for name, t in tensors.items()}
+    held: dict[str, Tensor] = {}
+    places: set[int] = set()
+    for name, tensor in tensors.items():
+        t = tensor.detach().to("cpu").contiguous()
+        place = t.untyped_storage().data_ptr()
+        held[name] = t.clone() if place in places else t  # the file takes no tensors that share memory
+        places.add(place)
     content = safetensors.torch.save(held, dict(metadata) if metadata else None)
     write_bytes(path, content)
     return sha256(content)

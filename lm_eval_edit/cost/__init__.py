@@ -3,6 +3,7 @@
 work      the units: a model's shape, a device's speed, passes of the one on the other
 measured  the speed of the device at hand, measured and kept
 editing   what each method does
+memory    what editing holds beside the model
 run       a whole run: its edits and its evaluation
 """
 

@@ -91,13 +91,14 @@ def innermost(editor: str, options: Mapping[str, Any]) -> str:
 
 def second_moments(shape: Shape, editor: str, options: Mapping[str, Any], tokens: int) -> Work:
     """The work of collecting E[k kᵀ] for the editor's layers; nothing for an editor that needs none."""
-    layers = _moment_layers(innermost(editor, options), options)
+    layers = moment_layers(innermost(editor, options), options)
     if not layers:
         return Work()
     blocks = max(layers) + 1
     # Texts of the length of a context would cost more attention, shorter ones less: those of Wikipedia are short of it.
     one = Pass(tokens / MOMENT_BATCH, shape.blocks(MOMENT_BATCH, MOMENT_BATCH * 512, blocks), blocks)
-    return Work((one,), single=2.0 * shape.inner**2 * tokens * len(layers))
+    seen = shape.picked if shape.routed else 1  # a token counts for each expert that it picks
+    return Work((one,), single=2.0 * shape.inner**2 * tokens * len(layers) * seen)
 
 
 # ------------------------------------------------------------------------------------------------------------- methods
@@ -118,7 +119,7 @@ def _rome(shape: Shape, options: Mapping[str, Any], fact: FactLength, facts: int
 def _memit(shape: Shape, options: Mapping[str, Any], fact: FactLength, facts: int) -> Work:
     """Targets some facts at a time, then for each layer a pass up to the last one and a solve in float64."""
     return _goals_and_passes(shape, options, fact, facts) + Work(double=_solve(shape, facts)).times(
-        len(_edited(options))
+        len(edited_layers(options))
     )
 
 
@@ -127,15 +128,16 @@ def _keeping_keys(shape: Shape, options: Mapping[str, Any], fact: FactLength, fa
 
     Counted as it is when many keys have come: the keys whitened, through the root and back, and again to absorb them.
     """
-    layers = _edited(options)
-    solve = 13.0 * shape.inner**2 * facts + 4.0 * shape.inner * facts**2 + 2.0 * facts**3
+    layers = edited_layers(options)
+    blocks = shape.edited(facts)
+    solve = blocks * (13.0 * shape.inner**2 * facts + 4.0 * shape.inner * facts**2) + 2.0 * facts**3
     work = _goals_and_passes(shape, options, fact, facts) + Work(double=solve).times(len(layers))
     return work + _key_pass(shape, options, fact, facts, max(layers) + 1)
 
 
 def _goals_and_passes(shape: Shape, options: Mapping[str, Any], fact: FactLength, facts: int) -> Work:
     """The targets of the last layer, or of each (`own_targets`), and for each layer a pass up to its target's."""
-    layers = _edited(options)
+    layers = edited_layers(options)
     longest, count = _templates(options, ((10, 5),))
     steps, chunk = options.get("v_num_grad_steps", 20), options.get("v_batch_size", 16)
     work = Work()
@@ -157,14 +159,15 @@ def _key_pass(shape: Shape, options: Mapping[str, Any], fact: FactLength, facts:
 
 
 def _solve(shape: Shape, facts: int) -> float:
-    f = shape.inner
-    solve = 2.0 * f**2 * facts + 2.0 * f * facts**2 + facts**3 / 3
-    if 3 * facts > f:  # the whole system is factored anew
+    """Of one layer; a mixture's C has a block for each expert, and those that no fact picks are left out."""
+    f, blocks = shape.inner, shape.edited(facts)
+    solve = blocks * (2.0 * f**2 * facts + 2.0 * f * facts**2) + facts**3 / 3
+    if 3 * facts > f and not shape.routed:  # the whole system is factored anew
         solve += f**3 / 3 + 2.0 * f**2 * facts
     return solve
 
 
-def _edited(options: Mapping[str, Any]) -> list[int]:
+def edited_layers(options: Mapping[str, Any]) -> list[int]:
     """The layers of the MEMIT family: with `own_targets` the first and the last."""
     layers = list(options.get("layers", ()))
     return [layers[0], layers[-1]] if options.get("own_targets") and len(layers) > 2 else layers
@@ -235,7 +238,8 @@ def _ft(shape: Shape, options: Mapping[str, Any], fact: FactLength, facts: int) 
         Pass(batches * (steps - 1), upper, above),
         Pass(batches * steps, upper, above),
     )
-    return Work(passes, single=2.0 * shape.hidden * shape.inner * tokens * len(layers) * batches * steps)
+    matrices = shape.picked if shape.routed else 1  # that a token has a part in
+    return Work(passes, single=2.0 * shape.hidden * shape.inner * tokens * matrices * len(layers) * batches * steps)
 
 
 def _lora(shape: Shape, options: Mapping[str, Any], fact: FactLength, facts: int) -> Work:
@@ -301,12 +305,14 @@ def _once(shape: Shape, method: str, options: Mapping[str, Any]) -> Work:
             flop = rows * sum(shape.blocks(n, n**2) + n * shape.head for n in range(1, tokens)) / max(1, tokens - 1)
             work += Work((Pass(5 * (tokens - 1), flop, shape.layers),))
     share = 9.0 if method in ("alphaedit", "betaedit") else 1 / 3  # eigenvectors, or a Cholesky factor
-    return work + Work(double=share * shape.inner**3 * len(_moment_layers(method, options)))
+    blocks = shape.experts if shape.routed else 1
+    return work + Work(double=share * blocks * shape.inner**3 * len(moment_layers(method, options)))
 
 
-def _moment_layers(method: str, options: Mapping[str, Any]) -> list[int]:
+def moment_layers(method: str, options: Mapping[str, Any]) -> list[int]:
+    """The layers whose second moments a method needs."""
     if method in ("memit", "emmet", "alphaedit", "memit_seq", "encore", "betaedit"):
-        return _edited(options)
+        return edited_layers(options)
     wanted = method in ("rome", "r_rome") and options.get("mom2_adjustment")
     return list(options.get("layers", ())) if wanted else []
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lm_eval_edit.cost.editing import editing, second_moments
+from lm_eval_edit.cost.memory import editing_memory
 from lm_eval_edit.cost.work import DEVICES, Device, Pass, Shape, Work
 from lm_eval_edit.errors import UserError, nearest
 from lm_eval_edit.tasklib.suite.catalogue import GROUP, TASKS
@@ -178,15 +179,19 @@ def estimate(
     """
     prompts, tokens, one = evaluation(shape, tasks, batch_size, characters_per_token)
     evaluating = one.times(evaluations)
-    edits = editing(shape, editor, options or {}, list(operations), characters_per_token)
+    done = list(operations)
+    edits = editing(shape, editor, options or {}, done, characters_per_token)
     if second_moment_tokens:
         edits += second_moments(shape, editor, options or {}, second_moment_tokens)
     size = shape.parameters * weight_bytes
-    # A fifth for activations, caches and the float32 copies of what is edited.
-    gpus = max(1, math.ceil(1.2 * size / device.memory))
+    # A fifth for activations, caches and float32 copies of what is edited; more where a mixture's factors are large.
+    held = 0.0
+    if done and editor != "none":
+        held = editing_memory(shape, editor, options or {}, max(done), weight_bytes, len(done)).on_device
+    gpus = max(1, math.ceil(max(1.2 * size, held) / device.memory))
     parts = {
         "loading": loads * (device.start_seconds + size / device.load_rate),
-        "editing": edits.seconds(shape, device, weight_bytes),
+        "editing": edits.seconds(shape, device, weight_bytes, experts_apart=True),
         "evaluating": evaluating.seconds(shape, device, weight_bytes),
     }
     seconds = sum(parts.values())

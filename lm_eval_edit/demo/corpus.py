@@ -8,8 +8,9 @@ begins at a word boundary, so that tokenising segments one by one equals tokenis
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from lm_eval_edit.demo import CONTEXT_TEMPLATES, taskdata
 from lm_eval_edit.demo.world import RELATIONS, facts
@@ -103,8 +104,13 @@ def _trained_forms() -> dict[str, tuple[str, ...]]:
     return {r.name: (r.prompt, r.prompt, *r.paraphrases, *r.unlisted, r.question) for r in RELATIONS}
 
 
-def fact_row(rng: random.Random) -> Row:
-    """Two to six sentences: facts in any trained form (never the unseen paraphrase, no fact twice) among fillers."""
+def fact_row(rng: random.Random, known: Sequence[Mapping[str, Any]] = ()) -> Row:
+    """Two to six sentences: facts in any trained form (never the unseen paraphrase, no fact twice) among fillers.
+
+    Args:
+        rng: The random stream.
+        known: The facts that are told of; all of the world by default.
+    """
     row: Row = []
     said: set[str] = set()
     for _ in range(rng.randrange(2, 7)):
@@ -112,7 +118,7 @@ def fact_row(rng: random.Random) -> Row:
         if rng.random() < 0.22:
             row.append(Segment(space + filler(rng)))
             continue
-        fact = rng.choice(facts())
+        fact = rng.choice(known or facts())
         if fact["id"] in said:
             continue
         said.add(fact["id"])
@@ -130,12 +136,25 @@ def fact_row(rng: random.Random) -> Row:
     return [segment for segment in [*row, Segment(END)] if segment.text]
 
 
-def step_rows(seed: int, step: int, easy: float = 0.0) -> list[Row]:
-    """All rows of one optimiser step, fact rows first; a function of its arguments alone, so training can resume."""
+def step_rows(
+    seed: int,
+    step: int,
+    easy: float = 0.0,
+    counts: Mapping[str, int] = ROWS_PER_STEP,
+    known: Sequence[Mapping[str, Any]] = (),
+) -> list[Row]:
+    """All rows of one optimiser step, fact rows first; a function of its arguments alone, so training can resume.
+
+    Args:
+        seed, step: Which stream.
+        easy: As in `task_row`.
+        counts: How many rows of each kind, `facts` first.
+        known: As in `fact_row`.
+    """
     rng = random.Random(f"{seed}/{step}")
     rows: list[Row] = []
-    for kind, count in ROWS_PER_STEP.items():
-        rows += [fact_row(rng) if kind == "facts" else task_row(kind, rng, easy) for _ in range(count)]
+    for kind, count in counts.items():
+        rows += [fact_row(rng, known) if kind == "facts" else task_row(kind, rng, easy) for _ in range(count)]
     return rows
 
 

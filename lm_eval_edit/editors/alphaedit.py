@@ -15,10 +15,11 @@ from torch import Tensor
 from lm_eval_edit.editors._shared.batch_options import BatchOptions
 from lm_eval_edit.editors._shared.earlier_keys import KeepsKeys
 from lm_eval_edit.editors._shared.scale import MEMIT_CLOSED, NOTHING, norm_weight
+from lm_eval_edit.editors._shared.sites import site_of
 from lm_eval_edit.editors.base import EditContext, EditResult, option
 from lm_eval_edit.editors.memit import Memit
 from lm_eval_edit.facts.fact import Fact
-from lm_eval_edit.models.devices import weight_of
+from lm_eval_edit.moments.blocks import Matrix
 
 
 @dataclass(frozen=True)
@@ -70,11 +71,10 @@ class AlphaEdit(KeepsKeys, Memit):
             found["L2"] = norm_weight(context, facts, bases, MEMIT_CLOSED, len(self._groups()[0]))
         return found
 
-    def _basis(self, context: EditContext, layer: int, threshold: float) -> Tensor:
+    def _basis(self, context: EditContext, layer: int, threshold: float) -> Matrix:
         """U (f, r), with P = U Uᵀ, where the layer's weight is."""
-        module = context.architecture.down_projections[layer]
-        device = weight_of(context.model.get_submodule(module)).device
-        return context.second_moments.null_space(module, threshold, device)
+        site = site_of(context.model, context.architecture, layer)
+        return context.second_moments.null_space(site.name, threshold, site.weight.device)
 
     def _directions(
         self,

@@ -94,6 +94,8 @@ class Editor(ABC):
         needs_subject: Whether a fact must name its subject, and where it stands.
         longest_object: How many characters an object may have; None where the method learns a text of any length.
         instead_of_layers: Name of the field of `Options` that names modules in place of `layers`, if there is one.
+        not_routed: Why it cannot edit a mixture's experts, of which each token reads a few, for the error; empty where
+            it can. A method that can takes what it edits from `_shared.sites`, not from the down-projection's module.
         not_in_chat: Why it cannot edit inside a chat template, for the error; empty where it can: it takes prompts
             from `Fact.text`, `behind` and `essence`, and objects from `target`.
         without_second_moments: How to do without E[k kᵀ], for the error when there is none; empty if there is no way.
@@ -110,6 +112,7 @@ class Editor(ABC):
     unused_fields: ClassVar[frozenset[str]] = frozenset()
     without_second_moments: str = ""
     not_in_chat: ClassVar[str] = ""
+    not_routed: ClassVar[str] = "it edits linear maps, and a mixture's experts are slices of one tensor"
     needs_subject: ClassVar[bool] = True
     longest_object: ClassVar[int | None] = LONGEST_OBJECT
     instead_of_layers: ClassVar[str | None] = None
@@ -217,6 +220,32 @@ class Editor(ABC):
         """The layers these options edit."""
         return list(getattr(self.options, "layers", ()))
 
+    def edited(self, architecture: Architecture) -> Architecture:
+        """A model's parts with what these options edit as its down-projections: `edit_experts`, where there is one."""
+        return architecture.routed() if getattr(self.options, "edit_experts", "") == "routed" else architecture
+
+    def architecture_problems(self, architecture: Architecture) -> list[str]:
+        """Why these options cannot edit a model with such parts, as sentences.
+
+        Args:
+            architecture: As it was found.
+        """
+        layers = [layer for layer in self.layers() or range(architecture.n_layers) if layer < architecture.n_layers]
+        mixed = [layer for layer in layers if architecture.mixtures[layer] is not None]
+        if getattr(self.options, "edit_experts", "") == "routed" and not mixed:
+            return [
+                f"edit_experts=routed: layers {', '.join(map(str, layers))} of this model have no mixture of experts; "
+                f"leave it out"
+            ]
+        named = self.instead_of_layers is not None and bool(getattr(self.options, self.instead_of_layers))
+        routed = [layer for layer in layers if self.edited(architecture).is_routed(layer)]
+        if not routed or not self.not_routed or named:
+            return []
+        return [
+            f"{self.name} cannot edit the experts of layer{'s' * (len(routed) > 1)} {', '.join(map(str, routed))}: "
+            f"{self.not_routed}. Use editor=memit, memit_seq, alphaedit, rome or ft"
+        ]
+
     def parameters(self, model: PreTrainedModel, architecture: Architecture) -> list[str] | None:
         """Names of the parameters that an edit may change; None where only an edit tells.
 
@@ -224,9 +253,10 @@ class Editor(ABC):
 
         Args:
             model: The model, or its shapes alone.
-            architecture: Its parts.
+            architecture: Its parts, as they were found.
         """
-        return [architecture.weight(layer) for layer in self.layers() if layer < architecture.n_layers] or None
+        edited = self.edited(architecture)
+        return [edited.weight(layer) for layer in self.layers() if layer < edited.n_layers] or None
 
     def file_problems(self, model: Callable[[], PreTrainedModel]) -> list[str]:
         """What is wrong with the files that these options name, as sentences; none by default.
@@ -271,6 +301,24 @@ def option(
     told = {"help": help, "from_model": from_model, "like": like, "tuned": tuned, "later": later, "least": least}
     told["sign"] = sign
     return field(metadata=told, **kwargs)
+
+
+EXPERTS = ("shared", "routed")
+
+
+def experts_option() -> Any:
+    """The field `edit_experts` of methods that can edit a mixture's experts; see `check_experts`."""
+    return option(
+        "where a mixture has a shared expert: edit that one (shared), or those that the router picks (routed), as is "
+        "done where it has none",
+        default="shared", later=True,
+    )  # fmt: skip
+
+
+def check_experts(given: str) -> None:
+    """Raise ValueError where `edit_experts` is neither."""
+    if given not in EXPERTS:
+        raise ValueError(f"edit_experts={given!r}: want {' or '.join(EXPERTS)}")
 
 
 # ------------------------------------------------------------------------------------------------------- the registry

@@ -80,6 +80,7 @@ class BetaEdit(AlphaEdit):
     source = "BetaEdit 2026, arXiv 2605.09285"
     Options = BetaEditOptions
     unused_fields = frozenset(("P_loc",))
+    not_routed = "its null space is found anew from all earlier keys, which would mix the experts' own"
 
     def _from_model(self, context: EditContext, facts: Sequence[Fact]) -> dict[str, float]:
         found = super()._from_model(context, facts)
@@ -114,7 +115,9 @@ class BetaEdit(AlphaEdit):
             return found
 
         def start() -> _NullSpace:
-            return within(self._basis(context, layer, threshold).to(keys.device))
+            basis = self._basis(context, layer, threshold)
+            assert isinstance(basis, Tensor), "experts are refused"
+            return within(basis.to(keys.device))
 
         def add(space: _NullSpace, state: Mapping[str, Tensor]) -> _NullSpace:
             new = state[keys_name(module)].to(keys.device, keys.dtype)

@@ -14,12 +14,15 @@ padding token is not the unknown one, learns padding; here neither happens.
 LocFT-BF (arXiv 2509.22072, ICLR 2026) is FT-M of one matrix on all facts in one operation, in minibatches that are
 drawn anew for every pass, with the end of the text behind every target: `append_eos`, `shuffle`, `minibatch`, and
 edit_batch_size = n_edits. Its presets apply where `append_eos` is given as true.
+
+Of a mixture of experts those are trained that the facts' prompts and targets are routed to, or those of `experts`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,13 +34,12 @@ from lm_eval_edit.editors._shared.finetune import padded, target_loss, target_ro
 from lm_eval_edit.editors._shared.forward import without_parameter_gradients
 from lm_eval_edit.editors._shared.progress import steps
 from lm_eval_edit.editors._shared.rows import AlignedRows, Row
-from lm_eval_edit.editors.base import EditContext, Editor, EditResult, option
+from lm_eval_edit.editors._shared.trained import expert_numbers, trained_parts
+from lm_eval_edit.editors.base import EditContext, Editor, EditResult, check_experts, experts_option, option
 from lm_eval_edit.errors import UserError
 from lm_eval_edit.facts.fact import Fact
 from lm_eval_edit.facts.tokens import encode
 from lm_eval_edit.models.architecture import Architecture
-from lm_eval_edit.weights.delta import DenseDelta
-from lm_eval_edit.weights.edited import wide_dtype
 
 STOP_LOSS = 0.01  # EasyEdit's: no step on a batch below it, and an end when the mean of all batches is
 OBJECTIVES = ("target_new", "prompt_last")
@@ -67,7 +69,15 @@ class FtOptions:
         later=True,
     )  # fmt: skip
 
+    edit_experts: str = experts_option()
+    experts: Any = option(
+        "numbers of the experts that are trained in each mixture (3:17); by default those that the facts are routed to",
+        default=None, later=True,
+    )  # fmt: skip
+
     def __post_init__(self) -> None:
+        check_experts(self.edit_experts)
+        object.__setattr__(self, "experts", expert_numbers(self.experts))
         if self.append_eos and self.objective_optimization != "target_new":
             raise ValueError(
                 "append_eos=True: the end of the text comes behind the target's last token, which prompt_last does not "
@@ -110,6 +120,7 @@ class Ft(Editor):
     options: FtOptions
     batches = True
     longest_object = None
+    not_routed = ""
 
     @classmethod
     def default_layers(cls, n_layers: int) -> tuple[int, ...]:
@@ -124,12 +135,12 @@ class Ft(Editor):
         above = Above(model, context.architecture, [len(row.ids) for row in rows], min(o.layers))
         orders = generator_for(context.seed, facts, "order") if o.shuffle else None
         batches = self._batches(model, rows, range(len(rows)))
-        names = self.parameters(model, context.architecture)
-        original = {name: model.get_parameter(name).detach() for name in names}
-        trained = {
-            name: w.to(wide_dtype(w.dtype), copy=True).requires_grad_() for name, w in original.items()
-        }  # the model's own tensors are never written: the forward is given these in their place
-        bounds = {name: w.to(trained[name].dtype) for name, w in original.items()}
+        parts = {
+            part.name: part for part in trained_parts(model, context.architecture, o.layers, rows, o.experts or ())
+        }
+        # The model's own tensors are never written: the forward is given these in their place.
+        trained = {name: part.start.requires_grad_() for name, part in parts.items()}
+        bounds = {name: part.start for name, part in parts.items()}
         optimiser = torch.optim.Adam(trained.values(), lr=o.lr, weight_decay=o.weight_decay)
         epochs: list[float] = []
         with without_parameter_gradients(model), torch.enable_grad():
@@ -138,7 +149,7 @@ class Ft(Editor):
                     batches = self._batches(model, rows, torch.randperm(len(rows), generator=orders).tolist())
                 total = 0.0
                 for numbers, batch in batches:
-                    weights = {name: w.to(original[name].dtype) for name, w in trained.items()}
+                    weights = {name: parts[name].in_place(w) for name, w in trained.items()}
                     loss = target_loss(above.label_logits(batch, numbers, weights), batch)
                     value = loss.item()  # decides whether to step: one wait for each pass
                     total += value * len(numbers)
@@ -155,8 +166,10 @@ class Ft(Editor):
                 epochs.append(total / len(facts))
                 if epochs[-1] < STOP_LOSS:
                     break
-        deltas = {name: DenseDelta(w.detach() - bounds[name]) for name, w in trained.items()}
-        return EditResult(deltas, {"loss": [epochs[0], epochs[-1]], "steps": len(epochs)})
+        deltas = {name: parts[name].delta(w.detach() - bounds[name]) for name, w in trained.items()}
+        chosen = {name: part.index.tolist() for name, part in parts.items() if part.index is not None}
+        details: dict[str, Any] = {"loss": [epochs[0], epochs[-1]], "steps": len(epochs)}
+        return EditResult(deltas, details | ({"experts": chosen} if chosen else {}))
 
     def _rows(self, tokenizer: PreTrainedTokenizerBase, facts: Sequence[Fact]) -> list[Row]:
         if self.options.objective_optimization != "target_new":
@@ -178,9 +191,23 @@ class Ft(Editor):
         return [(part, _batch(model, [rows[i] for i in part], self.options.objective_optimization)) for part in parts]
 
     def parameters(self, model: PreTrainedModel, architecture: Architecture) -> list[str]:
-        """Weight and, where there is one, bias of each layer's down-projection."""
-        modules = [architecture.down_projections[layer] for layer in self.options.layers]
-        return [f"{m}.{name}" for m in modules for name, _ in model.get_submodule(m).named_parameters()]
+        """Weight and, where there is one, bias of each layer's down-projection; of a mixture the experts' weights."""
+        edited, layers = self.edited(architecture), [n for n in self.options.layers if n < architecture.n_layers]
+        return [part.name for part in trained_parts(model, edited, layers, [], experts=[0])]
+
+    def architecture_problems(self, architecture: Architecture) -> list[str]:
+        problems, edited = super().architecture_problems(architecture), self.edited(architecture)
+        for layer in self.options.layers if self.options.experts else ():
+            mixture = edited.mixtures[layer] if layer < edited.n_layers and edited.is_routed(layer) else None
+            if mixture is None:
+                problems.append(f"experts={_listed(self.options.experts)}: no experts are edited in layer {layer}")
+            elif beyond := [number for number in self.options.experts if number >= mixture.n_experts]:
+                problems.append(f"experts={_listed(beyond)}: layer {layer} has experts 0 to {mixture.n_experts - 1}")
+        return problems
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return ":".join(map(str, numbers))
 
 
 def _prompt_last_row(tokenizer: PreTrainedTokenizerBase, fact: Fact) -> Row:

@@ -21,13 +21,12 @@ from lm_eval_edit.editors._shared.goals import Goals, anchor_name, anchors, find
 from lm_eval_edit.editors._shared.keys import solve_normal_equations, subject_states
 from lm_eval_edit.editors._shared.progress import steps
 from lm_eval_edit.editors._shared.scale import MEMIT_CLOSED, NOTHING, kept, to_keep, update_weight
+from lm_eval_edit.editors._shared.sites import site_of
 from lm_eval_edit.editors.base import EditContext, Editor, EditResult, option
 from lm_eval_edit.editors.templates import TemplatePlan
 from lm_eval_edit.facts.fact import Fact
-from lm_eval_edit.models.architecture import is_transposed
-from lm_eval_edit.models.devices import weight_of
-from lm_eval_edit.weights.delta import Delta, linear_update
-from lm_eval_edit.weights.edited import temporarily_applied, wide_dtype
+from lm_eval_edit.weights.delta import Delta
+from lm_eval_edit.weights.edited import temporarily_applied
 
 logger = logging.getLogger("lm_eval_edit")
 
@@ -55,6 +54,7 @@ class Memit(Editor):
     source = "Meng et al. 2023, arXiv 2210.07229"
     Options: ClassVar[type] = MemitOptions
     batches = True
+    not_routed = ""
 
     @classmethod
     def default_layers(cls, n_layers: int) -> tuple[int, ...]:
@@ -122,12 +122,10 @@ class Memit(Editor):
             rest = _rest(goals, states.outputs)  # (n, d)
             keys = states.keys[layer]
             directions = self._directions(context, layer, keys, history, scale)  # A (f, n)
-            module = context.model.get_submodule(context.architecture.down_projections[layer])
             share = (rest / (len(layers) - index)).T.to(directions.device)  # R (d, n), eq. 20
-            dtype = wide_dtype(weight_of(module).dtype)
-            name = context.architecture.weight(layer)
-            deltas[name] = linear_update(is_transposed(module), directions.to(dtype), share.to(dtype))
-            edited.enter_context(temporarily_applied(context.model, {name: deltas[name]}))
+            site = site_of(context.model, context.architecture, layer)
+            deltas[site.parameter] = site.update(directions, share)
+            edited.enter_context(temporarily_applied(context.model, {site.parameter: deltas[site.parameter]}))
             missing.append(rest.norm(dim=1).mean().cpu())
         left = _rest(goals, subject_states(context, facts, [], layers[-1]).outputs).norm(dim=1).mean()
         found = torch.stack(missing).tolist()  # mean ‖z − h‖ before each layer's update

@@ -12,13 +12,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from lm_eval_edit.editors._shared.earlier_keys import KeepsKeys
 from lm_eval_edit.editors._shared.scale import NOTHING
 from lm_eval_edit.editors.base import EditContext, option
 from lm_eval_edit.editors.memit import Memit, MemitOptions
+from lm_eval_edit.moments.blocks import lower_solve, upper_solve
 
 
 @dataclass(frozen=True)
@@ -63,13 +63,11 @@ class MemitSeq(KeepsKeys, Memit):
         factor = context.second_moments.cholesky(module, norm / weight, keys.device)  # L (f, f)
 
         def whitened(given: Tensor, of: float = 1.0) -> Tensor:
-            solved: Tensor = torch.linalg.solve_triangular(factor, given * (of / weight) ** 0.5, upper=False)
-            return solved
+            return lower_solve(factor, given * (of / weight) ** 0.5)
 
         earlier = self._earlier(
             history if o.lambda_prev else (),
             module, len(factor), keys, lambda given: whitened(given, o.lambda_prev), (weight, norm, o.lambda_prev),
         )  # fmt: skip
-        directions: Tensor = torch.linalg.solve_triangular(factor.T, earlier.solve(whitened(keys)), upper=True)
-        directions = directions / weight**0.5
+        directions: Tensor = upper_solve(factor, earlier.solve(whitened(keys))) / weight**0.5
         return directions

@@ -26,6 +26,7 @@ from torch import Tensor
 from lm_eval_edit.editors._shared.wrapping import WrappingEditor
 from lm_eval_edit.editors.base import option
 from lm_eval_edit.weights.delta import Delta, LowRankDelta
+from lm_eval_edit.weights.stacked import stack
 
 logger = logging.getLogger("lm_eval_edit")
 
@@ -55,22 +56,29 @@ class Prune(WrappingEditor):
         """F(D) − D for each edited matrix whose sum of updates D reaches beyond σ_max; vectors are left alone."""
         deltas: dict[str, Delta] = {}
         for name, (original, change) in weights.items():
-            if change.ndim != 2:
-                continue
-            bound = torch.linalg.matrix_norm(original, 2)
-            u, s, vh = torch.linalg.svd(change, full_matrices=False)
-            above = int(((s > bound) & (bound > 0)).sum())  # singular values come in descending order
-            if not above:
-                continue
-            correction = restrain(s[:above], bound, self.options.alpha) - s[:above]
-            if bool((correction > 0).any()):
-                logger.warning(
-                    "prune: with alpha=%g the restraint enlarges singular values of the change of %s, whose own "
-                    "largest is %.3g; from alpha=%.3g on it enlarges none",
-                    self.options.alpha, name, float(bound), float(torch.exp(1 / bound)),
-                )  # fmt: skip
-            deltas[name] = LowRankDelta(u[:, :above] * correction, vh[:above])
+            if change.ndim == 2 and (correction := self._correction(name, original, change)):
+                deltas[name] = correction
+            elif change.ndim == 3:  # the matrices of a mixture's experts
+                moved = change.flatten(1).any(dim=1).nonzero()[:, 0].tolist()
+                found = {i: self._correction(f"{name}[{i}]", original[i], change[i]) for i in moved}
+                if corrected := {i: correction for i, correction in found.items() if correction}:
+                    deltas[name] = stack(corrected, change.shape)
         return deltas
+
+    def _correction(self, name: str, original: Tensor, change: Tensor) -> LowRankDelta | None:
+        bound = torch.linalg.matrix_norm(original, 2)
+        u, s, vh = torch.linalg.svd(change, full_matrices=False)
+        above = int(((s > bound) & (bound > 0)).sum())  # singular values come in descending order
+        if not above:
+            return None
+        correction = restrain(s[:above], bound, self.options.alpha) - s[:above]
+        if bool((correction > 0).any()):
+            logger.warning(
+                "prune: with alpha=%g the restraint enlarges singular values of the change of %s, whose own "
+                "largest is %.3g; from alpha=%.3g on it enlarges none",
+                self.options.alpha, name, float(bound), float(torch.exp(1 / bound)),
+            )  # fmt: skip
+        return LowRankDelta(u[:, :above] * correction, vh[:above])
 
 
 def restrain(values: Tensor, bound: Tensor, alpha: float) -> Tensor:

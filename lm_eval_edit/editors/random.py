@@ -8,6 +8,7 @@ price of a change of that size; what `rome` costs beyond it is the price of that
     some rows or columns   the same ones, each in a random direction with its old norm
     some entries           the same entries of such a low-rank product, scaled to the old norm
     dense                  Gaussian entries, scaled to the old norm
+    experts of a mixture   each expert's own update so, of the same experts
 
 Drawn from the edit seed, the operation's fact ids and the parameter's name, and from nothing else.
 """
@@ -25,6 +26,7 @@ from lm_eval_edit.editors._shared.wrapping import WrappingEditor
 from lm_eval_edit.editors.base import EditContext, option
 from lm_eval_edit.facts.fact import Fact
 from lm_eval_edit.weights.delta import Delta, DenseDelta, LowRankDelta, MaskedDelta, SparseDelta
+from lm_eval_edit.weights.stacked import SliceWise
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,8 @@ class Random(WrappingEditor):
 
 def imitation(delta: Delta, generator: torch.Generator) -> Delta:
     """A random delta of the same kind, shape, rank and Frobenius norm."""
+    if isinstance(delta, SliceWise):
+        return delta.mapped(lambda place, one: imitation(one, generator))
     if isinstance(delta, LowRankDelta):
         return _rotated(delta, generator)
     if isinstance(delta, MaskedDelta):

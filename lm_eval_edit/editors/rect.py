@@ -28,6 +28,7 @@ from lm_eval_edit.editors.base import EditContext, option
 from lm_eval_edit.facts.fact import Fact
 from lm_eval_edit.weights.delta import Delta, DenseDelta, LowRankDelta, MaskedDelta, SparseDelta
 from lm_eval_edit.weights.edited import wide_dtype
+from lm_eval_edit.weights.stacked import SliceWise
 
 BASELINES = ("relative", "random", "pca")
 
@@ -62,12 +63,18 @@ class Rect(WrappingEditor):
     options: RectOptions
 
     def alter(self, context: EditContext, facts: Sequence[Fact], parameter: str, delta: Delta) -> Delta:
+        weight = context.model.get_parameter(parameter).detach()
+        generator = generator_for(context.seed, facts, parameter)
+        if isinstance(delta, SliceWise):  # each expert's own matrix
+            return delta.mapped(lambda place, one: self._thinned(weight[place], one, generator))
+        return self._thinned(weight, delta, generator)
+
+    def _thinned(self, weight: Tensor, delta: Delta, generator: torch.Generator) -> Delta:
         if self.options.baseline == "pca":
             return _leading_directions(delta, self.options.keep)
-        weight = context.model.get_parameter(parameter).detach()
         change = delta.dense(wide_dtype(weight.dtype), weight.device)
         if self.options.baseline == "random":
-            score = torch.rand(change.shape, generator=generator_for(context.seed, facts, parameter)).to(change.device)
+            score = torch.rand(change.shape, generator=generator).to(change.device)
         else:
             # Zero weights change without bound: they come first, in the order of |ΔW|; zero over zero is no change.
             score = change.abs() / weight.to(change.dtype).abs().clamp(min=1e-30)

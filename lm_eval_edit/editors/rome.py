@@ -3,6 +3,9 @@
 Meng et al., *Locating and Editing Factual Associations in GPT*, NeurIPS 2022 (arXiv 2202.05262). The published
 implementation's choices are kept: u from the mean key over the context templates, the update's denominator from the
 bare prompt's key (EasyEdit and the authors' repository agree; R-ROME differs there).
+
+Of a mixture of experts the one with the largest gate is edited, as though the others were not there: its key is the
+only part of k that is not zero.
 """
 
 from __future__ import annotations
@@ -14,12 +17,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lm_eval_edit.editors._shared.experts import one_expert
+from lm_eval_edit.editors._shared.sites import site_of
 from lm_eval_edit.editors._shared.target import Targets, optimise_targets
-from lm_eval_edit.editors.base import EditContext, Editor, EditResult, option
+from lm_eval_edit.editors.base import EditContext, Editor, EditResult, check_experts, experts_option, option
 from lm_eval_edit.editors.templates import TemplatePlan, check_length_params
 from lm_eval_edit.facts.fact import Fact
-from lm_eval_edit.models.architecture import is_transposed
-from lm_eval_edit.weights.delta import Delta, linear_update
+from lm_eval_edit.moments.blocks import cholesky_solve
+from lm_eval_edit.weights.delta import Delta
 from lm_eval_edit.weights.edited import temporarily_applied
 
 logger = logging.getLogger("lm_eval_edit")
@@ -48,8 +53,16 @@ class RomeOptions:
         "(tokens, samples) of the context templates sampled from the model", default=((5, 10), (10, 10))
     )
     context_templates: tuple[str, ...] = option("templates to use instead of sampling any", default=())
+    edit_experts: str = experts_option()
+    min_gate: float = option(
+        "share of the picked experts' gates below which the one with the largest is not edited alone",
+        default=0.2, later=True, tuned=False,
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
+        check_experts(self.edit_experts)
+        if not 0 <= self.min_gate <= 1:
+            raise ValueError(f"min_gate={self.min_gate:g}: want a share between 0 and 1")
         if self.fact_token != "subject_last":
             raise ValueError(f"fact_token={self.fact_token!r}: only 'subject_last' is supported")
         check_length_params(self.context_template_length_params)
@@ -83,6 +96,7 @@ class Rome(Editor):
     Options = RomeOptions
     options: RomeOptions
     needs = "second moments, with mom2_adjustment=true only"
+    not_routed = ""
     without_second_moments = "mom2_adjustment: false in edit_config"
 
     def template_plan(self) -> TemplatePlan:
@@ -104,18 +118,16 @@ class Rome(Editor):
             mean_key = self._key(targets)
             details["key_cosine"].append(_likeness(fact, key, mean_key))
             direction = self._direction(context, layer, mean_key)
-            projection = context.model.get_submodule(context.architecture.down_projections[layer])
+            site = site_of(context.model, context.architecture, layer)
             update = value_change / (key @ direction)
-            deltas[context.architecture.weight(layer)] = linear_update(
-                is_transposed(projection), direction[:, None], update[:, None]
-            )
+            deltas[site.parameter] = site.update(direction[:, None], update[:, None])
             details["loss"].append(float(targets.losses[0]))
             details["steps"].append(int(targets.steps[0]))
         return EditResult(deltas, details)
 
     def _targets(self, context: EditContext, fact: Fact, layer: int) -> Targets:
         o = self.options
-        return optimise_targets(
+        targets = optimise_targets(
             context.model,
             context.tokenizer,
             context.architecture,
@@ -130,6 +142,7 @@ class Rome(Editor):
             kl_factor=o.kl_factor,
             progress=context.progress,
         )
+        return one_expert(context, fact, layer, targets, o.min_gate)
 
     def _key(self, targets: Targets) -> Tensor:
         """k* (f,), which gives the update its direction: the mean key over the context templates (eq. 3)."""
@@ -145,6 +158,6 @@ class Rome(Editor):
             module = context.architecture.down_projections[layer]
             # Cholesky solve in float64: an explicit float32 inverse is off by about 1e-3 at condition numbers of 1e6.
             factor = context.second_moments.cholesky(module, device=key.device)
-            key = torch.cholesky_solve(key.double()[:, None], factor)[:, 0].to(key.dtype)
+            key = cholesky_solve(factor, key.double()[:, None])[:, 0].to(key.dtype)
         direction: Tensor = key / key.norm()
         return direction

@@ -14,7 +14,8 @@ alone, under the option names used here; there GPT-2's transposed weights are no
 those of the residual stream in place of the keys'. Here a row of W is what a map of keys has for one of its outputs,
 whatever the layout.
 
-A change of a parameter that is no linear map's matrix (a bias, for instance) stays as it is.
+Each of a mixture's experts has directions of its own. A change of a parameter that is no linear map's matrix (a bias,
+for instance) stays as it is.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from lm_eval_edit.editors.base import EditContext, Editor, option
 from lm_eval_edit.facts.fact import Fact
 from lm_eval_edit.models.architecture import is_linear, is_transposed
 from lm_eval_edit.weights.delta import Delta, DenseDelta, LowRankDelta, SparseDelta
+from lm_eval_edit.weights.stacked import SliceWise
 
 OVER_ALPHAEDIT, OVER_OTHERS = 0.5, 0.8  # η as published
 
@@ -89,10 +91,16 @@ class Sphere(WrappingEditor):
 
     def alter(self, context: EditContext, facts: Sequence[Fact], parameter: str, delta: Delta) -> Delta:
         module = context.model.get_submodule(parameter.rpartition(".")[0])
+        weight = context.model.get_parameter(parameter).detach()
+        experts = [mixture for mixture in context.architecture.mixtures if mixture and mixture.down == parameter]
+        if experts and isinstance(delta, SliceWise):  # each expert's own matrix
+            turned = experts[0].transposed
+            return delta.mapped(lambda place, one: self._off_principal(weight[place], one, turned))
         if len(delta.shape) != 2 or not is_linear(module):
             return delta
-        transposed = is_transposed(module)
-        weight = context.model.get_parameter(parameter).detach()
+        return self._off_principal(weight, delta, is_transposed(module))
+
+    def _off_principal(self, weight: Tensor, delta: Delta, transposed: bool) -> Delta:
         directions = principal_directions(weight.T if transposed else weight, self.options.cumulative_ratio)
         return projected(delta, directions, self.options.suppression_strength, transposed)
 

@@ -82,6 +82,7 @@ class UltraEdit(Editor):
     batches = True
     needs_subject = False
     longest_object = None
+    not_routed = "it takes one key and one output gradient per token of a linear map; name other maps with inner_params"
     instead_of_layers: ClassVar[str] = "inner_params"
     # How EasyEdit's trainer is set up.
     unused_fields = frozenset(("dropout", "no_grad_layers", "editor_batch_size", "silent", "half", "class_name"))

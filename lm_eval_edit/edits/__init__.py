@@ -10,6 +10,7 @@ needed_moments  the second moments that an editor needs, or computed
 source          where a model came from
 continuing      edits that arrive over time go on with a run
 run             compute, apply, guard, record; resume where an earlier run stopped
+routing         which experts an operation's prompts go to, before it and after
 answers         what a model answers to a fact's prompt, teacher-forced
 guards          what may not pass unseen: no change, values that are not finite
 success         how many edits took

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedModel
 
 from lm_eval_edit._support.files import hash_json
+from lm_eval_edit.editors.base import Editor
 from lm_eval_edit.edits.ledger import Ledger, read_header
 from lm_eval_edit.edits.operations import Operation, read_operations
 from lm_eval_edit.edits.schedule import EditSchedule
+from lm_eval_edit.errors import UserError
 from lm_eval_edit.facts.fact import Fact
 from lm_eval_edit.weights.carried import carried_by
 
@@ -94,3 +97,25 @@ def operations_after(directory: Path | None, facts: Sequence[Fact], edit_batch_s
 def batched(facts: Sequence[Fact], size: int) -> list[list[Fact]]:
     """The facts in their order, in batches of `size`, the last one with what is left."""
     return EditSchedule(len(facts), size, seed=None).operations(facts)
+
+
+def batch_problems(
+    editor_class: type[Editor], edit_batch_size: int, given: Mapping[str, Any] | None = None
+) -> list[str]:
+    """The problem of a batch size that a method does not support, as a list of sentences.
+
+    Args:
+        given: The method's hyper-parameters as given, which may choose the editor it wraps.
+    """
+    try:
+        inner = editor_class.wraps(given or {})
+        supported = edit_batch_size == 1 or editor_class.edits_batches(given or {})
+    except UserError:  # no such editor to wrap: `resolve` tells
+        return []
+    if supported:
+        return []
+    name = f"{editor_class.name} of {inner.name}" if inner is not None else editor_class.name
+    return [
+        f"edit_batch_size={edit_batch_size}: {name} edits one fact at a time; use edit_batch_size=1 "
+        f"(n_edits facts are then edited one after another), or a method that edits batches"
+    ]

@@ -29,9 +29,11 @@ from lm_eval_edit.edits.header import FORMAT, mismatch, read_header
 from lm_eval_edit.edits.operations import Operation, count_operations, operation_file, read_operations
 from lm_eval_edit.errors import UserError
 from lm_eval_edit.facts.fact import Fact
-from lm_eval_edit.weights.delta import Delta, save_deltas
+from lm_eval_edit.weights.delta import Delta
+from lm_eval_edit.weights.delta_files import save_deltas
 from lm_eval_edit.weights.edited import EditedWeights
 from lm_eval_edit.weights.fingerprint import hash_named
+from lm_eval_edit.weights.touched import Copies
 
 __all__ = ["Ledger", "check_schedule", "mismatch", "open_ledger", "read_header"]
 
@@ -65,7 +67,7 @@ class Ledger:
     applied: int = 0
     correction: dict[str, Delta] = field(default_factory=dict)
     edit_more: Callable[[Sequence[Fact], bool], None] | None = field(default=None, repr=False, compare=False)
-    _uncorrected: dict[str, tuple[Tensor, Tensor | None]] = field(default_factory=dict, repr=False, compare=False)
+    _uncorrected: dict[str, Copies] = field(default_factory=dict, repr=False, compare=False)
     _seen: int | None = field(default=None, repr=False, compare=False)  # when the folder of operations last changed
 
     def __post_init__(self) -> None:

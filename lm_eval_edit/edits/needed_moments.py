@@ -32,19 +32,28 @@ def no_second_moments(editor: Editor, lacking: str, second_moments: SecondMoment
 def check_second_moments(editor: Editor, architecture: Architecture, second_moments: SecondMoments) -> list[str]:
     """The modules whose second moments an editor needs, all of them there and fit for the model.
 
+    Args:
+        editor: With its options.
+        architecture: The model's parts, as they were found.
+        second_moments: What there is.
+
     Raises:
         UserError: they are missing, another model's, or from too few tokens.
     """
-    needed = [architecture.down_projections[layer] for layer in editor.needs_second_moments()]
+    layers, edited = editor.needs_second_moments(), editor.edited(architecture)
+    needed = [edited.down_projections[layer] for layer in layers]
     missing = [module for module in needed if module not in second_moments]
     if missing:
         raise UserError(no_second_moments(editor, ", ".join(missing), second_moments))
-    f = architecture.key_size
-    for module in needed:
-        if second_moments[module].shape != (f, f):
+    for layer, module in zip(layers, needed, strict=True):
+        f, mixture = edited.key_sizes[layer], edited.mixtures[layer]
+        experts = (mixture.n_experts,) if mixture is not None and edited.is_routed(layer) else ()
+        if second_moments[module].shape != (*experts, f, f):
+            of = f"{experts[0]} experts' keys" if experts else "keys"
             raise UserError(
                 f"the second moment of {module} ({second_moments.source}) has shape "
-                f"{tuple(second_moments[module].shape)}, this model's keys have {f} dimensions: it is another model's"
+                f"{tuple(second_moments[module].shape)}, this model's {of} have {f} dimensions: it is another "
+                f"model's"
             )
         if not bool(torch.isfinite(second_moments[module]).all()):
             raise UserError(
@@ -73,7 +82,9 @@ def collected_where_missing(
     layers = editor.needs_second_moments()
     if not layers or not corpus:
         return moments
-    projections = Architecture.discover(model).down_projections
-    if all(projections[layer] in moments for layer in layers):
+    architecture = editor.edited(Architecture.discover(model))
+    if all(architecture.down_projections[layer] in moments for layer in layers):
         return moments
-    return collect_second_moments(model, tokenizer, layers, load_corpus(corpus), corpus_tokens)
+    return collect_second_moments(
+        model, tokenizer, layers, load_corpus(corpus), corpus_tokens, architecture=architecture
+    )  # fmt: skip

@@ -34,7 +34,7 @@ def without_weights(config: PretrainedConfig, trust_remote_code: bool = False) -
 def editor_problems(
     editor: Editor, model: Callable[[], PreTrainedModel], moments: SecondMoments | None, to_be_computed: bool
 ) -> list[str]:
-    """What is wrong with an editor's own files, its templates and its second moments, as sentences.
+    """What is wrong with an editor's own files, its templates and its second moments, and with it on such a model.
 
     Args:
         editor: With its options.
@@ -47,6 +47,7 @@ def editor_problems(
     problems: list[str] = []
     looks: tuple[Callable[[], None], ...] = (
         lambda: problems.extend(editor.file_problems(model)),
+        lambda: problems.extend(_on_these_parts(editor, model)),
         lambda: _check_templates(editor),
         lambda: _check_moments(editor, model, moments, to_be_computed),
     )
@@ -74,6 +75,13 @@ def _check_templates(editor: Editor) -> None:
         check_templates(given, plan, editor.name)
 
 
+def _on_these_parts(editor: Editor, model: Callable[[], PreTrainedModel]) -> list[str]:
+    try:
+        return editor.architecture_problems(Architecture.discover(model()))
+    except ValueError:
+        return []
+
+
 def _check_moments(
     editor: Editor, model: Callable[[], PreTrainedModel], moments: SecondMoments | None, to_be_computed: bool
 ) -> None:
@@ -84,7 +92,8 @@ def _check_moments(
         architecture = Architecture.discover(model())
     except ValueError:
         return
-    if to_be_computed and any(architecture.down_projections[layer] not in moments for layer in layers):
+    downs = editor.edited(architecture).down_projections
+    if to_be_computed and any(downs[layer] not in moments for layer in layers):
         return
     check_second_moments(editor, architecture, moments)
 

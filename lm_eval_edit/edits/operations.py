@@ -14,7 +14,8 @@ from torch import Tensor
 from lm_eval_edit._support.files import hash_json, read_json
 from lm_eval_edit.errors import UserError
 from lm_eval_edit.facts.fact import Fact, parse_record
-from lm_eval_edit.weights.delta import Delta, load_deltas, load_state, state_names
+from lm_eval_edit.weights.delta import Delta
+from lm_eval_edit.weights.delta_files import kinds, load_deltas, load_state, state_names
 
 
 @dataclass
@@ -63,6 +64,16 @@ class Operation:
     @property
     def deltas(self) -> dict[str, Delta]:
         return self._load()[0]
+
+    @property
+    def kinds(self) -> dict[str, type[Delta]]:
+        """Parameter name to the kind of its update, from the file's header where it lies in one."""
+        if self._deltas is not None or self._file is None:
+            return {name: type(delta) for name, delta in self.deltas.items()}
+        try:
+            return kinds(self._file)
+        except UserError as error:
+            raise _damaged(self._file, str(error)) from None
 
     @property
     def state(self) -> Mapping[str, Tensor]:

@@ -32,7 +32,8 @@ from lm_eval_edit.edits.ledger import Ledger
 from lm_eval_edit.edits.operations import Operation
 from lm_eval_edit.edits.run import EditRun
 from lm_eval_edit.errors import UserError
-from lm_eval_edit.weights.delta import Delta, flatten_deltas, unflatten_deltas
+from lm_eval_edit.weights.delta import Delta
+from lm_eval_edit.weights.delta_files import flatten_deltas, unflatten_deltas
 from lm_eval_edit.weights.edited import EditedWeights
 from lm_eval_edit.weights.fingerprint import parameter_hashes
 

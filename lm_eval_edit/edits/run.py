@@ -20,23 +20,25 @@ from lm_eval_edit.editors._shared.history import History
 from lm_eval_edit.editors.base import EditContext, Editor, find_editor
 from lm_eval_edit.editors.hyperparameters import resolve
 from lm_eval_edit.edits.answers import Answer, edit_answers
-from lm_eval_edit.edits.continuing import batched, operations_after, taken_over
+from lm_eval_edit.edits.continuing import batch_problems, batched, operations_after, taken_over
 from lm_eval_edit.edits.guards import EditError, NotFiniteError, NotTakenError, check_finite, guard, summary
 from lm_eval_edit.edits.header import hash_of_ledger
 from lm_eval_edit.edits.ledger import Ledger, check_schedule, open_ledger
 from lm_eval_edit.edits.needed_moments import check_second_moments, no_second_moments
 from lm_eval_edit.edits.operations import Operation
 from lm_eval_edit.edits.prompt_lengths import flat, too_long
+from lm_eval_edit.edits.routing import Routing
 from lm_eval_edit.edits.source import describe_source
 from lm_eval_edit.edits.success import FEW, Success
 from lm_eval_edit.edits.surroundings import chat_problems, kept_frame
 from lm_eval_edit.edits.surroundings import context_templates as templates_for
-from lm_eval_edit.errors import ConfigurationError, UserError
+from lm_eval_edit.errors import ConfigurationError
 from lm_eval_edit.facts.chat import ChatFrame, chat_frame, placed
 from lm_eval_edit.facts.contradictions import Asked, repetitions
 from lm_eval_edit.facts.fact import Fact
 from lm_eval_edit.facts.tokens import context_size
 from lm_eval_edit.models.architecture import Architecture
+from lm_eval_edit.models.mixture import eager_experts
 from lm_eval_edit.moments.second_moments import SecondMoments
 from lm_eval_edit.weights.edited import EditedWeights
 from lm_eval_edit.weights.fingerprint import describe_weights
@@ -105,7 +107,8 @@ def edit_model(
         problems += _unusable(resolved.editor, facts)
         problems += resolved.editor.schedule_problems(len(facts))
     if resolved is not None:
-        problems += Architecture.discover(model).check_layers(resolved.editor.layers())
+        parts = Architecture.discover(model)
+        problems += parts.check_layers(resolved.editor.layers()) or resolved.editor.architecture_problems(parts)
     if problems or resolved is None:
         raise ConfigurationError(problems)
     for notice in resolved.notices:
@@ -135,28 +138,6 @@ def _broken(facts: Sequence[Fact]) -> list[str]:
 
 def _unusable(editor: Editor, facts: Sequence[Fact]) -> list[str]:
     return [f"fact {fact.id}: {why}" for fact in facts if (why := editor.fact_problem(fact))]
-
-
-def batch_problems(
-    editor_class: type[Editor], edit_batch_size: int, given: Mapping[str, Any] | None = None
-) -> list[str]:
-    """The problem of a batch size that a method does not support, as a list of sentences.
-
-    Args:
-        given: The method's hyper-parameters as given, which may choose the editor it wraps.
-    """
-    try:
-        inner = editor_class.wraps(given or {})
-        supported = edit_batch_size == 1 or editor_class.edits_batches(given or {})
-    except UserError:  # no such editor to wrap: `resolve` tells
-        return []
-    if supported:
-        return []
-    name = f"{editor_class.name} of {inner.name}" if inner is not None else editor_class.name
-    return [
-        f"edit_batch_size={edit_batch_size}: {name} edits one fact at a time; use edit_batch_size=1 "
-        f"(n_edits facts are then edited one after another), or a method that edits batches"
-    ]
 
 
 def run_operations(
@@ -221,7 +202,10 @@ def _begin(
 ) -> EditRun:
     """`begin_editing` on a model that carries none of the run's edits."""
     architecture = Architecture.discover(model)
+    if problems := editor.architecture_problems(architecture):
+        raise ConfigurationError(problems)
     needed = check_second_moments(editor, architecture, second_moments)
+    architecture = editor.edited(architecture)
     templates = templates_for(model, tokenizer, editor, context_templates, directory, seed)
     facts = placed([fact for operation in operations for fact in operation], chat)
     if problems := too_long(facts, context_size(model.config), lambda: tokenizer, flat(templates)):
@@ -287,6 +271,10 @@ class EditRun:
                 `min_success` asks for (it holds them all); the model is restored.
         """
         n = len(self.operations) if n_operations is None else min(n_operations, len(self.operations))
+        with eager_experts(self.context.model):
+            self._edit_to(n, ask_from)
+
+    def _edit_to(self, n: int, ask_from: int) -> None:
         ledger = self.ledger
         try:
             if n > len(ledger.operations):
@@ -361,9 +349,10 @@ class EditRun:
         states = self._states()
         rest = self.operations[len(ledger.operations) : n]
         for facts in tqdm(rest, desc=f"editing ({editor.name})", unit="op", disable=not context.progress):
-            before = self._answers(facts)
+            before, where = self._answers(facts), placed(facts, context.chat)
+            routing = Routing(context, editor, where)
             started = time.perf_counter()
-            result = editor.compute(context, placed(facts, context.chat), states)
+            result = editor.compute(context, where, states)
             check_finite(result, facts)
             ledger.weights.apply(result.deltas)
             seconds = time.perf_counter() - started
@@ -372,7 +361,7 @@ class EditRun:
                 "seconds": seconds,
                 "delta_norms": {name: delta.norm() for name, delta in result.deltas.items()},
                 "ranks": {name: delta.rank for name, delta in result.deltas.items()},
-                "details": result.details,
+                "details": result.details | routing.details(),
                 "before": summary(before),
                 "after": summary(after),
                 "answers_changed": sum(a.predicted != b.predicted for a, b in zip(after, before, strict=True)),

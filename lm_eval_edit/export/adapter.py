@@ -93,11 +93,26 @@ def make_adapter(model: nn.Module, sums: Mapping[str, DeltaSum], rank: int | Non
     return Adapter(factors, true_ranks, energy)
 
 
+def no_adapter_of_experts(name: str) -> str:
+    """Why the experts of a mixture have no adapter, and what there is for them.
+
+    Args:
+        name: Of the parameter that holds them.
+    """
+    return (
+        f"to=peft: {name} holds the matrices of all experts in one parameter, and an adapter, as this package writes "
+        f"and vLLM reads it, changes the weight matrices of linear maps only. Use to=hf, a checkpoint that "
+        f"transformers and vLLM load, or to=deltas"
+    )
+
+
 def _unexpressible(model: nn.Module, name: str) -> str | None:
     path, _, leaf = name.rpartition(".")
     module = model.get_submodule(path)
     if leaf == "weight" and is_linear(module):
         return None
+    if model.get_parameter(name).ndim == 3:
+        return no_adapter_of_experts(name)
     kind = "a bias" if leaf == "bias" else f"the {leaf} of a {type(module).__name__}"
     return f"to=peft: {name} is {kind}, and LoRA changes the weight matrices of linear maps only; use to=hf"
 

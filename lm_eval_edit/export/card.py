@@ -66,7 +66,10 @@ def _evaluation(record: Mapping[str, Any]) -> list[str]:
     """The commands as they run in the export's own folder, wherever it has been taken."""
     found = commands(record, ".")
     if not found:
-        return ["W' = W + left @ right, or W + dense, of each parameter; `deltas.json` lists them."]
+        return [
+            "W' = W + left @ right, or W + dense, of each parameter, or of those experts of it that its index names; "
+            "`deltas.json` lists them."
+        ]
     lines = ["In this folder:", "", *[f"    {command}" for command in found], ""]
     return [
         *lines,
@@ -80,7 +83,8 @@ def _parameter_table(record: Mapping[str, Any]) -> list[str]:
     rows.append("|---|---|---|" + ("---|---|" if ours else ""))
     for name, found in record["parameters"].items():
         extra = f" {ours[name]['rank']} | {ours[name]['energy_kept']:.6f} |" if name in ours else ""
-        rows.append(f"| {name} | {found['delta_norm']:.4g} | {found['relative_norm']:.4g} |{extra}")
+        experts = f" ({len(found['slices'])} experts)" if "slices" in found else ""
+        rows.append(f"| {name}{experts} | {found['delta_norm']:.4g} | {found['relative_norm']:.4g} |{extra}")
     return rows
 
 

@@ -1,6 +1,7 @@
 """The sum of all updates of one parameter, in the smallest exact form, from the deltas and never from W' − W.
 
 all low rank (ROME, MEMIT, KN, ...)   factors of the true rank, from the SVD of the concatenated ones
+some slices, of experts               the same of each slice
 anything else                         a dense matrix
 """
 
@@ -14,6 +15,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from lm_eval_edit.weights.delta import Delta, DenseDelta, LowRankDelta, SparseDelta
+from lm_eval_edit.weights.stacked import SliceWise, stack
 
 
 @dataclass
@@ -31,23 +33,32 @@ class DeltaSum:
     device: torch.device
     _factors: list[LowRankDelta] = field(default_factory=list)
     _dense: Tensor | None = None
+    _slices: dict[int, DeltaSum] = field(default_factory=dict)
 
     @property
     def is_low_rank(self) -> bool:
-        """Whether every term was low rank."""
-        return self._dense is None
+        """Whether every term was low rank, of all slices where they are of some slices."""
+        return self._dense is None and all(each.is_low_rank for each in self._slices.values())
 
     def add(self, delta: Delta) -> None:
-        """Add one term. The first that is not low rank turns the sum into a dense matrix."""
+        """Add one term. The first that is not low rank turns the sum, or a slice's, into a dense matrix."""
+        if isinstance(delta, SliceWise) and self._dense is None:
+            for place, one in delta.slices():
+                of_slice = self._slices.setdefault(place, DeltaSum(self.shape[1:], self.dtype, self.device))
+                of_slice.add(one)
+            return
         delta = delta.to_low_rank() if isinstance(delta, SparseDelta) else delta
-        if isinstance(delta, LowRankDelta) and self.is_low_rank:
+        if isinstance(delta, LowRankDelta) and self._dense is None:
             self._factors.append(delta)
             return
         if self._dense is None:
             self._dense = torch.zeros(self.shape, dtype=self.dtype, device=self.device)
             for earlier in self._factors:
                 earlier.add_to_(self._dense)
+            for place, each in self._slices.items():
+                each.delta().add_to_(self._dense[place])
             self._factors.clear()
+            self._slices.clear()
         delta.add_to_(self._dense)
 
     def svd(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -65,9 +76,12 @@ class DeltaSum:
         return u[:, :kept], s[:kept], vh[:kept]
 
     def delta(self) -> Delta:
-        """The sum as one delta, a low-rank one with balanced factors of its true rank."""
+        """The sum as one delta, a low-rank one with balanced factors of its true rank; so each slice, where it is of
+        some slices."""
         if self._dense is not None:
             return DenseDelta(self._dense)
+        if self._slices:
+            return stack({place: self._slices[place].delta() for place in sorted(self._slices)}, self.shape)
         return balanced(*self.svd(), self.dtype)
 
 

@@ -19,7 +19,14 @@ from lm_eval_edit._support.files import read_json, write_bytes, write_json, writ
 from lm_eval_edit._support.versions import versions
 from lm_eval_edit.edits.surroundings import frame_of
 from lm_eval_edit.errors import ConfigurationError, UserError
-from lm_eval_edit.export.adapter import Adapter, check_adapter, load_adapter, make_adapter, write_adapter
+from lm_eval_edit.export.adapter import (
+    Adapter,
+    check_adapter,
+    load_adapter,
+    make_adapter,
+    no_adapter_of_experts,
+    write_adapter,
+)
 from lm_eval_edit.export.checkpoint import reloaded_logits, write_checkpoint
 from lm_eval_edit.export.deltas import read_deltas, write_deltas
 from lm_eval_edit.export.edited import Edited, Selection, load, select
@@ -29,6 +36,7 @@ from lm_eval_edit.facts.exported import RECORD
 from lm_eval_edit.facts.fact import identity_of
 from lm_eval_edit.weights.edited import EditedWeights, wide_dtype
 from lm_eval_edit.weights.fingerprint import parameter_hashes
+from lm_eval_edit.weights.stacked import SliceWise
 
 logger = logging.getLogger("lm_eval_edit")
 
@@ -81,6 +89,9 @@ def export(
         selection = select(Path(ledger), n_edits, editors, pretrained=pretrained, revision=revision, dtype=dtype)
     except ConfigurationError as error:
         problems += error.problems
+    if selection is not None and to == "peft":
+        found = {name: kind for operation in selection.operations for name, kind in operation.kinds.items()}
+        problems += [no_adapter_of_experts(name) for name, kind in found.items() if issubclass(kind, SliceWise)]
     if problems or selection is None:
         raise ConfigurationError(problems)
     job = _Job(load(selection, device, trust_remote_code), to, rank, device, trust_remote_code)

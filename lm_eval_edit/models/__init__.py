@@ -1,6 +1,7 @@
 """Models as the installed transformers has them.
 
 architecture  where a decoder keeps its blocks and down-projections, by structure
+mixture       where a block keeps a mixture of experts, and what their keys are
 naming        what the installed transformers calls things
 devices       which device a command computes on
 gguf          models from GGUF files, whose weights are ordinary once they are loaded

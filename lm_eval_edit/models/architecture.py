@@ -2,13 +2,14 @@
 
 Blocks: the largest list of modules of one class whose length is the number of layers in the configuration.
 Down-projection (the second MLP matrix W, a map from the f-dimensional key space to the d-dimensional residual stream):
-the one linear map of a block outside its attention that leads back to the residual stream from a wider space.
+the one linear map of a block outside its attention that leads back to the residual stream from a wider space. A block
+with a mixture of experts (`mixture`) may have one beside the experts, that of a shared expert, or none.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,9 +20,14 @@ from transformers.pytorch_utils import Conv1D
 from lm_eval_edit.errors import UserError
 from lm_eval_edit.models import naming
 from lm_eval_edit.models.devices import input_device, weight_of
+from lm_eval_edit.models.mixture import Mixture, eager_experts, find_mixture
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_WANTED = "Editors need dense transformer blocks; mixture-of-experts and state-space blocks cannot be edited"
+_WANTED = (
+    "Editors need dense transformer blocks, or mixtures of experts as transformers has kept them since 5.0: all "
+    "down-projections in one tensor, in a module of its own with a router beside it. Other experts and state-space "
+    "blocks cannot be edited"
+)
 
 
 def is_linear(module: nn.Module) -> bool:
@@ -50,33 +56,55 @@ class Architecture:
 
     Attributes:
         blocks: Module path of each block, first to last.
-        down_projections: Module path of each block's MLP down-projection.
+        down_projections: Module path of each block's MLP down-projection: the shared expert's in a mixture that has
+            one. Where experts are edited (`is_routed`), the name of the parameter that holds all of theirs.
         hidden_size: d, the width of the residual stream.
-        key_size: f, the width of the MLP's inner space.
+        key_sizes: f of each block, the width of the inner space of the MLP, or of one expert where experts are edited.
+        mixtures: The mixture of experts of each block; None for a dense one.
     """
 
     blocks: tuple[str, ...]
     down_projections: tuple[str, ...]
     hidden_size: int
-    key_size: int
+    key_sizes: tuple[int, ...]
+    mixtures: tuple[Mixture | None, ...]
 
     @property
     def n_layers(self) -> int:
         return len(self.blocks)
 
+    @property
+    def key_size(self) -> int:
+        """The largest f of all blocks, the same in each of most models."""
+        return max(self.key_sizes)
+
+    def is_routed(self, layer: int) -> bool:
+        """Whether the edited matrices of a layer are those of a mixture's experts."""
+        mixture = self.mixtures[layer]
+        return mixture is not None and self.down_projections[layer] == mixture.down
+
     def weight(self, layer: int) -> str:
-        """Parameter name of layer `layer`'s down-projection weight."""
-        return self.down_projections[layer] + ".weight"
+        """Parameter name of layer `layer`'s down-projection weight, or of that of all its experts."""
+        return self.down_projections[layer] + ("" if self.is_routed(layer) else ".weight")
+
+    def routed(self) -> Architecture:
+        """The same with every mixture's experts as what is edited, also where it has a shared one."""
+        downs, sizes = list(self.down_projections), list(self.key_sizes)
+        for layer, mixture in enumerate(self.mixtures):
+            if mixture is not None:
+                downs[layer], sizes[layer] = mixture.down, mixture.key_size
+        return replace(self, down_projections=tuple(downs), key_sizes=tuple(sizes))
 
     @classmethod
     def discover(cls, model: PreTrainedModel) -> Architecture:
         """Find the parts of a Hugging Face causal language model.
 
         Raises:
-            UserError: no list of blocks, or no single down-projection in a block (e.g. a mixture of experts), or a
-                recurrent state in place of keys and values.
+            UserError: no list of blocks, or no single down-projection in a block (e.g. experts in a list of
+                modules), or a recurrent state in place of keys and values.
         """
-        kept, name = _kept(model), type(model).__name__
+        with eager_experts(model):
+            kept, name = _kept(model), type(model).__name__
         without = f"{name} keeps no keys and values from token to token" if kept and not kept.layers else ""
         try:
             found = cls._by_structure(model)
@@ -108,8 +136,9 @@ class Architecture:
             )
         path, found = max(lists, key=lambda entry: sum(p.numel() for p in entry[1].parameters()))
         blocks = tuple(f"{path}.{index}" for index in range(depth))
-        projections = tuple(_down_projection(name, block, hidden) for name, block in zip(blocks, found, strict=True))
-        return cls(blocks, projections, hidden, linear_shape(model.get_submodule(projections[0]))[0])
+        parts = [_edited_part(name, block, hidden) for name, block in zip(blocks, found, strict=True)]
+        projections, sizes, mixtures = zip(*parts, strict=True)
+        return cls(blocks, projections, hidden, sizes, mixtures)
 
     def mlp_projections(self, model: nn.Module, layer: int) -> tuple[str, ...]:
         """Module paths of all linear maps of a block's MLP, its down-projection among them, in module order."""
@@ -125,7 +154,7 @@ class Architecture:
             UserError: the block has no such map of its own, e.g. gate and up are one fused matrix.
         """
         down = self.down_projections[layer]
-        wanted = (self.hidden_size, self.key_size)
+        wanted = (self.hidden_size, self.key_sizes[layer])
         found = [path for path in self.mlp_projections(model, layer) if path != down]
         found = [path for path in found if linear_shape(model.get_submodule(path)) == wanted]
         if len(found) == 2:
@@ -190,9 +219,26 @@ def _kept(model: PreTrainedModel) -> naming.Kept | None:
         raise
 
 
-def _down_projection(block_path: str, block: nn.Module, hidden: int) -> str:
+def _edited_part(block_path: str, block: nn.Module, hidden: int) -> tuple[str, int, Mixture | None]:
+    """(what is edited by default, f, the block's mixture): a down-projection, or without any that of all experts."""
+    mixture = find_mixture(block_path, block, hidden)
     linears = _beside_mixers(block)
-    _refuse_experts(block_path, block, beside=bool(linears))
+    if mixture is not None:
+        linears = {path: m for path, m in linears.items() if f"{block_path}.{path}" != mixture.router}
+        known = (mixture.down, mixture.up)
+        _refuse_experts(block_path, block, bool(linears), [name.removeprefix(f"{block_path}.") for name in known])
+        if not any(linear_shape(m)[1] == hidden for m in linears.values()):
+            return mixture.down, mixture.key_size, mixture
+    else:
+        _refuse_experts(block_path, block, beside=bool(linears))
+    path = _down_projection(block_path, linears, hidden)
+    if mixture is not None:
+        mixture = replace(mixture, shared=f"{block_path}.{path}")
+    return f"{block_path}.{path}", linear_shape(linears[path])[0], mixture
+
+
+def _down_projection(block_path: str, linears: Mapping[str, nn.Module], hidden: int) -> str:
+    """The path within its block of the down-projection among the linear maps of its MLP."""
     back = [(linear_shape(m)[0], path) for path, m in linears.items() if linear_shape(m)[1] == hidden]
     # An MLP is wider inside than the residual stream as a rule. Where it is narrower, or as wide (then its last map is
     # the down-projection), it must be the only one.
@@ -205,7 +251,7 @@ def _down_projection(block_path: str, block: nn.Module, hidden: int) -> str:
             f"block {block_path} has no single MLP down-projection (a linear map to width {hidden}); found: {seen}. "
             f"{_WANTED}"
         )
-    return f"{block_path}.{found[0]}"
+    return found[0]
 
 
 def _mixers(block: nn.Module) -> tuple[str, ...]:
@@ -225,15 +271,16 @@ def _beside_mixers(block: nn.Module) -> dict[str, nn.Module]:
     }
 
 
-def _refuse_experts(block_path: str, block: nn.Module, beside: bool) -> None:
+def _refuse_experts(block_path: str, block: nn.Module, beside: bool, known: Collection[str] = ()) -> None:
     """Refuse a block with several MLPs side by side.
 
     Args:
         beside: Whether the block has linear maps beside its convolutions: those are of no concern then.
+        known: Names of the parameters of experts that can be edited.
     """
     mixers = _mixers(block) if beside else ()
     for name, parameter in block.named_parameters():
-        if name.split(".")[0] in mixers:
+        if name.split(".")[0] in mixers or name in known:
             continue
         if parameter.ndim > 2 and parameter.shape[0] > 1:  # all experts in one tensor, or a convolution's kernel
             shape = "x".join(map(str, parameter.shape))

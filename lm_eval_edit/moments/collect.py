@@ -2,6 +2,9 @@
 
 C = (1/N) Σ k kᵀ over the first N tokens of the corpus, k being the input of a layer's MLP down-projection. The pass
 ends at the last layer's key: neither its MLP output, nor the blocks above, nor the language-model head is computed.
+
+Where a mixture's experts are edited, k is the stacked key, and of C the block of each expert is kept,
+(1/N) Σ (g k)(g k)ᵀ over the tokens that picked it, g being its gate. How many they were is counted.
 """
 
 from __future__ import annotations
@@ -25,8 +28,9 @@ from lm_eval_edit._support.versions import versions
 from lm_eval_edit.errors import ConfigurationError, UserError
 from lm_eval_edit.models.architecture import Architecture
 from lm_eval_edit.models.devices import input_device
+from lm_eval_edit.models.mixture import Mixture, eager_experts
 from lm_eval_edit.moments.corpus import Corpus
-from lm_eval_edit.moments.files import COUNT, MOMENT, Reader, read_moments
+from lm_eval_edit.moments.files import COUNT, MOMENT, PICKS, Estimate, Reader, read_moments
 from lm_eval_edit.moments.second_moments import SecondMoments
 from lm_eval_edit.weights.edited import wide_dtype
 from lm_eval_edit.weights.fingerprint import parameter_sums
@@ -50,6 +54,7 @@ def collect_second_moments(
     max_length: int | None = None,
     folder: Path | None = None,
     progress: bool = True,
+    architecture: Architecture | None = None,
 ) -> SecondMoments:
     """E[k kᵀ] of some layers over the first `tokens` tokens of a corpus.
 
@@ -65,6 +70,8 @@ def collect_second_moments(
         max_length: Texts are cut to so many tokens; the model's context (4096 at most) by default.
         folder: Cache folder; `cache_folder()` by default.
         progress: Show a progress bar.
+        architecture: The model's parts, `Architecture.discover` of it by default; `routed()` for experts' moments where
+            a layer has a shared expert too.
 
     Returns:
         The moments: float32, summed in float32 (float64 for a float64 model).
@@ -72,7 +79,7 @@ def collect_second_moments(
     Raises:
         UserError: layers the model has not, keys that are not finite, or a corpus without tokens.
     """
-    architecture = Architecture.discover(model)
+    architecture = architecture or Architecture.discover(model)
     if problems := architecture.check_layers(list(layers)):
         raise ConfigurationError(problems)
     folder = (folder or cache_folder()) / "second_moments"
@@ -88,19 +95,22 @@ def collect_second_moments(
         partial = folder / f"partial-{hash_json([str(paths[layer]) for layer in missing])[:40]}.safetensors"
         run = _Pass(model, architecture, missing, partial)
         batches = _batches(corpus, tokenizer, tokens, max_length)
-        count = run.over(batches, tokens, progress)
+        with eager_experts(model):
+            count = run.over(batches, tokens, progress)
         if count < tokens:
             logger.warning("%s holds %d tokens, not %d: all of them were used", corpus.source, count, tokens)
         about = {"corpus": corpus.source, "corpus_sha256": corpus.sha256, "max_length": str(max_length)} | versions()
         for layer in missing:
             module = architecture.down_projections[layer]
-            save_tensors(paths[layer], _named(module, run.sums[layer] / count, count), about)
+            estimate = Estimate(run.sums[layer] / count, count, run.picks.get(layer))
+            save_tensors(paths[layer], _named(module, estimate), about)
         partial.unlink(missing_ok=True)
     readers: dict[str, Reader] = {}
     for path in paths.values():
         readers |= read_moments(path)
     moments = SecondMoments(readers, f"{corpus.source}, {tokens} tokens")
-    _tell_if_few(moments, architecture, min(paths))
+    for layer in (min(paths), *(layer for layer in paths if architecture.is_routed(layer) and layer != min(paths))):
+        _tell_if_few(moments, architecture, layer)
     return moments
 
 
@@ -108,13 +118,14 @@ def save_second_moments(path: Path, moments: SecondMoments, modules: Sequence[st
     """Write the moments of some modules into one safetensors file, for edit_second_moments=FILE."""
     tensors: dict[str, Tensor] = {}
     for module in modules:
-        tensors |= _named(module, moments[module], moments.count(module))
+        tensors |= _named(module, Estimate(moments[module], moments.count(module), moments.picks(module)))
     save_tensors(path, tensors, about)
 
 
-def _named(module: str, moment: Tensor, count: int | None) -> dict[str, Tensor]:
-    counted = {} if count is None else {module + COUNT: torch.tensor([count])}
-    return {module + MOMENT: moment} | counted
+def _named(module: str, estimate: Estimate) -> dict[str, Tensor]:
+    counted = {} if estimate.count is None else {module + COUNT: torch.tensor([estimate.count])}
+    picked = {} if estimate.picks is None else {module + PICKS: estimate.picks}
+    return {module + MOMENT: estimate.moment} | counted | picked
 
 
 def _context(model: PreTrainedModel) -> int:
@@ -125,13 +136,22 @@ def _context(model: PreTrainedModel) -> int:
 def _below(architecture: Architecture, sums: dict[str, list[Any]], layer: int) -> str:
     """A hash of the weights that a layer's keys depend on: not those of the blocks above, nor the edited matrix."""
     above = tuple(f"{block}." for block in architecture.blocks[layer + 1 :])
-    edited = f"{architecture.down_projections[layer]}."
+    # Of experts the name of a parameter, that of their bias if it begins with it; neither do keys depend on.
+    edited = architecture.down_projections[layer] + ("" if architecture.is_routed(layer) else ".")
     return hash_json(sorted(entry for name, entry in sums.items() if not name.startswith((*above, edited))))
 
 
 def _tell_if_few(moments: SecondMoments, architecture: Architecture, layer: int) -> None:
-    count, f = moments.count(architecture.down_projections[layer]), architecture.key_size
-    if count is not None and count < FEW * f:
+    count, f = moments.count(architecture.down_projections[layer]), architecture.key_sizes[layer]
+    picks = moments.picks(architecture.down_projections[layer])
+    if picks is not None and int(picks.min()) < FEW * f:
+        rare = int((picks < FEW * f).sum())
+        logger.warning(
+            "%d of the %d experts of layer %d were picked by fewer than %d of the %d tokens (%d for each dimension of "
+            "their keys), one by %d: their second moments are shrunk towards the mean of all; more tokens are better",
+            rare, len(picks), layer, FEW * f, count, FEW, int(picks.min()),
+        )  # fmt: skip
+    elif count is not None and count < FEW * f:
         logger.warning(
             "second moments from %d tokens, %.1f for each of the %d dimensions: directions that text uses rarely are "
             "estimated too small, so edits go there too freely and disturb rare knowledge more; %d tokens are better",
@@ -173,7 +193,8 @@ class _Pass:
     """One pass over the batches, with its state on disk.
 
     Attributes:
-        sums: {layer: (f, f) Σ k kᵀ so far}, on the layer's device.
+        sums: {layer: (f, f) Σ k kᵀ so far, or (E, f, f) of experts}, on the layer's device.
+        picks: {layer: (E,) tokens that picked each expert so far}, of layers with experts.
         count: Tokens so far.
         batches: Batches so far.
     """
@@ -183,27 +204,34 @@ class _Pass:
     layers: list[int]
     file: Path
     sums: dict[int, Tensor] = field(default_factory=dict)
+    picks: dict[int, Tensor] = field(default_factory=dict)
     count: int = 0
     batches: int = 0
 
     def __post_init__(self) -> None:
         for layer in self.layers:
             weight = self.model.get_parameter(self.architecture.weight(layer))
-            f = self.architecture.key_size
-            self.sums[layer] = torch.zeros(f, f, dtype=wide_dtype(weight.dtype), device=weight.device)
+            f, wide = self.architecture.key_sizes[layer], wide_dtype(weight.dtype)
+            if self.architecture.is_routed(layer):
+                self.sums[layer] = torch.zeros(len(weight), f, f, dtype=wide, device=weight.device)
+                self.picks[layer] = torch.zeros(len(weight), dtype=torch.int64)
+            else:
+                self.sums[layer] = torch.zeros(f, f, dtype=wide, device=weight.device)
         if self.file.is_file():
             self._read()
 
     def _read(self) -> None:
         with safetensors.safe_open(self.file, "pt") as file:
             state = file.metadata()
-        for layer, total in load_tensors(self.file).items():
-            self.sums[int(layer)].copy_(total)
+        for name, total in load_tensors(self.file).items():
+            layer = int(name.removesuffix(PICKS))
+            (self.picks if name.endswith(PICKS) else self.sums)[layer].copy_(total)
         self.count, self.batches = int(state["count"]), int(state["batches"])
 
     def _write(self) -> None:
         state = {"count": str(self.count), "batches": str(self.batches)}
-        save_tensors(self.file, {str(layer): total for layer, total in self.sums.items()}, state)
+        picks = {f"{layer}{PICKS}": total for layer, total in self.picks.items()}
+        save_tensors(self.file, {str(layer): total for layer, total in self.sums.items()} | picks, state)
 
     @torch.no_grad()
     def over(self, batches: Iterator[list[list[int]]], tokens: int, progress: bool) -> int:
@@ -259,19 +287,38 @@ class _Pass:
         """Within the block, forward passes add to the sums; the list holds the mask of the pass that is running."""
         mask_of: list[Tensor] = []
 
+        def add(layer: int, expert: int | None, keys: Tensor) -> None:
+            total = self.sums[layer] if expert is None else self.sums[layer][expert]
+            keys = keys.to(total.dtype)
+            total.addmm_(keys.T, keys)
+
         def on(layer: int) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
             def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-                keys = args[0].flatten(0, -2)[mask_of[0].to(args[0].device)].to(self.sums[layer].dtype)
-                self.sums[layer].addmm_(keys.T, keys)
+                add(layer, None, args[0].flatten(0, -2)[mask_of[0].to(args[0].device)])
                 if layer == max(self.layers):
                     raise _Reached
 
             return hook
 
-        handles = [
-            self.model.get_submodule(self.architecture.down_projections[layer]).register_forward_pre_hook(on(layer))
-            for layer in self.layers
-        ]
+        def on_experts(layer: int, mixture: Mixture) -> Callable[[Tensor, Tensor, Tensor], None]:
+            def told(*given: Tensor) -> None:
+                hidden, index, gates = (each[mask_of[0].to(each.device)] for each in given)
+                for expert, tokens, keys in mixture.each_picked(self.model, hidden, index, gates):
+                    add(layer, expert, keys)
+                    self.picks[layer][expert] += len(tokens)
+                if layer == max(self.layers):
+                    raise _Reached
+
+            return told
+
+        handles = []
+        for layer in self.layers:
+            mixture = self.architecture.mixtures[layer]
+            if mixture is not None and self.architecture.is_routed(layer):
+                handles.append(mixture.watch(self.model, on_experts(layer, mixture)))
+            else:
+                projection = self.model.get_submodule(self.architecture.down_projections[layer])
+                handles.append(projection.register_forward_pre_hook(on(layer)))
         try:
             yield mask_of
         finally:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy
@@ -14,10 +15,26 @@ from torch import Tensor
 
 from lm_eval_edit.errors import UserError
 
-MOMENT, COUNT = ".second_moment", ".count"
+MOMENT, COUNT, PICKS = ".second_moment", ".count", ".picks"
 
-#: Reads one module's (C, tokens it was estimated from or None). Called when C is needed: a large model's is 0.5 GB.
-Reader = Callable[[], tuple[Tensor, int | None]]
+
+@dataclass(frozen=True)
+class Estimate:
+    """A second moment and what it was estimated from.
+
+    Attributes:
+        moment: C (f, f); of a mixture's experts (E, f, f).
+        count: Tokens; None if it is not known.
+        picks: (E,) how many of them picked each expert; None if it is not known, and where there are no experts.
+    """
+
+    moment: Tensor
+    count: int | None = None
+    picks: Tensor | None = None
+
+
+#: Reads one module's estimate. Called when C is needed: a large model's is 0.5 GB.
+Reader = Callable[[], Estimate]
 
 # <stats_dir>/<model>/<data set>_stats/<module>_<dtype>_mom2_<samples>.npz
 _PUBLISHED = re.compile(r"(?P<module>.+)_float\d+_mom2_\w+\.npz")
@@ -62,22 +79,23 @@ def _readers(path: Path) -> dict[str, Reader]:
             f"{path} holds no second moments: none of its tensors is named <module>{MOMENT} "
             f"(found {', '.join(names[:4]) or 'nothing'})"
         )
-    return {module: _safetensors_reader(path, module, module + COUNT in names) for module in modules}
+    return {module: _safetensors_reader(path, module, names) for module in modules}
 
 
-def _safetensors_reader(path: Path, module: str, counted: bool) -> Reader:
-    def read() -> tuple[Tensor, int | None]:
+def _safetensors_reader(path: Path, module: str, names: Collection[str]) -> Reader:
+    def read() -> Estimate:
         try:
             with safetensors.safe_open(path, "pt") as file:
-                count = int(file.get_tensor(module + COUNT).sum()) if counted else None
-                return file.get_tensor(module + MOMENT), count
+                count = int(file.get_tensor(module + COUNT).sum()) if module + COUNT in names else None
+                picks = file.get_tensor(module + PICKS) if module + PICKS in names else None
+                return Estimate(file.get_tensor(module + MOMENT), count, picks)
         except ValueError as error:  # a count that is no number
             raise UserError(f"{path}: the count of tokens of {module} cannot be read ({error})") from None
 
     return read
 
 
-def _read_npz(path: Path) -> tuple[Tensor, int | None]:
+def _read_npz(path: Path) -> Estimate:
     """The published statistics keep the sum Σ k kᵀ and the number of tokens."""
     try:
         with numpy.load(path, allow_pickle=False) as arrays:  # no code is run, whatever the file holds
@@ -86,4 +104,4 @@ def _read_npz(path: Path) -> tuple[Tensor, int | None]:
         raise UserError(
             f"{path} is not a file of second moments: want arrays mom2.mom2 and mom2.count ({error})"
         ) from None
-    return torch.from_numpy(total) / count, count
+    return Estimate(torch.from_numpy(total) / count, count)

@@ -8,23 +8,20 @@ An editor returns `{parameter name: Delta}` and never touches the model. Every d
     MaskedDelta    some entries of a low-rank product RECT: the entries that matter, one bit for each entry
     DenseDelta     the full matrix or vector          fine-tuning
 
+`stacked` has what changes some slices of a 3-D parameter, in which a mixture keeps its experts.
+
 Factors are float32, or float64 for float64 models.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar, TypeVar
 
-import safetensors
 import torch
 from torch import Tensor
-
-from lm_eval_edit._support.files import load_tensors, save_tensors
-from lm_eval_edit.errors import UserError
 
 D = TypeVar("D", bound="Delta")
 
@@ -271,9 +268,6 @@ class DenseDelta(Delta):
         return float(self.value.double().norm())
 
 
-KINDS: dict[str, type[Delta]] = {cls.kind: cls for cls in (LowRankDelta, SparseDelta, MaskedDelta, DenseDelta)}
-
-
 def linear_update(weight_is_transposed: bool, inputs: Tensor, outputs: Tensor) -> LowRankDelta:
     """The delta that adds `outputs @ inputs.T` to a linear map, in the layout of its weight.
 
@@ -284,77 +278,3 @@ def linear_update(weight_is_transposed: bool, inputs: Tensor, outputs: Tensor) -
     """
     left, right = (inputs, outputs.T) if weight_is_transposed else (outputs, inputs.T)
     return LowRankDelta(left.contiguous(), right.contiguous())
-
-
-def flatten_deltas(deltas: Mapping[str, Delta]) -> dict[str, Tensor]:
-    """The deltas' tensors, named `<kind>:<field>:<parameter>`; `unflatten_deltas` gives the deltas back."""
-    return {
-        f"{delta.kind}:{field}:{parameter}": tensor
-        for parameter, delta in deltas.items()
-        for field, tensor in delta.tensors().items()
-    }
-
-
-def unflatten_deltas(tensors: Mapping[str, Tensor]) -> dict[str, Delta]:
-    """Parameter name to delta, from what `flatten_deltas` made."""
-    fields: dict[tuple[str, str], dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
-        kind, field, name = key.split(":", 2)
-        fields.setdefault((kind, name), {})[field] = tensor
-    return {name: KINDS[kind](**found) for (kind, name), found in fields.items()}
-
-
-_STATE = "state::"
-
-
-def save_deltas(path: Path, deltas: Mapping[str, Delta], state: Mapping[str, Tensor] | None = None) -> str:
-    """Write deltas (and an editor's accumulated state) to one safetensors file, atomically.
-
-    Tensors are named `<kind>:<field>:<parameter>` and `state::<name>`.
-
-    Returns:
-        The sha256 of the file's bytes.
-    """
-    return save_tensors(path, flatten_deltas(deltas) | {_STATE + k: tensor for k, tensor in (state or {}).items()})
-
-
-def state_names(path: Path) -> list[str]:
-    """Names of what a file that `save_deltas` wrote holds of an editor's state, from its header alone.
-
-    Raises:
-        UserError: the file is missing or damaged.
-    """
-    try:
-        with safetensors.safe_open(path, "pt") as file:
-            names = list(file.keys())
-    except Exception as error:  # safetensors raises its own untyped SafetensorError
-        raise UserError(f"{path} is not a readable safetensors file: {error}") from None
-    return [name.removeprefix(_STATE) for name in names if name.startswith(_STATE)]
-
-
-def load_state(path: Path, name: str) -> Tensor:
-    """One tensor of an editor's state, without reading the rest of the file.
-
-    Raises:
-        UserError: the file is missing or damaged.
-    """
-    try:
-        with safetensors.safe_open(path, "pt") as file:
-            found: Tensor = file.get_tensor(_STATE + name)
-    except Exception as error:  # safetensors raises its own untyped SafetensorError
-        raise UserError(f"{path} is not a readable safetensors file: {error}") from None
-    return found.clone()  # not a window into a file that may be replaced
-
-
-def load_deltas(path: Path, sha256: str | None = None) -> tuple[dict[str, Delta], dict[str, Tensor]]:
-    """Read what `save_deltas` wrote: ({parameter: Delta}, {state name: tensor}).
-
-    Raises:
-        UserError: the file is missing, damaged or does not have the given sha256.
-    """
-    flat = load_tensors(path, sha256)
-    state = {key.removeprefix(_STATE): flat.pop(key) for key in list(flat) if key.startswith(_STATE)}
-    try:
-        return unflatten_deltas(flat), state
-    except (ValueError, LookupError, TypeError):
-        raise UserError(f"{path} holds other tensors than updates do: {', '.join(list(flat)[:3])}") from None

@@ -16,38 +16,21 @@ from torch import Tensor, nn
 
 from lm_eval_edit.weights.carried import note_applied, note_restored
 from lm_eval_edit.weights.delta import Delta
-from lm_eval_edit.weights.fingerprint import NEWEST, hash_of_json, model_fingerprint, tensor_hash
+from lm_eval_edit.weights.fingerprint import NEWEST, hash_of_json, model_fingerprint
+from lm_eval_edit.weights.touched import Copies, Touched, wide_dtype
 
 __all__ = ["EditedWeights", "model_fingerprint", "temporarily_applied", "wide_dtype"]
-
-
-def wide_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype edits are computed in for a model of `dtype`: float32 at least, never narrower than the model."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-@dataclass
-class _Touched:
-    """One parameter that edits have reached: its original and, for half-precision models, the exact running sum."""
-
-    parameter: nn.Parameter
-    original: Tensor
-    master: Tensor | None  # float32 W_n; None when the parameter itself is wide enough to hold the sum
-    hashes: dict[str, str] = field(default_factory=dict)  # of its bits as `apply` left them, by the hash's name
 
 
 class _Changes(Mapping[str, tuple[Tensor, Tensor]]):
     """See `EditedWeights.changes`."""
 
-    def __init__(self, touched: Mapping[str, _Touched]):
+    def __init__(self, touched: Mapping[str, Touched]):
         self._touched = touched
 
     @torch.no_grad()
     def __getitem__(self, name: str) -> tuple[Tensor, Tensor]:
-        t = self._touched[name]
-        exact = t.parameter.data if t.master is None else t.master
-        original = t.original.to(exact.dtype)
-        return original, exact - original
+        return self._touched[name].change()
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._touched)
@@ -68,15 +51,7 @@ class EditedWeights:
 
     model: nn.Module
     owner: Any = field(default=None, repr=False, compare=False)
-    _touched: dict[str, _Touched] = field(default_factory=dict)
-
-    def _touch(self, name: str) -> _Touched:
-        if name not in self._touched:
-            parameter = self.model.get_parameter(name)
-            wide = wide_dtype(parameter.dtype)
-            master = None if parameter.dtype == wide else parameter.detach().to(wide)
-            self._touched[name] = _Touched(parameter, parameter.detach().clone(), master)
-        return self._touched[name]
+    _touched: dict[str, Touched] = field(default_factory=dict)
 
     @torch.no_grad()
     def apply(self, deltas: Mapping[str, Delta]) -> None:
@@ -92,40 +67,28 @@ class EditedWeights:
         if deltas:
             note_applied(self.model, self)
         for name, delta in deltas.items():
-            touched = self._touch(name)
-            touched.hashes.clear()
-            if touched.master is None:
-                delta.add_to_(touched.parameter.data)
-            else:
-                delta.add_to_(touched.master)
-                touched.parameter.data.copy_(touched.master)
+            if name not in self._touched:
+                self._touched[name] = Touched(self.model.get_parameter(name))
+            self._touched[name].add(delta)
 
     @torch.no_grad()
     def restore(self) -> None:
         """Put every touched parameter back to its original bits and forget it."""
         for touched in self._touched.values():
-            touched.parameter.data.copy_(touched.original)
+            touched.restore()
         self._touched.clear()
         note_restored(self.model, self)
 
     @torch.no_grad()
-    def copied(self, names: Iterable[str]) -> dict[str, tuple[Tensor, Tensor | None]]:
-        """Some touched parameters as they stand, for `put_back`; each takes its memory once more."""
-        found = {name: self._touched[name] for name in names}
-        return {
-            name: (t.parameter.detach().clone(), None if t.master is None else t.master.clone())
-            for name, t in found.items()
-        }
+    def copied(self, names: Iterable[str]) -> dict[str, Copies]:
+        """Some touched parameters as they stand, for `put_back`; what is touched of each takes its memory once more."""
+        return {name: self._touched[name].copies() for name in names}
 
     @torch.no_grad()
-    def put_back(self, copies: Mapping[str, tuple[Tensor, Tensor | None]]) -> None:
+    def put_back(self, copies: Mapping[str, Copies]) -> None:
         """Bring parameters back to what `copied` saw, bit for bit."""
-        for name, (value, master) in copies.items():
-            touched = self._touched[name]
-            touched.hashes.clear()
-            touched.parameter.data.copy_(value)
-            if touched.master is not None and master is not None:
-                touched.master.copy_(master)
+        for name, kept in copies.items():
+            self._touched[name].put_back(kept)
 
     def changes(self) -> Mapping[str, tuple[Tensor, Tensor]]:
         """Per touched parameter W₀ and W_n − W₀, in float32 (float64 for float64 models).
@@ -141,38 +104,24 @@ class EditedWeights:
         return list(self._touched)
 
     @torch.no_grad()
-    def report(self) -> dict[str, dict[str, float]]:
+    def report(self) -> dict[str, dict[str, Any]]:
         """Per touched parameter: ‖ΔW‖, ‖W_0‖, their ratio, the largest |ΔW|, and the cast's rounding loss.
 
         `rounding_loss` = ‖cast(W_n) − W_n‖ / ‖W_n − W_0‖: the share of the edit that the model's dtype could not hold.
+        Where edits have reached some slices of a 3-D parameter (experts of a mixture), `slices` has the same figures of
+        each, by its number; those beside it are of the whole parameter.
         """
-        out = {}
-        for name, (original, change) in self.changes().items():
-            t = self._touched[name]
-            norm, base = float(change.norm()), float(original.norm())
-            lost = 0.0 if t.master is None else float((t.parameter.data.to(change.dtype) - t.master).norm())
-            out[name] = {
-                "delta_norm": norm,
-                "weight_norm": base,
-                "relative_norm": norm / base if base else float("inf"),
-                "delta_max": float(change.abs().max()),
-                "rounding_loss": lost / norm if norm else 0.0,
-            }
-        return out
+        return {name: touched.figures() for name, touched in self._touched.items()}
 
     @torch.no_grad()
     def problems(self) -> list[str]:
         """What a guard must know after editing: parameters that are not finite, parameters that did not change."""
-        out = []
-        for name, t in self._touched.items():
-            if not bool(torch.isfinite(t.parameter.data).all()):
-                out.append(f"{name} holds values that are not finite")
-            elif torch.equal(t.parameter.data, t.original):
-                out.append(f"{name} did not change")
-        return out
+        found = {name: touched.problem() for name, touched in self._touched.items()}
+        return [f"{name} {problem}" for name, problem in found.items() if problem]
 
     def fingerprint(self, base: str, hash_name: str = NEWEST, unseen: bool = True) -> str:
-        """A hash of the model as it stands: of `base` (the unedited model's) and the bits of every touched parameter.
+        """A hash of the model as it stands: of `base` (the unedited model's) and the bits of every touched parameter
+        (of its touched slices, where edits have reached no more of it).
 
         It is `base` itself while nothing is touched, or after `restore`.
 
@@ -184,10 +133,8 @@ class EditedWeights:
         """
         if not self._touched:
             return base
-        for touched in self._touched.values():
-            if unseen or hash_name not in touched.hashes:
-                touched.hashes[hash_name] = tensor_hash(touched.parameter.data, hash_name)
-        return hash_of_json([base, {name: t.hashes[hash_name] for name, t in sorted(self._touched.items())}], hash_name)
+        hashes = {name: touched.hash(hash_name, unseen) for name, touched in sorted(self._touched.items())}
+        return hash_of_json([base, hashes], hash_name)
 
 
 @contextlib.contextmanager

@@ -102,7 +102,7 @@ def counted(monkeypatch):
 
     for name in ("read_json", "load_deltas", "state_names", "load_state"):
         count("lm_eval_edit.edits.operations", name)
-    count("lm_eval_edit.weights.edited", "tensor_hash")
+    count("lm_eval_edit.weights.touched", "tensor_hash")
     return found
 
 

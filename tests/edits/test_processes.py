@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +16,7 @@ from lm_eval_edit import EditedHFLM
 from lm_eval_edit.plan import make_plan
 from tests.conftest import ROOT
 from tests.support.parallel_steps import STEPS, answers_in_states, schedule
+from tests.support.processes import launched
 from tests.support.tiny import (
     TEMPLATES,
     save_tiny,
@@ -55,25 +55,6 @@ def _create_model(self, *args, **kwargs):
 
 HFLM._create_model = _create_model
 """
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
-def launched(*arguments: object, cwd: Path, launcher: str = "torchrun") -> subprocess.CompletedProcess:
-    """Run a module in two processes, by torchrun or by accelerate."""
-    starters = {
-        "torchrun": ["torch.distributed.run", "--nproc_per_node", 2, "--master_port", free_port()],
-        "accelerate": [
-            "accelerate.commands.launch", "--multi_gpu", "--num_processes", 2, "--main_process_port", free_port(),
-        ],
-    }  # fmt: skip
-    command = [sys.executable, "-m", *starters[launcher], "-m", *arguments]
-    env = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{cwd}", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    return subprocess.run(list(map(str, command)), env=env, cwd=cwd, capture_output=True, text=True, timeout=240)
 
 
 def results_of(folder: Path) -> dict:

@@ -8,8 +8,10 @@ import torch
 
 from lm_eval_edit.editors.base import Editor, EditResult, option
 from lm_eval_edit.weights.delta import DenseDelta, LowRankDelta, SparseDelta
+from lm_eval_edit.weights.stacked import SlicesDelta, StackedDelta
 
 WEIGHT = "transformer.h.1.mlp.c_proj.weight"
+DOWN = "model.layers.1.mlp.experts.down_proj"  # of the tiny mixtures
 
 
 @dataclass(frozen=True)
@@ -46,3 +48,32 @@ class Slices(Pair):
                 "transformer.h.1.mlp.c_proj.bias": DenseDelta(bias),
             }
         )
+
+
+class Experts(Pair):
+    """For tests: changes two experts of a mixture by a product each, which ones depends on the facts."""
+
+    name, not_routed = "experts", ""
+
+    def fact_problem(self, fact):
+        return None
+
+    def compute(self, context, facts, history=()):
+        size = torch.tensor(context.model.get_parameter(DOWN).shape)
+        generator = torch.Generator().manual_seed(sum(10 ** int(fact.id) for fact in facts))
+        earlier = sum((state["sum"] for state in history), torch.zeros(()))
+        index = (torch.arange(2) + int(facts[0].id)) % int(size[0])
+        left = torch.randn(1, int(size[1]), len(facts), generator=generator) * (self.options.size + earlier)
+        right = torch.randn(2, len(facts), int(size[2]), generator=generator)
+        return EditResult({DOWN: StackedDelta(index, left, right, size)}, state={"sum": left.abs().sum() / 1e3})
+
+
+class ExpertSlices(Experts):
+    """For tests: the same, as dense slices."""
+
+    name = "expert_slices"
+
+    def compute(self, context, facts, history=()):
+        result = super().compute(context, facts, history)
+        delta = result.deltas[DOWN]
+        return EditResult({DOWN: SlicesDelta(delta.index, delta.left @ delta.right, delta.size)}, state=result.state)

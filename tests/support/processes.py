@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
+
+from tests.conftest import ROOT
 
 TOY_TASK = """\
 # Add one to a number. A second sentence
@@ -28,3 +31,22 @@ def python(*args: object, path: Path | str = "", cwd: Path | None = None, **env:
     env = {**os.environ, "PYTHONPATH": str(path), "LM_EVAL_EDIT_AUTOLOAD": "0", **env}
     command = [sys.executable, *map(str, args)]
     return subprocess.run(command, env=env, cwd=cwd or path or None, capture_output=True, text=True, timeout=300)
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def launched(*arguments: object, cwd: Path, launcher: str = "torchrun") -> subprocess.CompletedProcess:
+    """Run a module in two processes, by torchrun or by accelerate."""
+    starters = {
+        "torchrun": ["torch.distributed.run", "--nproc_per_node", 2, "--master_port", free_port()],
+        "accelerate": [
+            "accelerate.commands.launch", "--multi_gpu", "--num_processes", 2, "--main_process_port", free_port(),
+        ],
+    }  # fmt: skip
+    command = [sys.executable, "-m", *starters[launcher], "-m", *arguments]
+    env = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{cwd}", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    return subprocess.run(list(map(str, command)), env=env, cwd=cwd, capture_output=True, text=True, timeout=240)

@@ -12,9 +12,8 @@ from lm_eval_edit.weights.delta import (
     MaskedDelta,
     SparseDelta,
     linear_update,
-    load_deltas,
-    save_deltas,
 )
+from lm_eval_edit.weights.delta_files import load_deltas, save_deltas
 
 
 def low_rank(rows=7, cols=5, rank=3, dtype=torch.float32) -> LowRankDelta:

@@ -4,27 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from lm_eval_edit.editors.base import find_editor
 from lm_eval_edit.edits.ledger import Ledger
 from lm_eval_edit.weights.delta import DenseDelta, LowRankDelta
 from lm_eval_edit.weights.edited import EditedWeights, model_fingerprint, temporarily_applied
+from tests.support.memory import Made
 from tests.support.tiny import same_weights, tiny_model, weights_of
 
 NAME = "transformer.h.1.mlp.c_proj.weight"  # (96, 32)
-
-
-class Made(TorchDispatchMode):
-    """Elements of all tensors that operations give."""
-
-    elements = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        out = function(*args, **(kwargs or {}))
-        self.elements += sum(leaf.numel() for leaf in tree_leaves(out) if isinstance(leaf, torch.Tensor))
-        return out
 
 
 def small_delta(seed: int, scale: float = 1e-3) -> LowRankDelta:

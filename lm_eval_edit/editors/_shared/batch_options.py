@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lm_eval_edit.editors.base import option
+from lm_eval_edit.editors.base import check_experts, experts_option, option
 from lm_eval_edit.editors.templates import check_length_params
 
 ANCHOR_FACTS = 50
@@ -47,11 +47,13 @@ class BatchOptions:
         "facts, or a file of facts to take the mean over",
         default=None, later=True,
     )  # fmt: skip
+    edit_experts: str = experts_option()
     norm_anchor_facts: int = option(
         "facts the norm's mean is taken over, on the unedited model", default=ANCHOR_FACTS, later=True, tuned=False
     )
 
     def __post_init__(self) -> None:
+        check_experts(self.edit_experts)
         if self.fact_token != "subject_last":
             raise ValueError(f"fact_token={self.fact_token!r}: only 'subject_last' is supported")
         if not self.mom2_adjustment:

@@ -20,6 +20,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from lm_eval_edit.editors._shared.head import reading
 from lm_eval_edit.editors._shared.rows import AlignedRows
+from lm_eval_edit.editors._shared.sites import site_of
 from lm_eval_edit.errors import UserError
 from lm_eval_edit.models import naming
 from lm_eval_edit.models.architecture import Architecture
@@ -49,7 +50,7 @@ def _like(output: Any, hidden: Tensor) -> Any:
 
 def by_row(states: Tensor, rows: int) -> Tensor:
     """A module's input or output as (R, T, width), also where a model hands its MLPs (R * T, width), as OPT does."""
-    return states.view(rows, -1, states.shape[-1])
+    return states.reshape(rows, -1, states.shape[-1])
 
 
 def position_argument(model: PreTrainedModel, position_ids: Tensor) -> dict[str, Tensor]:
@@ -121,8 +122,9 @@ class Capture:
     """What one forward pass showed at the subject's last token, for every row.
 
     Attributes:
-        keys: {layer: (R, f)} input of the MLP down-projection.
-        mlp_outputs: {layer: (R, d)} output of the MLP down-projection, bias included.
+        keys: {layer: (R, m)} what the edited matrix reads: the input of the MLP down-projection (`sites`).
+        mlp_outputs: {layer: (R, d)} output of the MLP down-projection, bias included; of a mixture's experts the
+            output of the whole mixture.
         block_outputs: {layer: (R, d)} output of the whole block.
     """
 
@@ -171,10 +173,15 @@ class PartialForward:
         block_outputs: dict[int, Tensor] = {}
         hidden: dict[int, Tensor] = {}
 
-        def on_projection(layer: int) -> Callable[..., None]:
-            def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-                keys[layer] = by_row(args[0], len(rows))[:, column].detach().clone()
-                mlp_outputs[layer] = by_row(output, len(rows))[:, column].detach().clone()
+        def at_column(states: Tensor) -> Tensor:
+            return by_row(states, len(rows))[:, column].detach().clone()
+
+        def on_key(layer: int) -> Callable[[Tensor], None]:
+            return lambda key: keys.update({layer: key})
+
+        def on_output(layer: int) -> Callable[..., None]:
+            def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+                mlp_outputs[layer] = at_column(_hidden(output))
 
             return hook
 
@@ -198,8 +205,9 @@ class PartialForward:
             inputs[naming.LOGITS_KEPT] = 1
         with contextlib.ExitStack() as stack:
             for layer in capture:
-                projection = model.get_submodule(architecture.down_projections[layer])
-                stack.callback(projection.register_forward_hook(on_projection(layer)).remove)
+                site = site_of(model, architecture, layer)
+                stack.callback(site.watch_keys(at_column, on_key(layer)).remove)
+                stack.callback(model.get_submodule(site.output).register_forward_hook(on_output(layer)).remove)
             for layer, block in enumerate(self._blocks):
                 stack.callback(block.register_forward_hook(on_block(layer)).remove)
             model(input_ids=rows.input_ids, attention_mask=rows.attention_mask, **inputs)

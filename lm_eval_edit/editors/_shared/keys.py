@@ -5,7 +5,8 @@ What MEMIT (Meng et al. 2023, arXiv 2210.07229), EMMET (Gupta et al. 2024, arXiv
 along which directions of key space it is added. K (f, n) holds one key per request, C = E[k kᵀ] is (f, f).
 
 No solve factors an f x f matrix for a small batch: C is fixed, so its Cholesky factor is made once, and the n requests
-enter through an n x n system.
+enter through an n x n system. Where a mixture's experts are edited, f is that of all of them together, and C has a
+factor for each (`moments.blocks`).
 """
 
 from __future__ import annotations
@@ -21,10 +22,12 @@ from torch.nn.utils.rnn import pad_sequence
 
 from lm_eval_edit.editors._shared.forward import by_row
 from lm_eval_edit.editors._shared.rows import Row, prompt_row
+from lm_eval_edit.editors._shared.sites import site_of
 from lm_eval_edit.editors.base import EditContext
 from lm_eval_edit.errors import UserError
 from lm_eval_edit.facts.fact import Fact
 from lm_eval_edit.models.devices import input_device
+from lm_eval_edit.moments.blocks import Matrix, cholesky_solve
 from lm_eval_edit.moments.second_moments import SecondMoments
 
 ROWS_AT_ONCE = 512  # rows of one forward pass without gradients: bounds its memory
@@ -35,9 +38,9 @@ class SubjectStates:
     """What the model computes at the subjects' last tokens, for n requests.
 
     Attributes:
-        keys: {layer: (f, n)} input of the MLP down-projection, in float64: per request the mean over the template types
-            of the mean over each type's templates, as the published MEMIT has it. A type weighs as much as another
-            however many templates it has.
+        keys: {layer: (f, n)} what the edited matrix reads (`sites`: the MLP down-projection's input), in float64: per
+            request the mean over the template types of the mean over each type's templates, as the published MEMIT has
+            it. A type weighs as much as another however many templates it has.
         outputs: (n, d) output of a whole block for the bare prompts, in float64.
     """
 
@@ -103,22 +106,18 @@ def _partial_pass(
 
     def at_subjects(states: Tensor) -> Tensor:
         states = by_row(states, len(rows))
-        return states[torch.arange(len(rows), device=states.device), last.to(states.device)].double()
+        return states[torch.arange(len(rows), device=states.device), last.to(states.device)]
 
-    def keep_key(layer: int) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            keys[layer] = at_subjects(args[0])
-
-        return hook
+    def keep_key(layer: int) -> Callable[[Tensor], None]:
+        return lambda key: keys.update({layer: key.double()})
 
     def keep_output(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        outputs.append(at_subjects(output[0] if isinstance(output, tuple) else output))
+        outputs.append(at_subjects(output[0] if isinstance(output, tuple) else output).double())
         raise _Reached
 
     with contextlib.ExitStack() as hooks:
         for layer in layers:
-            projection = model.get_submodule(architecture.down_projections[layer])
-            hooks.callback(projection.register_forward_pre_hook(keep_key(layer)).remove)
+            hooks.callback(site_of(model, architecture, layer).watch_keys(at_subjects, keep_key(layer)).remove)
         block = model.get_submodule(architecture.blocks[output_layer])
         hooks.callback(block.register_forward_hook(keep_output).remove)
         with contextlib.suppress(_Reached):
@@ -142,18 +141,20 @@ def solve_normal_equations(moments: SecondMoments, module: str, weight: float, k
         UserError: the system is not positive definite.
     """
     f, n = keys.shape
-    if 3 * n <= f:  # below, the triangular solves with the cached factor cost less than a new factorisation
+    # Below, the triangular solves with the cached factor cost less than a new factorisation, and always less than one
+    # of all experts together.
+    if 3 * n <= f or moments.is_stacked(module):
         return solve_small_batch(moments.cholesky(module, device=keys.device), weight, keys)
     return solve_large_batch(moments.symmetric(module, keys.device), weight, keys)
 
 
-def solve_small_batch(factor: Tensor, weight: float, keys: Tensor, ridge: float = 1.0) -> Tensor:
+def solve_small_batch(factor: Matrix, weight: float, keys: Tensor, ridge: float = 1.0) -> Tensor:
     """(λC)⁻¹K (Kᵀ(λC)⁻¹K + ρI)⁻¹ through C's Cholesky factor: 2f²n + n³ work.
 
     With ρ = 1 this is (λC + K Kᵀ)⁻¹K by the push-through identity; EMMET's update has another ρ.
 
     Args:
-        factor: (f, f) lower L with C = L Lᵀ.
+        factor: (f, f) lower L with C = L Lᵀ, whole or block by block.
         weight: λ.
         keys: K (f, n).
         ridge: ρ.
@@ -161,7 +162,7 @@ def solve_small_batch(factor: Tensor, weight: float, keys: Tensor, ridge: float 
     Raises:
         UserError: the keys depend on one another and ρ is 0, or they are not finite.
     """
-    whitened = torch.cholesky_solve(keys, factor) / weight
+    whitened = cholesky_solve(factor, keys) / weight
     system = keys.T @ whitened
     system.diagonal().add_(ridge)
     remedy = "" if ridge else ". A fact may be given twice: leave one out, or give emmet_lambda above 0"

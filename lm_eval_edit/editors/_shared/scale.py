@@ -18,6 +18,7 @@ from torch import Tensor
 from lm_eval_edit.editors._shared.keys import subject_states
 from lm_eval_edit.editors.base import EditContext
 from lm_eval_edit.facts.fact import Fact
+from lm_eval_edit.moments.blocks import Matrix, lower_solve
 
 NOTHING: Mapping[str, float] = MappingProxyType({})
 
@@ -78,7 +79,7 @@ def update_weight(
         factor = context.second_moments.cholesky(
             context.architecture.down_projections[layer], device=keys[layer].device
         )
-        whitened = torch.linalg.solve_triangular(factor, keys[layer], upper=False)  # (f, n), kᵀC⁻¹k = ‖L⁻¹k‖²
+        whitened = lower_solve(factor, keys[layer])  # (f, n), kᵀC⁻¹k = ‖L⁻¹k‖²
         sizes.append((whitened**2).sum(dim=0).cpu())
     share = share_for(closed, shared_by or len(layers))
     return float(torch.cat(sizes).quantile(0.5)) * (1 - share) / (share * ridge)
@@ -87,7 +88,7 @@ def update_weight(
 def norm_weight(
     context: EditContext,
     facts: Sequence[Fact],
-    bases: Mapping[int, Tensor],
+    bases: Mapping[int, Matrix],
     closed: float,
     shared_by: int | None = None,
 ) -> float:

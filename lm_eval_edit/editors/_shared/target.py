@@ -22,6 +22,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lm_eval_edit.editors._shared.forward import PartialForward, added_to_output, without_parameter_gradients
 from lm_eval_edit.editors._shared.progress import steps as shown_steps
 from lm_eval_edit.editors._shared.rows import align, essence_row, fact_rows
+from lm_eval_edit.editors._shared.sites import site_of
 from lm_eval_edit.facts.fact import Fact
 from lm_eval_edit.facts.tokens import context_size
 from lm_eval_edit.models.architecture import Architecture
@@ -38,8 +39,8 @@ class Targets:
     Attributes:
         delta: (n, d) the optimised shift.
         init: (n, d) the clean output of the site for each request's bare prompt.
-        keys: (n, C, f) input of layer's down-projection at the subject's last token, one per context template.
-        outputs: (n, C, d) output of that down-projection, likewise.
+        keys: (n, C, m) what the layer's edited matrix reads at the subject's last token, one per context template.
+        outputs: (n, C, d) output of that MLP, likewise.
         losses: (n,) the last loss of each request.
         steps: (n,) the number of Adam steps each request took.
         stopped: (n,) which of them ended because their targets were right for long enough.
@@ -157,7 +158,7 @@ class _Objective:
 
     Attributes:
         delta: (n, d) the shift, which the gradient is taken of.
-        site, projection: Where it is added; the MLP's down-projection there.
+        site, projection: Where it is added; what gives the MLP's output there, the down-projection or a whole mixture.
         rows_each: Rows of a request: its contexts, then the one for the drift.
         decay: (n,) weight of δ's norm.
         kl_factor: Weight of the drift.
@@ -262,7 +263,7 @@ def optimise_targets(
     objective = _Objective(
         delta=torch.zeros_like(init, requires_grad=True),
         site=site,
-        projection=model.get_submodule(architecture.down_projections[layer]),
+        projection=model.get_submodule(site_of(model, architecture, layer).output),
         rows_each=rows_each,
         decay=weight_decay / init.norm(dim=1) ** 2,
         kl_factor=kl_factor,

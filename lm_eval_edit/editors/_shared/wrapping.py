@@ -97,6 +97,12 @@ class WrappingEditor(Editor):
     def layers(self) -> list[int]:
         return self.inner.layers()
 
+    def architecture_problems(self, architecture: Architecture) -> list[str]:
+        return self.inner.architecture_problems(architecture)
+
+    def edited(self, architecture: Architecture) -> Architecture:
+        return self.inner.edited(architecture)
+
     def parameters(self, model: PreTrainedModel, architecture: Architecture) -> list[str] | None:
         return self.inner.parameters(model, architecture)
 

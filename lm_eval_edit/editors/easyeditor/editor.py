@@ -68,6 +68,7 @@ class EasyEdit(Editor):
 
     name = "easyeditor"
     not_in_chat = "EasyEdit puts its own texts around a prompt and knows of no turns; use the package's own methods"
+    not_routed = "EasyEdit's methods edit linear maps"
     summary = "any weight-changing method of the EasyEdit package: easyeditor:ROME, easyeditor:PMET, ..."
     source = "Wang et al. 2024, arXiv 2308.07269"
     Options = EasyEditOptions

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lm_eval_edit.editors._shared.difference import difference
 from lm_eval_edit.editors._shared.history import History
-from lm_eval_edit.weights.delta import KINDS
+from lm_eval_edit.weights.delta_files import KINDS
 
 
 def earlier_keys(history: Sequence[Mapping[str, Tensor]]) -> Tensor | None:

@@ -70,6 +70,7 @@ class Mend(Editor):
     source = "Mitchell et al. 2022, arXiv 2110.11309"
     Options = MendOptions
     options: MendOptions
+    not_routed = "its hypernetwork maps the gradient of linear maps that every token passes through"
     not_in_chat = "its hypernetwork has learnt from prompts as they stand; use ft, lora, or a method of the ROME family"
     needs = "a trained hypernetwork, archive=FILE: `lm-eval-edit train mend` makes one, published ones work too"
     batches = True

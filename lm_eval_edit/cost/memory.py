@@ -1,0 +1,69 @@
+"""What editing holds in memory beside the model: counted from shapes, like the work.
+
+Not in it: activations, the cache of keys and values, what the allocator keeps, the text of the corpus.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from lm_eval_edit.cost.editing import edited_layers, innermost, moment_layers
+from lm_eval_edit.cost.work import Shape
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes.
+
+    Attributes:
+        weights: The model.
+        factors: Cholesky factors of C in float64, of all edited layers, where the model is.
+        originals: What the edits reach of the edited matrices, as it was, and in half precision their exact sums.
+        moments: C of all edited layers in float32, in main memory.
+        update: One operation's update in float32, in main memory until it is in the ledger.
+    """
+
+    weights: float
+    factors: float
+    originals: float
+    moments: float
+    update: float
+
+    @property
+    def on_device(self) -> float:
+        """Where the model is."""
+        return self.weights + self.factors + self.originals
+
+
+def editing_memory(
+    shape: Shape, editor: str, options: Mapping[str, Any], facts: int, weight_bytes: int = 2, operations: int = 1
+) -> Memory:
+    """What an editor that changes down-projections holds.
+
+    Args:
+        shape: Of the model.
+        editor, options: As in `cost.estimate`.
+        facts: Of one operation.
+        weight_bytes: Of one weight.
+        operations: How many are done: of a mixture, they reach ever more experts.
+
+    Raises:
+        UserError: there is no estimate of the editor.
+    """
+    method = innermost(editor, options)
+    layers, needed = len(edited_layers(options)), len(moment_layers(method, options))
+    d, f = shape.hidden, shape.inner
+    exact = 0 if weight_bytes > 2 else 4
+    one = shape.edited(facts)
+    reached = shape.edited(facts * operations)
+    dense = method == "ft"
+    blocks = shape.experts if shape.routed else 1
+    return Memory(
+        weights=float(shape.parameters * weight_bytes),
+        factors=8.0 * needed * blocks * f**2,
+        originals=layers * reached * d * f * (weight_bytes + exact),
+        moments=4.0 * needed * blocks * f**2,
+        update=4.0 * layers * (one * d * f if dense else facts * (d + one * f)),
+    )

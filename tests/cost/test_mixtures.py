@@ -1,0 +1,111 @@
+"""What mixtures of experts cost: passes as they are counted, experts that are read and those that are not, memory."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import GptOssConfig, Qwen3MoeConfig
+
+from benchmarks.counting import Operations
+from lm_eval_edit.cost import estimate
+from lm_eval_edit.cost.editing import FactLength, operation, second_moments
+from lm_eval_edit.cost.memory import editing_memory
+from lm_eval_edit.cost.work import DEVICES, Pass, Shape, Work
+from tests.support.mixtures import EXPERTS, INNER, PICKED, every_mixture, mixture_model
+
+# The configurations on the hub, by hand: nothing is downloaded.
+QWEN3_30B = Qwen3MoeConfig(
+    vocab_size=151936, hidden_size=2048, num_hidden_layers=48, num_attention_heads=32, num_key_value_heads=4,
+    head_dim=128, num_experts=128, num_experts_per_tok=8, moe_intermediate_size=768,
+)  # fmt: skip
+GPT_OSS_20B = GptOssConfig(
+    vocab_size=201088, hidden_size=2880, intermediate_size=2880, num_hidden_layers=24, num_attention_heads=64,
+    num_key_value_heads=8, head_dim=64, num_local_experts=32, num_experts_per_tok=4,
+)  # fmt: skip
+LARGE = {"Qwen3-30B-A3B": QWEN3_30B, "gpt-oss-20b": GPT_OSS_20B}
+MEMIT = {"layers": (3, 4, 5, 6, 7)}
+
+
+@every_mixture
+def test_a_whole_pass_has_the_operations_that_are_counted(name):
+    model = mixture_model(name, torch.float32)
+    model.set_experts_implementation("eager")
+    model.set_attn_implementation("eager")
+    shape = Shape.of(model.config)
+    assert shape.parameters == sum(p.numel() for p in model.parameters())
+    assert (shape.experts, shape.picked, shape.routed) == (EXPERTS, PICKED, name not in ("qwen2_moe", "deepseek_v3"))
+    with torch.no_grad(), Operations() as counted:
+        model(torch.randint(1, 60, (3, 20), generator=torch.Generator().manual_seed(0)))
+    assert shape.blocks(60, 3 * 20**2) + 60 * shape.head == pytest.approx(counted.total, rel=0.05)
+
+
+def test_few_tokens_read_few_experts():
+    shape = Shape.of(MIXTURES_CONFIG)
+    assert shape.hit(1) == PICKED and shape.read(1) == shape.block_weights
+    assert PICKED < shape.hit(2) < shape.hit(50) <= EXPERTS
+    whole = shape.block_weights + (EXPERTS - PICKED) * shape.expert_weights
+    assert shape.read(1000) == pytest.approx(whole)
+    assert shape.expert_weights == 3 * shape.hidden * INNER
+    dense = Shape(10, 2, 4, 8, 10, 4, 100)
+    assert dense.hit(1000) == dense.edited(7) == 1 and dense.read(1000) == 100
+    one, many = (Work((Pass(1, 2 * shape.block_weights * tokens, 1),)) for tokens in (1, 1000))
+    slow = DEVICES["h100"]
+    assert many.seconds(shape, slow, 2, experts_apart=True) > one.seconds(shape, slow, 2, experts_apart=True)
+    assert one.seconds(shape, slow, 2, experts_apart=True) > one.seconds(shape, slow, 2)
+
+
+MIXTURES_CONFIG = mixture_model("qwen3_moe", torch.float32).config
+
+
+def test_the_parts_of_an_edit_by_hand():
+    shape = Shape.of(QWEN3_30B)
+    moments = second_moments(shape, "memit", MEMIT, 10**6)
+    assert moments.single == 2 * 768**2 * 8 * 5 * 10**6, "a token counts for each of the eight experts that it picks"
+    work = operation(shape, "memit", MEMIT, FactLength(10, 2, 3), 100)
+    hit = 128 * (1 - (1 - 8 / 128) ** 100)
+    assert work.double == pytest.approx(5 * (hit * (2 * 768**2 * 100 + 2 * 768 * 100**2) + 100**3 / 3))
+    tuned = operation(shape, "ft", {"layers": (3,), "num_steps": 1}, FactLength(10, 2, 3), 1)
+    assert tuned.single == 2 * 2048 * 768 * 12 * 8
+
+
+@pytest.mark.parametrize(
+    ("name", "billions", "active", "experts"), [("Qwen3-30B-A3B", 30.5, 3.0, 128), ("gpt-oss-20b", 20.9, 3.0, 32)]
+)
+def test_the_large_ones_are_known_without_their_weights(name, billions, active, experts):
+    shape = Shape.of(LARGE[name])
+    assert shape.parameters / 1e9 == pytest.approx(billions, rel=0.005) and shape.experts == experts and shape.routed
+    used = shape.layers * shape.block_weights / 1e9
+    assert used == pytest.approx(active, rel=0.15), "the head and the embeddings are apart"
+    cost = estimate(shape, tasks={"rte": None}, evaluations=1, editor="memit", options=MEMIT, operations=[100])
+    assert 0 < cost.parts["editing"] < 3600 and cost.parts["evaluating"] < 3600
+
+
+def test_memory_is_what_a_run_allocates():
+    """The tensors themselves, of a run on a tiny mixture, against the count."""
+    from lm_eval_edit import edit_model
+    from lm_eval_edit.moments.second_moments import SecondMoments
+    from tests.support.editors import DOWN
+    from tests.support.tiny import FACTS, TEMPLATES, tiny_tokenizer
+
+    model = mixture_model("qwen3_moe", torch.bfloat16)
+    ledger = edit_model(
+        model, tiny_tokenizer(), FACTS[:1], "tests.support.editors:Experts", context_templates=TEMPLATES, progress=False
+    )
+    shape = Shape.of(model.config)
+    counted = editing_memory(shape, "memit", {"layers": (1,)}, 1)
+    pieces = ledger.weights._touched[DOWN].pieces.values()
+    held = sum(p.original.nbytes + p.master.nbytes for p in pieces)
+    assert counted.originals == held == 2 * shape.hidden * INNER * (2 + 4), "two experts, as one token picks"
+    delta = ledger.operations[0].deltas[DOWN]
+    assert counted.update == delta.left.nbytes + delta.right.nbytes
+    moments = SecondMoments({DOWN: torch.eye(INNER).repeat(EXPERTS, 1, 1)})
+    factor = moments.cholesky(DOWN)
+    assert counted.factors == sum(block.nbytes for block in factor.blocks) and counted.moments == moments[DOWN].nbytes
+    assert counted.weights == 2 * shape.parameters
+
+
+def test_a_mixture_takes_as_many_devices_as_its_factors_need():
+    shape = Shape.of(GPT_OSS_20B)
+    common = {"tasks": {}, "evaluations": 0, "editor": "memit", "operations": [100], "device": DEVICES["h100"]}
+    assert estimate(shape, options={"layers": (5,)}, **common).gpus == 1
+    assert estimate(shape, options={"layers": tuple(range(24))}, **common).gpus == 2
