@@ -5,10 +5,12 @@
     python benchmarks/editing.py --tiny               # seconds, to see that it runs
     python benchmarks/editing.py --easyedit ~/EasyEdit --what rome memit kn
     python benchmarks/editing.py --what memory        # ledger size and peak memory at the shapes of a 7B model
+    python benchmarks/editing.py --model smollm2 --clock cpu --threads 1 --easyedit ~/EasyEdit    # a real model
 
 The other side is benchmarks/plain.py, which has the cost structure of the published implementations, or EasyEdit
-itself. Weights are random and the tokenizer is made on the spot: time does not depend on what a model knows. Method and
-figures: docs/performance.md.
+itself. Weights are random and the tokenizer is made on the spot: time does not depend on what a model knows. A real
+model (`--model`, benchmarks/real.py) says how far above the arithmetic minimum ours is. Method and figures:
+docs/performance.md.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT)]
 
-from benchmarks import counting, memory, plain  # noqa: E402
+from benchmarks import counting, memory, plain, real  # noqa: E402
 from lm_eval_edit import Fact  # noqa: E402
 from lm_eval_edit._support.files import hash_json  # noqa: E402
 from lm_eval_edit.editors.base import EditContext, Editor, EditResult, find_editor  # noqa: E402
@@ -271,7 +273,7 @@ class Bench:
         if not self.easyedit:
             return self._outcome(what, ours, straightforward)
         adapter = find_editor(f"easyeditor:{what.upper()}")
-        options = {n: v for n, v in editor.describe().items() if n not in _OURS}
+        options = {n: v for n, v in editor.describe().items() if n not in real.OURS}
         foreign = adapter(adapter.Options(self.easyedit, options | {"v_loss_layer": self.size.layers - 1} | more))
         return self._outcome(what, ours, lambda: foreign.compute(context, facts))
 
@@ -287,7 +289,6 @@ class Bench:
 
 # As long as a ZsRE question and the model's answer to it are in tokens.
 _QUESTION = Fact("w1 w2 w3", "w4 w5 mother tongue of {} is a w6 w7 w8", "w9 w10", "w11 w12 w13", id="0")
-_OURS = ("context_templates", "v_batch_size", "variant", "operation", "lambda1", "lambda2")  # not EasyEdit's fields
 _TARGET = {"layer_selection": "all"}
 _KN = {"lr_scale": 1.0, "n_toks": 10, "refine": False}
 
@@ -313,8 +314,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 (default: cpu)")
     parser.add_argument("--dtype", default="float32", choices=("float32", "float64"), help="of the models")
     parser.add_argument("--families", nargs="+", default=["gpt2", "llama"], choices=("gpt2", "llama"))
-    parser.add_argument("--what", nargs="+", default=[*WANTED, "memory"], choices=(*WANTED, "memory"))
+    parser.add_argument("--what", nargs="+", choices=sorted({*WANTED, *real.FACTS, "memory"}), help="default: all")
     parser.add_argument("--easyedit", metavar="DIR", help="compare with the EasyEdit of this clone, not with plain.py")
+    parser.add_argument("--model", help="a real model instead of random ones: smollm2, or the folder of another")
+    parser.add_argument("--facts", default="known_facts", help="--model: its facts, a file or a known set")
     parser.add_argument("--tolerance", type=float, default=1e-2, help="largest relative error (default: 1e-2, float32)")
     parser.add_argument(
         "--clock",
@@ -328,6 +331,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.threads:
         torch.set_num_threads(args.threads)
+    known = real.FACTS if args.model else (*WANTED, "memory")
+    if unknown := set(args.what or ()) - set(known):
+        parser.error(
+            f"--what {' '.join(sorted(unknown))}: {'a real model' if args.model else 'here'} knows {', '.join(known)}"
+        )
+    if args.model:
+        if args.clock == "flops":
+            parser.error("--clock flops: a real model is measured in seconds, --clock cpu or wall")
+        return real.main(args, CLOCKS[args.clock])
+    args.what = args.what or [*known]
     base = asdict(TINY if args.tiny else Size())
     size = Size(**{name: value if getattr(args, name) is None else getattr(args, name) for name, value in base.items()})
     print(

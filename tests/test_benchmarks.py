@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 
-from benchmarks import gpu, gpu_runs, lifelong
+from benchmarks import editing, gpu, gpu_runs, lifelong, minimum
+from lm_eval_edit.cost.work import Shape
+from lm_eval_edit.editors._shared.rows import Row
 from tests.conftest import ROOT
+from tests.support.tiny import FACTS, save_tiny, tiny_llama, write_facts
 
 ON_CPU = ("--device", "cpu", "--tiny")
 
@@ -146,3 +151,57 @@ def test_every_script_explains_itself(script):
     done = subprocess.run([sys.executable, script, "--help"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"usage: {script.rpartition('/')[2]}")
+
+
+METHODS = ("rome", "r_rome", "memit", "kn", "ft", "ft_m")
+
+
+@pytest.fixture
+def real(tmp_path):
+    """Arguments for a tiny model in a folder, as if it were a real one."""
+    facts = write_facts(tmp_path / "facts.jsonl", [replace(fact, separator=" ") for fact in FACTS])
+    folder = save_tiny(tmp_path / "model", tiny_llama())
+    return ["--model", str(folder), "--facts", str(facts), "--clock", "cpu"]
+
+
+def figures(printed: str) -> dict[str, list[str]]:
+    """{method: cells} of the table at the end."""
+    lines = [line.strip("| ").split(" | ") for line in printed.rstrip().splitlines() if line.startswith("| ")]
+    return {cells[0]: [cell.strip() for cell in cells[1:]] for cells in lines}
+
+
+def test_a_real_model_is_measured_beside_its_minimum(real, capsys):
+    assert editing.main(real) == 0
+    found = figures(capsys.readouterr().out)
+    assert set(METHODS) < set(found)
+    for what in METHODS:
+        count, ours, least, ratio, *theirs = found[what]
+        assert 0 < int(count) <= len(FACTS) and float(least) <= float(ours) and float(ratio) > 1, what
+        assert theirs[:3] == ["not run"] * 3
+
+
+def test_a_real_model_is_measured_beside_easyedit(real, capsys):
+    clone = os.environ.get("EASYEDIT_PATH")
+    if not clone:
+        pytest.skip("EASYEDIT_PATH names no clone of zjunlp/EasyEdit (docs/easyeditor.md says how to set one up)")
+    assert editing.main([*real, "--easyedit", clone]) == 0
+    for what, cells in figures(capsys.readouterr().out).items():
+        assert what not in METHODS or (float(cells[4]) > 0 and float(cells[6]) < 1e-2), what
+
+
+def test_what_a_real_model_does_not_know_is_told(real, capsys):
+    for wrong, told in ((["--what", "memory"], "a real model knows rome"), (["--clock", "flops"], "in seconds")):
+        with pytest.raises(SystemExit):
+            editing.main([*real, *wrong])
+        assert told in capsys.readouterr().err
+
+
+def test_the_least_work_counts_shared_beginnings_once_and_no_padding():
+    shape = Shape(1000, 4, 8, 16, 50, 8, 100)
+    rows = [Row([1, 2, 3, 4], 2, (4,)), Row([1, 2, 9, 4, 5], 3, (5,)), Row([3], 0)]
+    once = minimum._target(shape, [rows], 2, [1])
+    # Left of the subjects: 1, 1 2, 1 2 9; from them on 2 + 2 + 1 tokens, once below block 2 and once above; 3 are read.
+    assert once == shape.blocks(3, 3) + shape.blocks(5, 3 + 4 + 4 + 5 + 1) + 3 * shape.head
+    left = minimum._target(shape, [rows, rows], 2, [1, 1])
+    assert left == 2 * once - shape.blocks(3, 3)
+    assert minimum._target(shape, [rows], 2, [2]) == once + 2 * (shape.blocks(5, 17, 2) + 3 * shape.head)

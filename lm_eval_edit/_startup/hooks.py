@@ -12,7 +12,7 @@ import inspect
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,9 +21,10 @@ from lm_eval_edit._startup import chat
 from lm_eval_edit._support.interrupts import PLAIN, Terminated, asked, kept, tell
 from lm_eval_edit._support.terminal import printable
 from lm_eval_edit.errors import ConfigurationError, UserError, problems_of
-from lm_eval_edit.harness.our_tasks import tasks_dir
+from lm_eval_edit.harness.our_tasks import all_ours, our_names, tasks_dir
 
 if TYPE_CHECKING:
+    from lm_eval.config.evaluate_config import EvaluatorConfig
     from lm_eval.tasks.manager import TaskManager
 
 MODEL_TYPE = "edited_hf"
@@ -153,7 +154,8 @@ def _check_data_when_tasks_are_named(task_manager: type[TaskManager]) -> None:
         names: list[str] = []
         mark = _named.set(names)
         try:
-            manager = process(self, *args, **kwargs)
+            with only_our_tasks() if _names_only_ours(self) else nullcontext():
+                manager = process(self, *args, **kwargs)
         finally:
             _named.reset(mark)
         try:
@@ -164,6 +166,25 @@ def _check_data_when_tasks_are_named(task_manager: type[TaskManager]) -> None:
 
     task_manager.match_tasks = match_tasks
     EvaluatorConfig.process_tasks = process_tasks
+
+
+def _names_only_ours(command: EvaluatorConfig) -> bool:
+    """Whether the harness's command line asks for our model and for tasks that can only be ours.
+
+    Then its index of 14,000 tasks is not needed. A program that calls the harness may do more with it afterwards, tasks
+    of the user's own may build on built-in ones whatever they are called, and a name that nobody knows is left to the
+    harness's own words.
+    """
+    if command.model != MODEL_TYPE or command.include_path or not _is_command_line_program():
+        return False
+    given = command.tasks
+    words = [given] if isinstance(given, str) else given or []
+    if not all(isinstance(word, str) for word in words):
+        return False
+    try:
+        return all_ours([name for word in words for name in word.split(",")], our_names())
+    except UserError:
+        return False
 
 
 def _check_data(names: list[str], manager: TaskManager) -> None:

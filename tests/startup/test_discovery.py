@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import subprocess
+import sys
 import textwrap
 from pathlib import Path
 
@@ -210,6 +212,40 @@ def test_only_our_tasks(indexed, tasks_folder):
         raise KeyError
     TaskManager()
     assert indexed[0] == [tasks_folder] and len(indexed[1]) == 2
+
+
+@pytest.mark.parametrize(
+    ("program", "changed", "ours_alone"),
+    [
+        ("lm_eval", {}, True),
+        ("lm_eval", {"tasks": ["edithurt_editing,edithurt_perplexity"]}, True),
+        ("lm_eval", {"tasks": ["edithurt_*"]}, True),
+        ("lm_eval", {"tasks": ["edithurt_suite", "hellaswag"]}, False),
+        ("lm_eval", {"tasks": ["edit*"]}, False),
+        ("lm_eval", {"tasks": ["edithurt_suit"]}, False),  # in the harness's own words
+        ("lm_eval", {"tasks": ["edithurt_mine.yaml"]}, False),
+        ("lm_eval", {"model": "hf"}, False),
+        ("lm_eval", {"include_path": "somewhere"}, False),
+        ("my_program.py", {}, False),  # it may ask the manager for other tasks afterwards
+    ],
+)
+def test_the_harness_command_indexes_ours_alone_where_they_are_all_it_asks_for(
+    indexed, tasks_folder, monkeypatch, program, changed, ours_alone
+):
+    from lm_eval.config.evaluate_config import EvaluatorConfig
+
+    class Program:
+        __spec__ = None
+
+    monkeypatch.setitem(sys.modules, "__main__", Program())
+    monkeypatch.setattr(sys, "argv", [program])
+    with contextlib.suppress(Exception):  # an index that nothing is in: no task is found
+        EvaluatorConfig(**({"model": "edited_hf", "tasks": ["edithurt_suite"]} | changed)).process_tasks()
+    assert tasks_folder in indexed[0] and (indexed[0] == [tasks_folder]) is ours_alone
+    from lm_eval.tasks import TaskManager
+
+    TaskManager()
+    assert len(indexed[-1]) == 2, "what comes after is as it was"
 
 
 def test_wrong_call_keeps_the_harness_error(indexed):
