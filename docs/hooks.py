@@ -101,7 +101,7 @@ def command_line() -> str:
         "",
         "## Options of `--model edited_hf`",
         "",
-        "Written `--model_args name=value,name=value,...`. Every argument of the harness's `hf` passes through as well,",
+        "Written `--model_args name=value,name=value,...`. Every argument of the harness's `hf` passes through,",
         "and an editor's hyper-parameters stand beside them (`lm-eval-edit ls editors NAME` lists them).",
         "",
         "| option | what it is | takes | default |",
