@@ -27,7 +27,7 @@ from lm_eval_edit.edits.ledger import Ledger, check_schedule, open_ledger
 from lm_eval_edit.edits.needed_moments import check_second_moments, no_second_moments
 from lm_eval_edit.edits.operations import Operation
 from lm_eval_edit.edits.prompt_lengths import flat, too_long
-from lm_eval_edit.edits.routing import Routing
+from lm_eval_edit.edits.routing import Routing, tell_changed
 from lm_eval_edit.edits.source import describe_source
 from lm_eval_edit.edits.success import FEW, Success
 from lm_eval_edit.edits.surroundings import chat_problems, kept_frame
@@ -372,6 +372,7 @@ class EditRun:
             states.append(operation.state)
             operation.release()
         if rest:
+            tell_changed(operation.record["details"] for operation in ledger.operations[-len(rest) :])
             ledger.compare_with_weights()
 
     def _answers(self, facts: Sequence[Fact]) -> list[Answer]:

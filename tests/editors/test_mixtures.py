@@ -331,7 +331,7 @@ def test_routing_before_and_after_is_recorded(name, caplog):
     torch.testing.assert_close(sum(found["by_layer"]["1"]["gates"][0][0]), float(before[1][2].sum()))
     moved = set(before[2][1].tolist()) != set(after[1].tolist())
     assert found["changed"] == ({"2": ["0"]} if moved else {})
-    assert ("router of layer 2 picks for the subject of 0" in caplog.text) == moved
+    assert ("router of layer 2 picks for the subjects of 1 fact (0)" in caplog.text) == moved
     assert moved or name != "gpt_oss", "at least one of these edits changes what the next router sees enough"
 
 
