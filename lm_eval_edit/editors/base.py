@@ -41,7 +41,7 @@ class EditContext:
     Attributes:
         model: In evaluation mode, carrying all earlier operations of the schedule.
         tokenizer: Its tokenizer.
-        architecture: Its parts.
+        architecture: Its parts, with what the editor's options edit as its down-projections (`Editor.edited`).
         context_templates: As `Editor.template_plan` asks: flat for the ROME family, nested for the MEMIT family.
         second_moments: E[k kᵀ] per module, for editors that need them.
         seed: The schedule's seed, for editors that draw random numbers (from generators of their own).
