@@ -226,6 +226,8 @@ def _begin(
         "second_moments_source": second_moments.source,
         "versions": versions(),
     } | ({"chat": chat.record()} if chat else {})
+    if picks := second_moments.picks_record(needed):
+        extra["second_moments_picks"] = picks
     ledger = open_ledger(directory, identity, extra, EditedWeights(model), len(operations))
     check_schedule(directory, ledger.operations, operations)
     ledger.finish = editor.finish
