@@ -158,7 +158,7 @@ def test_experts_in_a_list_are_refused():
         UserError, match=r"model.layers.0 holds 2 modules in mlp.experts, experts by their look"
     ) as caught:
         Architecture.discover(model)
-    assert "own code (trust_remote_code): leave that out where transformers has the model" in str(caught.value)
+    assert "own code: leave trust_remote_code out where transformers has the model" in str(caught.value)
 
 
 def test_absolute_positions_that_cannot_be_given_are_refused():
