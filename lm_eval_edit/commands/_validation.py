@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,7 +57,7 @@ def validation(options: Mapping[str, Any]) -> tuple[list[str], list[str]]:
             model = _without_weights(plan, plan.config)
             shapes = _Shapes(model, Architecture.discover(model), _dtype(plan, plan.config))
         except (UserError, ValueError) as error:
-            problems.append(str(error))
+            problems += [str(error)] if str(error) not in problems else []
     chosen = plan.hyperparameters
     if shapes is not None:
         rows += _model(plan, shapes)
@@ -107,7 +107,39 @@ def _model(plan: EditPlan, shapes: _Shapes) -> list[tuple[str, str]]:
             f"width {architecture.hidden_size}, keys of {architecture.key_size}, {_name(shapes.dtype)}",
         ),
         ("blocks", f"{blocks[0]} to {blocks[-1]}"),
+        *(("mixtures" if not number else "", line) for number, line in enumerate(_mixtures(architecture))),
     ]
+
+
+def _mixtures(architecture: Architecture) -> list[str]:
+    """A line for each kind of mixture of experts among the blocks, and one for those that have none."""
+    kinds: dict[tuple[str, int, int, int, str], list[int]] = {}
+    dense = []
+    for layer, mixture in enumerate(architecture.mixtures):
+        if mixture is None:
+            dense.append(layer)
+            continue
+        inside = [path.removeprefix(f"{mixture.path}.") for path in (mixture.router or "", mixture.shared or "")]
+        own = mixture.down.removeprefix(f"{architecture.blocks[layer]}.")
+        told = f"router {inside[0]}" + (f", shared expert {inside[1]}" if inside[1] else "")
+        kinds.setdefault((own, mixture.n_experts, mixture.top_k, mixture.key_size, told), []).append(layer)
+    lines = [
+        f"{_named(layers)}: {experts} experts with keys of {size}, {top_k} picked for a token, {own}; {told}"
+        for (own, experts, top_k, size, told), layers in kinds.items()
+    ]
+    return lines + ([f"{_named(dense)}: dense"] if lines and dense else [])
+
+
+def _named(layers: Sequence[int]) -> str:
+    """Ascending numbers as ranges: layers 0, 3-5."""
+    runs: list[list[int]] = []
+    for layer in layers:
+        if runs and layer == runs[-1][-1] + 1:
+            runs[-1].append(layer)
+        else:
+            runs.append([layer])
+    ranges = ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
+    return f"layer{'s' * (len(layers) > 1)} {ranges}"
 
 
 def _parameters(editor: Editor, shapes: _Shapes, problems: list[str]) -> list[str] | None:
@@ -183,7 +215,7 @@ def _second_moments(plan: EditPlan, editor: Editor, architecture: Architecture, 
     """In words whether they are there; what is wrong with them joins the problems."""
     settings = plan.settings
     layers = [layer for layer in editor.needs_second_moments() if layer in range(architecture.n_layers)]  # else told
-    needed = [architecture.down_projections[layer] for layer in layers]
+    needed = [editor.edited(architecture).down_projections[layer] for layer in layers]
     if not needed:
         return "not needed"
     if plan.second_moments is None:
@@ -212,10 +244,19 @@ def _memory(chosen: Hyperparameters | None, shapes: _Shapes, parameters: list[st
         if wide != dtype:
             parts[f"their sums in {_name(wide)}"] = edited * wide.itemsize
     if chosen is not None:
-        count = len(chosen.editor.needs_second_moments())
-        if count:
-            parts["second moments and their float64 factors"] = count * shapes.architecture.key_size**2 * (4 + 8)
+        architecture = chosen.editor.edited(shapes.architecture)
+        if sizes := [_moment_size(architecture, layer) for layer in chosen.editor.needs_second_moments()]:
+            parts["second moments and their float64 factors"] = sum(sizes) * (4 + 8)
     return ", ".join(f"{name} {_size(size)}" for name, size in parts.items())
+
+
+def _moment_size(architecture: Architecture, layer: int) -> int:
+    """Numbers in a layer's second moment; 0 for a layer that there is not, which is told."""
+    if layer not in range(architecture.n_layers):
+        return 0
+    mixture = architecture.mixtures[layer]
+    blocks = mixture.n_experts if mixture is not None and architecture.is_routed(layer) else 1
+    return int(blocks * architecture.key_sizes[layer] ** 2)
 
 
 def _size(size: float) -> str:

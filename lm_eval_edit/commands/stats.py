@@ -7,6 +7,7 @@ from pathlib import Path
 
 from lm_eval_edit._support.terminal import printable
 from lm_eval_edit.commands._model_args import add_model_args, parse_model_args
+from lm_eval_edit.editors.mixtures import EXPERTS
 from lm_eval_edit.errors import UserError
 from lm_eval_edit.settings import parse_layers
 
@@ -27,6 +28,12 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
     parser.add_argument("--corpus", required=True, help="wikitext, wikipedia, or a text or JSONL file")
     parser.add_argument("--tokens", required=True, type=int, help="how many tokens; ten or more per dimension are good")
     parser.add_argument("--max_length", type=int, help="cut texts to so many tokens (default: the model's context)")
+    parser.add_argument(
+        "--edit_experts",
+        choices=EXPERTS,
+        default="shared",
+        help="of a mixture with a shared expert: that one (default), or those that the router picks, one moment each",
+    )
     parser.add_argument("--output", type=Path, help="also write them to this file, for edit_second_moments=FILE")
     return parser
 
@@ -58,12 +65,19 @@ def run(args: argparse.Namespace) -> int:
     if options.get("editor", "none") != "none":
         raise UserError(f"--model_args editor={options['editor']}: second moments are those of the unedited model")
     lm = EditedHFLM.create_from_arg_obj(options)
-    moments = collect_second_moments(lm.model, lm.tokenizer, layers, corpus, args.tokens, max_length=args.max_length)
-    modules = [Architecture.discover(lm.model).down_projections[layer] for layer in layers]
+    architecture = Architecture.discover(lm.model)
+    if args.edit_experts == "routed":
+        architecture = architecture.routed()
+    moments = collect_second_moments(
+        lm.model, lm.tokenizer, layers, corpus, args.tokens, max_length=args.max_length, architecture=architecture
+    )  # fmt: skip
+    modules = [architecture.down_projections[layer] for layer in layers]
     for module in modules:
-        dimensions = moments[module].shape[0]
+        dimensions, picks = moments[module].shape[-1], moments.picks(module)
         source = printable(corpus.source)
-        print(f"{module}: {dimensions} dimensions, {moments.count(module)} tokens of {source}")
+        of = "" if picks is None else f"{len(picks)} experts, "
+        seen = "" if picks is None else f"; an expert was picked by {int(picks.min())} to {int(picks.max())} of them"
+        print(f"{module}: {of}{dimensions} dimensions, {moments.count(module)} tokens of {source}{seen}")
     if args.output:
         about = {"corpus": corpus.source, "corpus_sha256": corpus.sha256, "model": str(options["pretrained"])}
         save_second_moments(args.output, moments, modules, about)

@@ -115,7 +115,9 @@ class BetaEdit(AlphaEdit):
             return found
 
         def start() -> _NullSpace:
-            return within(self._basis(context, layer, threshold).to(keys.device))
+            basis = self._basis(context, layer, threshold)
+            assert isinstance(basis, Tensor), "experts are refused"
+            return within(basis.to(keys.device))
 
         def add(space: _NullSpace, state: Mapping[str, Tensor]) -> _NullSpace:
             new = state[keys_name(module)].to(keys.device, keys.dtype)

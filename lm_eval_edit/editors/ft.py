@@ -34,8 +34,9 @@ from lm_eval_edit.editors._shared.finetune import padded, target_loss, target_ro
 from lm_eval_edit.editors._shared.forward import without_parameter_gradients
 from lm_eval_edit.editors._shared.progress import steps
 from lm_eval_edit.editors._shared.rows import AlignedRows, Row
-from lm_eval_edit.editors._shared.trained import trained_parts
-from lm_eval_edit.editors.base import EditContext, Editor, EditResult, check_experts, experts_option, option
+from lm_eval_edit.editors._shared.trained import expert_numbers, trained_parts
+from lm_eval_edit.editors.base import EditContext, Editor, EditResult, experts_option, option
+from lm_eval_edit.editors.mixtures import check_experts
 from lm_eval_edit.errors import UserError
 from lm_eval_edit.facts.fact import Fact
 from lm_eval_edit.facts.tokens import encode
@@ -70,15 +71,14 @@ class FtOptions:
     )  # fmt: skip
 
     edit_experts: str = experts_option()
-    experts: tuple[int, ...] = option(
-        "numbers of the experts that are trained in each mixture; by default those that the facts are routed to",
-        default=(), later=True,
+    experts: Any = option(
+        "numbers of the experts that are trained in each mixture (3:17); by default those that the facts are routed to",
+        default=None, later=True,
     )  # fmt: skip
 
     def __post_init__(self) -> None:
         check_experts(self.edit_experts)
-        if any(number < 0 for number in self.experts) or len(set(self.experts)) < len(self.experts):
-            raise ValueError(f"experts={list(self.experts)}: want each expert's number once, from 0 on")
+        object.__setattr__(self, "experts", expert_numbers(self.experts))
         if self.append_eos and self.objective_optimization != "target_new":
             raise ValueError(
                 "append_eos=True: the end of the text comes behind the target's last token, which prompt_last does not "
@@ -136,7 +136,9 @@ class Ft(Editor):
         above = Above(model, context.architecture, [len(row.ids) for row in rows], min(o.layers))
         orders = generator_for(context.seed, facts, "order") if o.shuffle else None
         batches = self._batches(model, rows, range(len(rows)))
-        parts = {part.name: part for part in trained_parts(model, context.architecture, o.layers, rows, o.experts)}
+        parts = {
+            part.name: part for part in trained_parts(model, context.architecture, o.layers, rows, o.experts or ())
+        }
         # The model's own tensors are never written: the forward is given these in their place.
         trained = {name: part.start.requires_grad_() for name, part in parts.items()}
         bounds = {name: part.start for name, part in parts.items()}

@@ -72,9 +72,17 @@ class Kn(Editor):
     source = "Dai et al. 2022, arXiv 2104.08696"
     Options = KnOptions
     options: KnOptions
-    not_routed = "it scores the neurons of one MLP per layer, and a token passes through those of the picked experts alone"
+    not_routed = (
+        "it scores the neurons of one MLP per layer, and a token passes through those of the picked experts alone"
+    )
     # EasyEdit declares these and reads none of them on the way to an edit from a single prompt.
     unused_fields = frozenset(("lr_scale", "n_toks", "refine"))
+
+    def architecture_problems(self, architecture: Architecture) -> list[str]:
+        problems, widths = super().architecture_problems(architecture), sorted(set(architecture.key_sizes))
+        if len(widths) > 1 and not problems:
+            problems.append(f"kn ranks the neurons of all layers, which must be as many in each; here {widths}")
+        return problems
 
     def fact_problem(self, fact: Fact) -> str | None:
         if reason := super().fact_problem(fact):

@@ -93,7 +93,9 @@ class Lora(Editor):
     source = "Hu et al. 2021, arXiv 2106.09685; Zhang et al. 2024, arXiv 2401.01286"
     Options = LoraOptions
     options: LoraOptions
-    not_routed = "its adapters are for linear maps; peft has none for slices of one tensor, which hold a mixture's facts"
+    not_routed = (
+        "its adapters are for linear maps; peft has none for slices of one tensor, which hold a mixture's facts"
+    )
     batches = True
     longest_object = None
 

@@ -69,4 +69,5 @@ class MemitSeq(KeepsKeys, Memit):
             history if o.lambda_prev else (),
             module, len(factor), keys, lambda given: whitened(given, o.lambda_prev), (weight, norm, o.lambda_prev),
         )  # fmt: skip
-        return upper_solve(factor, earlier.solve(whitened(keys))) / weight**0.5
+        directions: Tensor = upper_solve(factor, earlier.solve(whitened(keys))) / weight**0.5
+        return directions

@@ -4,8 +4,8 @@ Meng et al., *Locating and Editing Factual Associations in GPT*, NeurIPS 2022 (a
 implementation's choices are kept: u from the mean key over the context templates, the update's denominator from the
 bare prompt's key (EasyEdit and the authors' repository agree; R-ROME differs there).
 
-Of a mixture of experts the one with the largest gate is edited, as though the others were not there: its key is the only
-part of k that is not zero.
+Of a mixture of experts the one with the largest gate is edited, as though the others were not there: its key is the
+only part of k that is not zero.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from torch import Tensor
 from lm_eval_edit.editors._shared.experts import one_expert
 from lm_eval_edit.editors._shared.sites import site_of
 from lm_eval_edit.editors._shared.target import Targets, optimise_targets
-from lm_eval_edit.editors.base import EditContext, Editor, EditResult, check_experts, experts_option, option
+from lm_eval_edit.editors.base import EditContext, Editor, EditResult, experts_option, option
+from lm_eval_edit.editors.mixtures import check_experts
 from lm_eval_edit.editors.templates import TemplatePlan, check_length_params
 from lm_eval_edit.facts.fact import Fact
 from lm_eval_edit.moments.blocks import cholesky_solve

@@ -100,8 +100,8 @@ class Architecture:
         """Find the parts of a Hugging Face causal language model.
 
         Raises:
-            UserError: no list of blocks, or no single down-projection in a block (e.g. experts in a list of modules), or
-                a recurrent state in place of keys and values.
+            UserError: no list of blocks, or no single down-projection in a block (e.g. experts in a list of
+                modules), or a recurrent state in place of keys and values.
         """
         with eager_experts(model):
             kept, name = _kept(model), type(model).__name__

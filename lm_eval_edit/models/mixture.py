@@ -3,7 +3,7 @@
 The experts of a mixture are one module with one 3-D tensor for all down-projections, (E, d, f) or (E, f, d), and one
 twice as large for what leads into them, gate and up. A router picks some experts for each token; the mixture's output
 is Σ_j g_j W_j k_j, g_j being the gate of the picked expert j and k_j (f,) its key. Side by side the matrices are one
-map, W_s = [W_1 … W_E] (d, E f), of the stacked key k_s = concat(g_j k_j), with zeros for the experts that are not picked.
+map, W_s = [W_1 … W_E] (d, E f), of the stacked key k_s = concat(g_j k_j), with zeros for experts that are not picked.
 
 What is picked, and with which gates, is read where the mixture hands it to its experts. How gate and up make a key is
 asked of the experts' module; that the keys are what the module computes with is tried on one token, where there are
@@ -172,7 +172,7 @@ def find_mixture(block_path: str, block: nn.Module, hidden: int) -> Mixture | No
 
 
 def _held(module: nn.Module, d: int) -> tuple[str, str, bool] | None:
-    """(down, up, transposed) of a module that holds experts' tensors: one (E, d, f) or (E, f, d), one with 2 f for f."""
+    """(down, up, transposed) of a module that holds experts: one tensor (E, d, f) or (E, f, d), one with 2 f for f."""
     tensors = {name: p for name, p in module.named_parameters(recurse=False) if p.ndim == 3}
     if len(tensors) != 2:
         return None
@@ -206,10 +206,10 @@ def _router(path: str, mixture: nn.Module, experts: nn.Module, shape: tuple[int,
 @torch.no_grad()
 def _tried(found: Mixture, block: nn.Module, block_path: str, d: int) -> int:
     """How many experts are picked for a token, seen on one; the experts' output for it is compared with their keys'."""
-    inner = replace(found, **{
-        name: value.removeprefix(f"{block_path}.")
-        for name, value in vars(found).items() if isinstance(value, str)
-    })  # fmt: skip
+    within: dict[str, Any] = {
+        name: value.removeprefix(f"{block_path}.") for name, value in vars(found).items() if isinstance(value, str)
+    }
+    inner = replace(found, **within)
     weight = block.get_parameter(inner.down)
     x = torch.linspace(-1, 1, d, dtype=torch.float64).to(device=weight.device, dtype=weight.dtype)[None, None]
     seen: list[tuple[Tensor, Tensor, Tensor]] = []
@@ -221,7 +221,7 @@ def _tried(found: Mixture, block: nn.Module, block_path: str, d: int) -> int:
             raise _Reached
 
     def keep(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        outputs.append(output)
+        outputs.append(output.clone())  # some mixtures add to it in place
 
     with contextlib.ExitStack() as stack:
         stack.callback(inner.watch(block, reached).remove)
@@ -249,8 +249,8 @@ def _tried(found: Mixture, block: nn.Module, block_path: str, d: int) -> int:
 @contextlib.contextmanager
 def eager_experts(model: nn.Module) -> Iterator[None]:
     """Within the block a model computes its experts one after another, in torch's own operations; then as before."""
-    configs = {id(m.config): m.config for m in model.modules() if hasattr(m, _APPLY_GATE) and hasattr(m, "config")}
-    kept: list[tuple[Any, Any]] = [(config, config._experts_implementation) for config in configs.values()]
+    configs: dict[int, Any] = {id(m.config): m.config for m in model.modules() if hasattr(m, _APPLY_GATE)}
+    kept = [(config, config._experts_implementation) for config in configs.values()]
     try:
         for config, _ in kept:
             config._experts_implementation = "eager"

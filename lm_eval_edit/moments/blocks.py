@@ -30,7 +30,7 @@ class BlockDiagonal:
         return self.shape[0]
 
     @property
-    def T(self) -> BlockDiagonal:  # noqa: N802 - as a tensor's
+    def T(self) -> BlockDiagonal:
         return BlockDiagonal([block.T for block in self.blocks])
 
     def to(self, device: torch.device) -> BlockDiagonal:

@@ -3,8 +3,8 @@
 C = (1/N) Σ k kᵀ over the first N tokens of the corpus, k being the input of a layer's MLP down-projection. The pass
 ends at the last layer's key: neither its MLP output, nor the blocks above, nor the language-model head is computed.
 
-Where a mixture's experts are edited, k is the stacked key, and of C the block of each expert is kept: (1/N) Σ (g k)(g k)ᵀ
-over the tokens that picked it, g being its gate. How many they were is counted.
+Where a mixture's experts are edited, k is the stacked key, and of C the block of each expert is kept,
+(1/N) Σ (g k)(g k)ᵀ over the tokens that picked it, g being its gate. How many they were is counted.
 """
 
 from __future__ import annotations
@@ -147,8 +147,8 @@ def _tell_if_few(moments: SecondMoments, architecture: Architecture, layer: int)
     if picks is not None and int(picks.min()) < FEW * f:
         rare = int((picks < FEW * f).sum())
         logger.warning(
-            "%d of the %d experts of layer %d were picked by fewer than %d of the %d tokens (%d for each of an expert's "
-            "dimensions), one by %d: their second moments are shrunk towards the mean of all; more tokens are better",
+            "%d of the %d experts of layer %d were picked by fewer than %d of the %d tokens (%d for each dimension of "
+            "their keys), one by %d: their second moments are shrunk towards the mean of all; more tokens are better",
             rare, len(picks), layer, FEW * f, count, FEW, int(picks.min()),
         )  # fmt: skip
     elif count is not None and count < FEW * f:

@@ -3,8 +3,8 @@
 Uncentred, over all tokens of a corpus; k is the input of the MLP down-projection, so C is (f, f). ROME whitens its key
 with C⁻¹, MEMIT adds λC to its normal equations, AlphaEdit projects onto C's null space.
 
-The keys of a mixture's experts are stacked (`models.mixture`), and C is taken to be block-diagonal: (E, f, f), one block
-for each expert. What is computed of it is block by block (`blocks`).
+The keys of a mixture's experts are stacked (`models.mixture`), and C is taken to be block-diagonal: (E, f, f), one
+block for each expert. What is computed of it is block by block (`blocks`).
 """
 
 from __future__ import annotations
@@ -226,6 +226,11 @@ class SecondMoments:
             else:
                 self._null_spaces[made] = vectors[:, : int(r)].contiguous()
         return self._null_spaces[made]
+
+    def picks_record(self, modules: Sequence[str]) -> dict[str, list[int]]:
+        """How many tokens picked each expert, for a record, of those modules that are a mixture's."""
+        found = {module: self.picks(module) for module in modules}
+        return {module: picks.tolist() for module, picks in found.items() if picks is not None}
 
     def sha256(self, modules: list[str]) -> str:
         """A hash of the moments of these modules."""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import textwrap
 from dataclasses import fields
 
 import pytest
+import torch
 from transformers import PreTrainedModel
 
 from lm_eval_edit import UserError, cli
@@ -15,6 +17,7 @@ from lm_eval_edit.editors.base import BUILT_IN, find_editor
 from lm_eval_edit.editors.hyperparameters import presets
 from lm_eval_edit.settings import EditSettings
 from tests.conftest import ROOT
+from tests.support.mixtures import mixture_model
 from tests.support.processes import python
 from tests.support.tiny import (
     FACTS,
@@ -22,6 +25,7 @@ from tests.support.tiny import (
     WORDS,
     save_tiny,
     tiny_model,
+    write_facts,
 )
 
 
@@ -203,12 +207,36 @@ def test_validate_tells_all_problems_at_once(in_process):
         assert problem in printed.partition("6 problems")[2]
 
 
+def test_validate_prints_mixtures_and_what_cannot_edit_them(in_process, tmp_path):
+    save_tiny(tmp_path, mixture_model("deepseek_v3", torch.float32))
+    facts = write_facts(tmp_path / "facts.jsonl")
+    run = f"pretrained={tmp_path},edit_dataset={facts},n_edits=2,edit_layers=1-2"
+    status, printed, _ = in_process("validate", f"{run},editor=ft,edit_experts=routed")
+    assert status == 0
+    flat = " ".join(printed.split())
+    assert "mixtures layers 1-2: 4 experts with keys of 16, 2 picked for a token, mlp.experts.down_proj; " in flat
+    assert "router gate, shared expert shared_experts.down_proj layer 0: dense edits" in flat
+    assert re.search(r"edits +model.layers.1.mlp.experts.down_proj  \(4, 32, 16\)", printed)
+    status, printed, _ = in_process("validate", f"{run},editor=ft")
+    assert status == 0 and re.search(r"edits +model.layers.1.mlp.shared_experts.down_proj.weight", printed)
+    save_tiny(tmp_path, mixture_model("qwen3_moe", torch.float32))
+    for editor, why in (
+        ("ultraedit", "ultraedit cannot edit the experts of layers 1, 2: it takes one key and one output gradient"),
+        ("betaedit,edit_corpus=wikitext", "betaedit cannot edit the experts of layers 1, 2: its null space is found"),
+        ("mend,archive=demo", "mend cannot edit the experts of layers 0, 1, 2: its hypernetwork maps the gradient"),
+        ("ft,experts=1:9", "experts=9: layer 1 has experts 0 to 3"),
+    ):
+        where = run.replace(",edit_layers=1-2", "") if editor.startswith("mend") else run
+        status, printed, _ = in_process("validate", f"{where},editor={editor}")
+        assert status == 1 and why in printed
+
+
 def test_validate_of_models_that_cannot_be_edited(in_process, tmp_path):
-    config = {"model_type": "mixtral", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
-              "num_key_value_heads": 2, "intermediate_size": 64, "vocab_size": 50}  # fmt: skip
+    config = {"model_type": "llama4_text", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+              "num_key_value_heads": 2, "intermediate_size": 64, "vocab_size": 50, "head_dim": 8}  # fmt: skip
     (tmp_path / "config.json").write_text(json.dumps(config))
     status, printed, _ = in_process("validate", f"editor=rome,pretrained={tmp_path},edit_layers=1")
-    assert status == 1 and "1 problem\n  - block model.layers.0 holds mlp.experts.gate_up_proj" in printed
+    assert status == 1 and "1 problem\n  - block model.layers.0 holds feed_forward.experts.gate_up_proj" in printed
     status, printed, _ = in_process("validate", "editor=rome,pretrained=/nowhere")
     assert status == 1 and "pretrained=/nowhere: no model configuration found" in printed
 

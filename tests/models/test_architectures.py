@@ -125,18 +125,16 @@ def test_half_precision_models_are_edited_in_float32(name, dtype):
 
 # ------------------------------------------------------------------------------------------------------------ refusals
 
-MOE = GROUPED | {"num_experts_per_tok": 2}
 STATE = COMMON | {"hidden_size": HIDDEN, "num_hidden_layers": LAYERS}
 
 
 @pytest.mark.parametrize(
     ("model_type", "config", "message"),
     [
-        ("mixtral", MOE | {"num_local_experts": 4}, r"layers.0 holds mlp.experts.gate_up_proj \(4x160x32\), experts"),
         (
-            "qwen2_moe",
-            MOE | {"num_experts": 4, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 24},
-            r"mlp.experts.gate_up_proj \(4x32x32\), experts",
+            "llama4_text",  # every expert sees every token, scaled by the router
+            GROUPED | {"num_local_experts": 4, "intermediate_size_mlp": 48},
+            r"layers.0 holds feed_forward.experts.gate_up_proj \(4x32x160\), experts",
         ),
         ("mamba", STATE | {"state_size": 4}, "MambaForCausalLM keeps no keys and values from token to token"),
         ("rwkv", STATE | {"attention_hidden_size": HIDDEN}, "RwkvForCausalLM keeps no keys and values"),
@@ -147,7 +145,7 @@ def test_experts_and_state_spaces_are_refused(model_type, config, message):
     model = build(model_type, config)
     with pytest.raises(UserError, match=message) as caught:
         Architecture.discover(model)
-    assert "mixture-of-experts and state-space blocks cannot be edited" in str(caught.value)
+    assert "Other experts and state-space blocks cannot be edited" in str(caught.value)
     with pytest.raises(UserError, match=message):
         edit_model(model, tiny_tokenizer(), [FACTS[0]], "rome", options={"layers": [1]}, progress=False)
 

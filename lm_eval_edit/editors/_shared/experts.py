@@ -39,4 +39,3 @@ def one_expert(context: EditContext, fact: Fact, layer: int, targets: Targets, m
     kept = targets.keys.new_zeros(*targets.keys.shape[:2], mixture.n_experts, mixture.key_size)
     kept[:, :, expert] = targets.keys.reshape(kept.shape)[:, :, expert]
     return replace(targets, keys=kept.flatten(2))
-

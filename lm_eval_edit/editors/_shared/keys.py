@@ -5,8 +5,8 @@ What MEMIT (Meng et al. 2023, arXiv 2210.07229), EMMET (Gupta et al. 2024, arXiv
 along which directions of key space it is added. K (f, n) holds one key per request, C = E[k kᵀ] is (f, f).
 
 No solve factors an f x f matrix for a small batch: C is fixed, so its Cholesky factor is made once, and the n requests
-enter through an n x n system. Where a mixture's experts are edited, f is that of all of them together, and C has a factor
-for each (`moments.blocks`).
+enter through an n x n system. Where a mixture's experts are edited, f is that of all of them together, and C has a
+factor for each (`moments.blocks`).
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ class SubjectStates:
     """What the model computes at the subjects' last tokens, for n requests.
 
     Attributes:
-        keys: {layer: (f, n)} what the edited matrix reads (`sites`: the MLP down-projection's input), in float64: per request the mean over the template types
-            of the mean over each type's templates, as the published MEMIT has it. A type weighs as much as another
-            however many templates it has.
+        keys: {layer: (f, n)} what the edited matrix reads (`sites`: the MLP down-projection's input), in float64: per
+            request the mean over the template types of the mean over each type's templates, as the published MEMIT has
+            it. A type weighs as much as another however many templates it has.
         outputs: (n, d) output of a whole block for the bare prompts, in float64.
     """
 
@@ -141,8 +141,8 @@ def solve_normal_equations(moments: SecondMoments, module: str, weight: float, k
         UserError: the system is not positive definite.
     """
     f, n = keys.shape
-    # Below, the triangular solves with the cached factor cost less than a new factorisation, and always less than one of
-    # all experts together.
+    # Below, the triangular solves with the cached factor cost less than a new factorisation, and always less than one
+    # of all experts together.
     if 3 * n <= f or moments.is_stacked(module):
         return solve_small_batch(moments.cholesky(module, device=keys.device), weight, keys)
     return solve_large_batch(moments.symmetric(module, keys.device), weight, keys)

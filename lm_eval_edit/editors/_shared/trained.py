@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +19,21 @@ from lm_eval_edit.weights.edited import wide_dtype
 from lm_eval_edit.weights.stacked import SlicesDelta
 
 _ROWS = 64  # of one pass without gradients
+
+
+def expert_numbers(given: Any) -> tuple[int, ...] | None:
+    """Experts as a user writes them: 3, "3:17", [3, 17], or None.
+
+    Raises:
+        ValueError: anything else, or one of them twice.
+    """
+    if given is None or (isinstance(given, str) and given.strip().lower() == "none"):
+        return None
+    parts = given.split(":") if isinstance(given, str) else given if isinstance(given, (list, tuple)) else [given]
+    numbers = [int(part) for part in parts if str(part).strip().isdecimal()]
+    if not numbers or len(numbers) < len(parts) or len(set(numbers)) < len(numbers):
+        raise ValueError(f"experts={given!r}: want experts' numbers, each once, as 3:17 or a list")
+    return tuple(numbers)
 
 
 @dataclass(frozen=True)
