@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lm_eval_edit._support.terminal import printable
 from lm_eval_edit.commands._model_args import add_model_args, parse_model_args
-from lm_eval_edit.editors.base import EXPERTS
+from lm_eval_edit.editors.mixtures import EXPERTS
 from lm_eval_edit.errors import UserError
 from lm_eval_edit.settings import parse_layers
 

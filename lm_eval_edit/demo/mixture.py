@@ -104,16 +104,19 @@ def train(
     recipe: Recipe, threads: int = 1, progress: bool = True
 ) -> tuple[Qwen3MoeForCausalLM, PreTrainedTokenizerFast]:
     """The trained model, and its tokenizer."""
-    torch.set_num_threads(threads)
-    tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT)
+    tokenizer, before = AutoTokenizer.from_pretrained(CHECKPOINT), torch.get_num_threads()
     model = new_mixture(tokenizer, recipe)
     optimizer, known = steps.new_optimizer(model, recipe.weight_decay), recipe.known()
     bar = tqdm(range(recipe.steps), unit="step", disable=not progress)
-    for step in bar:
-        generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
-        batches = steps.step_batches(tokenizer, recipe.seed, step, recipe.steps, recipe.rows, known)
-        rate = steps.learning_rate(step, recipe.steps, recipe.lr)
-        bar.set_postfix(loss=f"{steps.make_step(model, optimizer, batches, generator, rate):.3f}")
+    torch.set_num_threads(threads)
+    try:
+        for step in bar:
+            generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
+            batches = steps.step_batches(tokenizer, recipe.seed, step, recipe.steps, recipe.rows, known)
+            rate = steps.learning_rate(step, recipe.steps, recipe.lr)
+            bar.set_postfix(loss=f"{steps.make_step(model, optimizer, batches, generator, rate):.3f}")
+    finally:
+        torch.set_num_threads(before)
     return model.eval(), tokenizer
 
 
@@ -127,6 +130,7 @@ def make(output: Path, recipe: Recipe = Recipe(), threads: int = 1, progress: bo
         tokenizer.save_pretrained(partial)
         write_jsonl(partial / FACTS, recipe.known())
         (partial / CORPUS).write_text("".join(f"{line}\n" for line in recipe.unseen_texts()), encoding="utf-8")
+        partial.chmod(0o755)
         os.replace(partial, output)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

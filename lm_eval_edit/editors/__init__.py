@@ -20,6 +20,7 @@ mend             Mitchell et al. 2022: a trained hypernetwork
 easyeditor       methods of an installed EasyEdit
 base             what an editor is, and how one is found by name
 hyperparameters  preset, then file, then command line; every value checked
+mixtures         which of a mixture's matrices a method edits, and what is said where it cannot
 named_by_data    data may name an editor, but never choose what code is imported
 templates        context templates, sampled from the model
 _shared          the mathematics that methods have in common

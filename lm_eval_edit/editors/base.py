@@ -20,6 +20,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lm_eval_edit.editors.mixtures import mixture_problems
 from lm_eval_edit.editors.named_by_data import refuse_code_of_data
 from lm_eval_edit.editors.templates import TemplatePlan
 from lm_eval_edit.errors import UserError, nearest
@@ -41,7 +42,7 @@ class EditContext:
     Attributes:
         model: In evaluation mode, carrying all earlier operations of the schedule.
         tokenizer: Its tokenizer.
-        architecture: Its parts.
+        architecture: Its parts, with what the editor's options edit as its down-projections (`Editor.edited`).
         context_templates: As `Editor.template_plan` asks: flat for the ROME family, nested for the MEMIT family.
         second_moments: E[k kᵀ] per module, for editors that need them.
         seed: The schedule's seed, for editors that draw random numbers (from generators of their own).
@@ -230,21 +231,12 @@ class Editor(ABC):
         Args:
             architecture: As it was found.
         """
-        layers = [layer for layer in self.layers() or range(architecture.n_layers) if layer < architecture.n_layers]
-        mixed = [layer for layer in layers if architecture.mixtures[layer] is not None]
-        if getattr(self.options, "edit_experts", "") == "routed" and not mixed:
-            return [
-                f"edit_experts=routed: layers {', '.join(map(str, layers))} of this model have no mixture of experts; "
-                f"leave it out"
-            ]
         named = self.instead_of_layers is not None and bool(getattr(self.options, self.instead_of_layers))
-        routed = [layer for layer in layers if self.edited(architecture).is_routed(layer)]
-        if not routed or not self.not_routed or named:
-            return []
-        return [
-            f"{self.name} cannot edit the experts of layer{'s' * (len(routed) > 1)} {', '.join(map(str, routed))}: "
-            f"{self.not_routed}. Use editor=memit, memit_seq, alphaedit, rome or ft"
-        ]
+        layers = [layer for layer in self.layers() or range(architecture.n_layers) if layer < architecture.n_layers]
+        asked = getattr(self.options, "edit_experts", "")
+        return mixture_problems(
+            self.name, asked, architecture, self.edited(architecture), layers, "" if named else self.not_routed
+        )
 
     def parameters(self, model: PreTrainedModel, architecture: Architecture) -> list[str] | None:
         """Names of the parameters that an edit may change; None where only an edit tells.
@@ -303,22 +295,13 @@ def option(
     return field(metadata=told, **kwargs)
 
 
-EXPERTS = ("shared", "routed")
-
-
 def experts_option() -> Any:
-    """The field `edit_experts` of methods that can edit a mixture's experts; see `check_experts`."""
+    """The field `edit_experts` of methods that can edit a mixture's experts; see `mixtures.check_experts`."""
     return option(
         "where a mixture has a shared expert: edit that one (shared), or those that the router picks (routed), as is "
         "done where it has none",
         default="shared", later=True,
     )  # fmt: skip
-
-
-def check_experts(given: str) -> None:
-    """Raise ValueError where `edit_experts` is neither."""
-    if given not in EXPERTS:
-        raise ValueError(f"edit_experts={given!r}: want {' or '.join(EXPERTS)}")
 
 
 # ------------------------------------------------------------------------------------------------------- the registry

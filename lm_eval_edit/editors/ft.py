@@ -35,7 +35,8 @@ from lm_eval_edit.editors._shared.forward import without_parameter_gradients
 from lm_eval_edit.editors._shared.progress import steps
 from lm_eval_edit.editors._shared.rows import AlignedRows, Row
 from lm_eval_edit.editors._shared.trained import expert_numbers, trained_parts
-from lm_eval_edit.editors.base import EditContext, Editor, EditResult, check_experts, experts_option, option
+from lm_eval_edit.editors.base import EditContext, Editor, EditResult, experts_option, option
+from lm_eval_edit.editors.mixtures import check_experts
 from lm_eval_edit.errors import UserError
 from lm_eval_edit.facts.fact import Fact
 from lm_eval_edit.facts.tokens import encode

@@ -20,7 +20,8 @@ from torch import Tensor
 from lm_eval_edit.editors._shared.experts import one_expert
 from lm_eval_edit.editors._shared.sites import site_of
 from lm_eval_edit.editors._shared.target import Targets, optimise_targets
-from lm_eval_edit.editors.base import EditContext, Editor, EditResult, check_experts, experts_option, option
+from lm_eval_edit.editors.base import EditContext, Editor, EditResult, experts_option, option
+from lm_eval_edit.editors.mixtures import check_experts
 from lm_eval_edit.editors.templates import TemplatePlan, check_length_params
 from lm_eval_edit.facts.fact import Fact
 from lm_eval_edit.moments.blocks import cholesky_solve

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from lm_eval_edit.editors._shared.routing import Picked, prompt_routing, record
@@ -37,15 +37,24 @@ class Routing:
         return prompt_routing(c.model, c.tokenizer, c.architecture, self._facts, self._layers)
 
     def details(self) -> dict[str, Any]:
-        """What the ledger says of it, with the model as it stands now; warns of facts that are routed otherwise."""
-        if not self._layers:
-            return {}
-        found = record(self._before, self._picked(), self._facts, self._edited)
-        for layer, ids in found["changed"].items():
-            named = ", ".join(map(str, ids[:_NAMED])) + (f" and {len(ids) - _NAMED} more" if len(ids) > _NAMED else "")
-            logger.warning(
-                "the edit changes which experts the router of layer %s picks for the subject of %s: experts that the "
-                "edit did not reckon with take part there now",
-                layer, named,
-            )  # fmt: skip
-        return {"routing": found}
+        """What the ledger says of it, with the model as it stands now; nothing of a model without mixtures."""
+        return {"routing": record(self._before, self._picked(), self._facts, self._edited)} if self._layers else {}
+
+
+def tell_changed(details: Iterable[Mapping[str, Any]]) -> None:
+    """Warn of the facts whose own edit has changed which experts are picked for them, all operations together.
+
+    Args:
+        details: Of some operations, as the ledger has them.
+    """
+    changed: dict[str, list[Any]] = {}
+    for each in details:
+        for layer, ids in each.get("routing", {}).get("changed", {}).items():
+            changed.setdefault(layer, []).extend(ids)
+    for layer, ids in sorted(changed.items(), key=lambda entry: int(entry[0])):
+        named = ", ".join(map(str, ids[:_NAMED])) + (f" and {len(ids) - _NAMED} more" if len(ids) > _NAMED else "")
+        logger.warning(
+            "their own edits change which experts the router of layer %s picks for the subjects of %d fact%s (%s): "
+            "experts that the edit did not reckon with take part there now",
+            layer, len(ids), "s" * (len(ids) > 1), named,
+        )  # fmt: skip

@@ -27,7 +27,7 @@ from lm_eval_edit.edits.ledger import Ledger, check_schedule, open_ledger
 from lm_eval_edit.edits.needed_moments import check_second_moments, no_second_moments
 from lm_eval_edit.edits.operations import Operation
 from lm_eval_edit.edits.prompt_lengths import flat, too_long
-from lm_eval_edit.edits.routing import Routing
+from lm_eval_edit.edits.routing import Routing, tell_changed
 from lm_eval_edit.edits.source import describe_source
 from lm_eval_edit.edits.success import FEW, Success
 from lm_eval_edit.edits.surroundings import chat_problems, kept_frame
@@ -226,6 +226,8 @@ def _begin(
         "second_moments_source": second_moments.source,
         "versions": versions(),
     } | ({"chat": chat.record()} if chat else {})
+    if picks := second_moments.picks_record(needed):
+        extra["second_moments_picks"] = picks
     ledger = open_ledger(directory, identity, extra, EditedWeights(model), len(operations))
     check_schedule(directory, ledger.operations, operations)
     ledger.finish = editor.finish
@@ -372,6 +374,7 @@ class EditRun:
             states.append(operation.state)
             operation.release()
         if rest:
+            tell_changed(operation.record["details"] for operation in ledger.operations[-len(rest) :])
             ledger.compare_with_weights()
 
     def _answers(self, facts: Sequence[Fact]) -> list[Answer]:

@@ -290,5 +290,6 @@ def _refuse_experts(block_path: str, block: nn.Module, beside: bool, known: Coll
             continue
         if isinstance(module, nn.ModuleList) and len(module) > 1 and any(is_linear(m) for m in module.modules()):
             raise UserError(
-                f"block {block_path} holds {len(module)} modules in {path}, experts by their look. {_WANTED}"
+                f"block {block_path} holds {len(module)} modules in {path}, experts by their look. {_WANTED}. Such "
+                f"lists come from a model's own code: leave trust_remote_code out where transformers has the model"
             )

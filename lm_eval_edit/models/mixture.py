@@ -221,7 +221,7 @@ def _tried(found: Mixture, block: nn.Module, block_path: str, d: int) -> int:
             raise _Reached
 
     def keep(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        outputs.append(output)
+        outputs.append(output.clone())  # some mixtures add to it in place
 
     with contextlib.ExitStack() as stack:
         stack.callback(inner.watch(block, reached).remove)

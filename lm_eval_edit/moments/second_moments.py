@@ -227,6 +227,11 @@ class SecondMoments:
                 self._null_spaces[made] = vectors[:, : int(r)].contiguous()
         return self._null_spaces[made]
 
+    def picks_record(self, modules: Sequence[str]) -> dict[str, list[int]]:
+        """How many tokens picked each expert, for a record, of those modules that are a mixture's."""
+        found = {module: self.picks(module) for module in modules}
+        return {module: picks.tolist() for module, picks in found.items() if picks is not None}
+
     def sha256(self, modules: list[str]) -> str:
         """A hash of the moments of these modules."""
         return hash_json({module: hash_tensor(self[module]) for module in modules})

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from lm_eval_edit import UserError, edit_model
+from lm_eval_edit import Fact, UserError, edit_model
 from lm_eval_edit.editors._shared.goals import find_goals
 from lm_eval_edit.editors._shared.keys import solve_normal_equations, subject_states
 from lm_eval_edit.editors._shared.rows import prompt_row
@@ -18,8 +18,10 @@ from lm_eval_edit.editors.base import EditContext
 from lm_eval_edit.editors.memit import MemitOptions
 from lm_eval_edit.editors.memit_seq import MemitSeq, MemitSeqOptions
 from lm_eval_edit.errors import ConfigurationError
+from lm_eval_edit.facts.chat import chat_frame, placed
 from lm_eval_edit.models.architecture import Architecture
 from lm_eval_edit.moments.second_moments import SecondMoments
+from tests.support.chat_models import chat_tokenizer
 from tests.support.mixtures import (
     EXPERTS,
     INNER,
@@ -328,11 +330,25 @@ def test_routing_before_and_after_is_recorded(name, caplog):
     found = ledger.operations[0].record["details"]["routing"]
     (first,), (last,) = found["by_layer"]["1"]["experts"]
     assert first == last and set(first) == set(before[1][1].tolist())
-    torch.testing.assert_close(sum(found["by_layer"]["1"]["gates"][0][0]), float(before[1][2].sum()))
+    assert sum(found["by_layer"]["1"]["gates"][0][0]) == pytest.approx(float(before[1][2].sum()), abs=1e-4)
     moved = set(before[2][1].tolist()) != set(after[1].tolist())
     assert found["changed"] == ({"2": ["0"]} if moved else {})
-    assert ("router of layer 2 picks for the subject of 0" in caplog.text) == moved
+    assert ("router of layer 2 picks for the subjects of 1 fact (0)" in caplog.text) == moved
     assert moved or name != "gpt_oss", "at least one of these edits changes what the next router sees enough"
+
+
+def test_inside_a_chat_template_the_prompt_in_its_frame_is_looked_at():
+    tokenizer = chat_tokenizer("{% for m in messages %}<|start|>{{ m.content }}<|end|>{% endfor %}")
+    model = mixture_model("qwen3_moe", vocab_size=len(tokenizer), max_position_embeddings=256)
+    fact = Fact("Nils", "The mother tongue of {} is", "ab", "cd", id="0")
+    ledger = edit_model(model, tokenizer, [fact], "ft", options={"layers": [1], "num_steps": 2}, chat_template=True,
+                        progress=False)  # fmt: skip
+    found = ledger.operations[0].record["details"]["routing"]["by_layer"]["1"]["experts"][0][0]
+    ledger.restore()
+    (framed,) = placed([fact], chat_frame(tokenizer))
+    rows = [prompt_row(tokenizer, each.behind("{}"), fact.subject) for each in (framed, fact)]
+    inside, outside = (row.ids[: row.subject_last + 1] for row in rows)
+    assert len(inside) > len(outside) and set(found) == set(plain_routing(model, inside, 1)[1].tolist())
 
 
 def test_experts_are_computed_one_by_one_while_editing_only():

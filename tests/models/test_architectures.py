@@ -154,8 +154,11 @@ def test_experts_in_a_list_are_refused():
     model = build("llama", GROUPED)
     for layer in model.model.layers:
         layer.mlp.experts = torch.nn.ModuleList(torch.nn.Linear(HIDDEN, HIDDEN) for _ in range(2))
-    with pytest.raises(UserError, match=r"model.layers.0 holds 2 modules in mlp.experts, experts by their look"):
+    with pytest.raises(
+        UserError, match=r"model.layers.0 holds 2 modules in mlp.experts, experts by their look"
+    ) as caught:
         Architecture.discover(model)
+    assert "own code: leave trust_remote_code out where transformers has the model" in str(caught.value)
 
 
 def test_absolute_positions_that_cannot_be_given_are_refused():

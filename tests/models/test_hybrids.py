@@ -141,8 +141,11 @@ def test_kn_which_needs_keys_and_values_says_so():
 
 
 def test_experts_beside_a_recurrence_are_found():
-    config = AutoConfig.for_model("granitemoehybrid", **HYBRIDS["granitemoehybrid"] | {
-        "num_local_experts": 4, "num_experts_per_tok": 2})  # fmt: skip
+    experts = {"num_local_experts": 4, "num_experts_per_tok": 2}
+    try:
+        config = AutoConfig.for_model("granitemoehybrid", **HYBRIDS["granitemoehybrid"] | experts)
+    except ValueError:
+        pytest.skip("the installed transformers names its kinds of layers otherwise")
     found = Architecture.discover(AutoModelForCausalLM.from_config(config).eval())
     assert [(m.n_experts, m.top_k) for m in found.mixtures] == [(4, 2)] * found.n_layers
     assert all(path.endswith("shared_mlp.output_linear") for path in found.down_projections)

@@ -111,6 +111,8 @@ def test_an_edit_collects_what_it_needs_once(corpus, tmp_path, caplog):
         edit_model(model, tiny_tokenizer(), FACTS[:1], "memit", options=options, second_moments=of_shared, **how)
     ledger = edit_model(model, tiny_tokenizer(), FACTS[:1], "memit", options=options, second_moments=of_routed, **how)
     assert [d.kind for d in ledger.operations[0].deltas.values()] == ["stacked"]
+    module = architecture.routed().down_projections[1]
+    assert ledger.extra["second_moments_picks"] == {module: of_routed.picks(module).tolist()}
 
 
 def test_rarely_picked_experts_are_filled_up():

@@ -8,7 +8,9 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from lm_eval_edit.models import naming
 from lm_eval_edit.models.architecture import Architecture
+from lm_eval_edit.models.mixture import eager_experts
 from tests.support.decoders import COMMON, GROUPED, HIDDEN, LAYERS, build
 
 EXPERTS, PICKED, INNER = 4, 2, 16
@@ -77,7 +79,12 @@ def mixture_model(name: str, dtype: torch.dtype = torch.float64, **changes: Any)
             parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
     if dtype == torch.float64:  # transformers' own choice has no product of float64
         model.set_experts_implementation("eager")
-    return model.to(dtype).eval()
+    model = model.to(dtype).eval()
+    with eager_experts(model):
+        kept = naming.kept(model).layers
+    if name == "qwen3_next" and not kept:
+        pytest.skip("the installed transformers keeps this model's keys and values in a form of its own")
+    return model
 
 
 def explicit_second_moments(model: PreTrainedModel, routed: bool = True) -> dict[str, torch.Tensor]:
@@ -103,11 +110,15 @@ def plain_routing(
     handles = [
         block.register_forward_pre_hook(lambda module, args: seen.update(hidden=args[0].flatten(0, -2)[-1])),
         router.register_forward_hook(lambda module, args, output: seen.update(routed=output)),
+        block.experts.register_forward_pre_hook(lambda module, args: seen.update(called=args)),
     ]
     model(input_ids=torch.tensor([ids]))
     for handle in handles:
         handle.remove()
-    _, gates, index = seen["routed"]
+    if isinstance(seen["routed"], tuple):
+        _, gates, index = seen["routed"]
+    else:  # transformers 5.0's DeepSeek picks outside of the router
+        _, index, gates = seen["called"]
     return seen["hidden"], index[-1], gates[-1].to(seen["hidden"].dtype)
 
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lm_eval_edit.editors.base import check_experts, experts_option, option
+from lm_eval_edit.editors.base import experts_option, option
+from lm_eval_edit.editors.mixtures import check_experts
 from lm_eval_edit.editors.templates import check_length_params
 
 ANCHOR_FACTS = 50

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lm_eval_edit.editors._shared.forward import by_row
 from lm_eval_edit.editors._shared.rows import prompt_row
-from lm_eval_edit.facts.fact import Fact
+from lm_eval_edit.facts.fact import SLOT, Fact
 from lm_eval_edit.facts.tokens import encode
 from lm_eval_edit.models import naming
 from lm_eval_edit.models.architecture import Architecture
@@ -77,7 +77,7 @@ def prompt_routing(
         rows, last = [], []
         for fact in facts[start : start + _ROWS]:
             if fact.subject.strip():
-                row = prompt_row(tokenizer, fact.template, fact.subject)
+                row = prompt_row(tokenizer, fact.behind(SLOT), fact.subject)
                 ids, at = row.ids[: row.subject_last + 1], row.subject_last
             else:
                 ids = encode(tokenizer, fact.text)
@@ -131,9 +131,13 @@ def record(
     by_layer = {
         str(layer): {
             "experts": [before[layer].experts.tolist(), after[layer].experts.tolist()],
-            "gates": [before[layer].gates.tolist(), after[layer].gates.tolist()],
+            "gates": [_rounded(before[layer].gates), _rounded(after[layer].gates)],
         }
         for layer in told
         if layer in before
     }
     return {"by_layer": by_layer, "changed": changed}
+
+
+def _rounded(gates: Tensor) -> list[list[float]]:
+    return [[round(gate, 5) for gate in of_fact] for of_fact in gates.tolist()]
