@@ -11,6 +11,7 @@ from lm_eval_edit.cost import estimate
 from lm_eval_edit.cost.editing import FactLength, operation, second_moments
 from lm_eval_edit.cost.memory import editing_memory
 from lm_eval_edit.cost.work import DEVICES, Pass, Shape, Work
+from tests.conftest import ROOT
 from tests.support.mixtures import EXPERTS, INNER, MIXTURES, PICKED, SHARED, mixture_model
 
 # The configurations on the hub, by hand: nothing is downloaded.
@@ -109,3 +110,26 @@ def test_a_mixture_takes_as_many_devices_as_its_factors_need():
     common = {"tasks": {}, "evaluations": 0, "editor": "memit", "operations": [100], "device": DEVICES["h100"]}
     assert estimate(shape, options={"layers": (5,)}, **common).gpus == 1
     assert estimate(shape, options={"layers": tuple(range(24))}, **common).gpus == 2
+
+
+#: Of docs/mixtures.md: editor, its layers, facts of one operation.
+SHOWN = (("memit", "3-7", 100), ("memit", "3-7", 1000), ("memit", "5", 100), ("ft", "5", 1), ("rome", "5", 1))
+
+
+def table_rows() -> list[str]:
+    """The memory table of docs/mixtures.md."""
+    rows = []
+    for name, config in LARGE.items():
+        for editor, layers, facts in SHOWN:
+            first, _, last = layers.partition("-")
+            options = {"layers": tuple(range(int(first), int(last or first) + 1))}
+            m = editing_memory(Shape.of(config), editor, options, facts)
+            sizes = (m.weights, m.factors, m.keys, m.originals, m.on_device, m.moments, m.update)
+            what = f"`{editor}`, layer{'s' * bool(last)} {layers}, {facts:,} fact{'s' * (facts > 1)}"
+            rows.append(f"| {name} | {what} | " + " | ".join(f"{size / 1e9:.1f}" for size in sizes) + " |")
+    return rows
+
+
+def test_the_documents_table_is_the_cost_models():
+    text = (ROOT / "docs" / "mixtures.md").read_text(encoding="utf-8")
+    assert [line for line in text.splitlines() if line.startswith(("| Qwen3", "| gpt-oss"))] == table_rows()
