@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
+from lm_eval_edit.editors._shared import left
 from lm_eval_edit.editors._shared.head import reading
 from lm_eval_edit.editors._shared.rows import AlignedRows
 from lm_eval_edit.errors import UserError
@@ -165,7 +166,8 @@ class PartialForward:
         hybrid = naming.is_hybrid(model)
         self._from = 0 if hybrid else column  # the first column that is computed again
         self.column = column - self._from
-        padding = rows.attention_mask[:, :, None] == 0
+        cut, prefix = self._beginnings(architecture, capture)
+        padding = rows.attention_mask[:, cut:, None] == 0
         keys: dict[int, Tensor] = {}
         mlp_outputs: dict[int, Tensor] = {}
         block_outputs: dict[int, Tensor] = {}
@@ -173,8 +175,8 @@ class PartialForward:
 
         def on_projection(layer: int) -> Callable[..., None]:
             def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-                keys[layer] = by_row(args[0], len(rows))[:, column].detach().clone()
-                mlp_outputs[layer] = by_row(output, len(rows))[:, column].detach().clone()
+                keys[layer] = by_row(args[0], len(rows))[:, column - cut].detach().clone()
+                mlp_outputs[layer] = by_row(output, len(rows))[:, column - cut].detach().clone()
 
             return hook
 
@@ -182,32 +184,56 @@ class PartialForward:
             def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
                 self._block_is_tuple.append(isinstance(output, tuple))
                 if layer == start - 1:
-                    hidden[layer] = _hidden(output)[:, self._from :].detach().clone()
+                    hidden[layer] = _hidden(output)[:, self._from - cut :].detach().clone()
                 if layer in capture:
-                    block_outputs[layer] = _hidden(output)[:, column].detach().clone()
+                    block_outputs[layer] = _hidden(output)[:, column - cut].detach().clone()
                 # Padding attends to nothing, which some attention implementations answer with NaN; zeros instead,
                 # because NaN would reach the other columns even with an attention of 0.
                 return _like(output, _hidden(output).masked_fill(padding.to(_hidden(output).device), 0))
 
             return hook
 
-        cache = naming.cache_with()
+        cache = naming.cache_with(prefix)
         caching = naming.without_cache(model) if hybrid else naming.with_cache(model, cache)
-        inputs = caching | position_argument(model, rows.position_ids)
+        inputs = caching | position_argument(model, rows.position_ids[:, cut:])
         if naming.accepts(model, naming.LOGITS_KEPT):
             inputs[naming.LOGITS_KEPT] = 1
+        nowhere = torch.zeros(0, dtype=torch.long)
         with contextlib.ExitStack() as stack:
             for layer in capture:
                 projection = model.get_submodule(architecture.down_projections[layer])
                 stack.callback(projection.register_forward_hook(on_projection(layer)).remove)
             for layer, block in enumerate(self._blocks):
                 stack.callback(block.register_forward_hook(on_block(layer)).remove)
-            model(input_ids=rows.input_ids, attention_mask=rows.attention_mask, **inputs)
+            stack.enter_context(reading(model, nowhere, nowhere))
+            model(input_ids=rows.input_ids[:, cut:], attention_mask=rows.attention_mask, **inputs)
         kept = [] if hybrid else keys_and_values(model, cache, len(self._blocks), rows.input_ids.shape[1])
         self._prefix = [(keys[:, :, :column], values[:, :, :column]) for keys, values in kept]
         self.entering = hidden.get(start - 1)
         self._hybrid = hybrid
         self.capture = Capture(keys, mlp_outputs, block_outputs)
+
+    def _beginnings(self, architecture: Architecture, capture: tuple[int, ...]) -> tuple[int, left.KeysValues]:
+        """The column from which the first pass runs, and the keys and values left of it: what rows share is run once.
+
+        A fact alone shares nothing, but what stands left of the bare prompt, the first row, may be known of another.
+        """
+        rows, model = self.rows, self.model
+        if not left.keeps_all(model, len(self._blocks)):
+            return 0, []
+        cut = left.shared_cut(rows)
+        alone = not cut and bool(capture) and rows.input_ids.device.type == "cpu"
+        if alone:
+            cut = rows.input_ids.shape[1] - int(rows.attention_mask[0].sum())
+        if not cut:
+            return 0, []
+        shared = left.Left.of(rows, cut)
+        if alone:
+            edited = next(model.get_submodule(architecture.down_projections[capture[0]]).parameters())
+            states = left.run_or_known(model, shared, edited)
+        else:
+            states = left.run(model, shared)
+        return cut, [(shared.spread(keys), shared.spread(values)) for keys, values in states]
 
     def selected(self, index: Tensor) -> PartialForward:
         """The same for the rows `index` (n,) alone; nothing is computed again. `capture` stays that of all rows."""
