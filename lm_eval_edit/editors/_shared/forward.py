@@ -20,6 +20,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from lm_eval_edit.editors._shared import left
 from lm_eval_edit.editors._shared.head import reading
+from lm_eval_edit.editors._shared.last_mlp import LastMlp
 from lm_eval_edit.editors._shared.rows import AlignedRows
 from lm_eval_edit.errors import UserError
 from lm_eval_edit.models import naming
@@ -166,6 +167,7 @@ class PartialForward:
         hybrid = naming.is_hybrid(model)
         self._from = 0 if hybrid else column  # the first column that is computed again
         self.column = column - self._from
+        self._last_mlp = LastMlp(model, architecture)
         cut, prefix = self._beginnings(architecture, capture)
         padding = rows.attention_mask[:, cut:, None] == 0
         keys: dict[int, Tensor] = {}
@@ -206,6 +208,7 @@ class PartialForward:
             for layer, block in enumerate(self._blocks):
                 stack.callback(block.register_forward_hook(on_block(layer)).remove)
             stack.enter_context(reading(model, nowhere, nowhere))
+            stack.enter_context(self._last_mlp.watched())
             model(input_ids=rows.input_ids[:, cut:], attention_mask=rows.attention_mask, **inputs)
         kept = [] if hybrid else keys_and_values(model, cache, len(self._blocks), rows.input_ids.shape[1])
         self._prefix = [(keys[:, :, :column], values[:, :, :column]) for keys, values in kept]
@@ -270,12 +273,16 @@ class PartialForward:
         else:
             caching = naming.with_cache(self.model, naming.cache_with(self._prefix if first else ()))
         given = self.entering if entering is None else entering
+        ids, columns = self.rows.input_ids[:, first:], at_columns - first
+        # The edited block's own projection is looked at in whole rows.
+        whole = self.start >= len(self._blocks) - 1
         with (
+            contextlib.nullcontext() if whole else self._last_mlp.only_at(at_rows, columns, ids.shape[1]),
             bridged(self._blocks[: self.start], given, self._block_is_tuple),
-            reading(self.model, at_rows, at_columns - first) as readings,
+            reading(self.model, at_rows, columns) as readings,
         ):
             out = self.model(
-                input_ids=self.rows.input_ids[:, first:],
+                input_ids=ids,
                 attention_mask=self.rows.attention_mask,
                 **caching,
                 **position_argument(self.model, self.rows.position_ids[:, first:]),
