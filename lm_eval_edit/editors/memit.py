@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lm_eval_edit.editors._shared.batch_options import BatchOptions
 from lm_eval_edit.editors._shared.goals import Goals, anchor_name, anchors, find_goals, too_few
-from lm_eval_edit.editors._shared.keys import solve_normal_equations, subject_states
+from lm_eval_edit.editors._shared.keys import SubjectStatesInTurn, solve_normal_equations
 from lm_eval_edit.editors._shared.progress import steps
 from lm_eval_edit.editors._shared.scale import MEMIT_CLOSED, NOTHING, kept, to_keep, update_weight
 from lm_eval_edit.editors._shared.sites import site_of
@@ -117,8 +117,9 @@ class Memit(Editor):
             Figures for the ledger.
         """
         missing = []
+        passes = SubjectStatesInTurn(context, facts, layers[-1])
         for index, layer in enumerate(steps(layers, "updating layers", "layer", show=context.progress)):
-            states = subject_states(context, facts, [layer], layers[-1])
+            states = passes.states([layer])
             rest = _rest(goals, states.outputs)  # (n, d)
             keys = states.keys[layer]
             directions = self._directions(context, layer, keys, history, scale)  # A (f, n)
@@ -127,7 +128,7 @@ class Memit(Editor):
             deltas[site.parameter] = site.update(directions, share)
             edited.enter_context(temporarily_applied(context.model, {site.parameter: deltas[site.parameter]}))
             missing.append(rest.norm(dim=1).mean().cpu())
-        left = _rest(goals, subject_states(context, facts, [], layers[-1]).outputs).norm(dim=1).mean()
+        left = _rest(goals, passes.states([]).outputs).norm(dim=1).mean()
         found = torch.stack(missing).tolist()  # mean ‖z − h‖ before each layer's update
         return {"missing": found, "closed": 1 - float(left) / found[0] if found[0] else 1.0}
 

@@ -36,7 +36,7 @@ from lm_eval_edit.errors import ConfigurationError
 from lm_eval_edit.facts.chat import ChatFrame, chat_frame, placed
 from lm_eval_edit.facts.contradictions import Asked, repetitions
 from lm_eval_edit.facts.fact import Fact
-from lm_eval_edit.facts.tokens import context_size
+from lm_eval_edit.facts.tokens import context_size, each_text_once
 from lm_eval_edit.models.architecture import Architecture
 from lm_eval_edit.models.mixture import eager_experts
 from lm_eval_edit.moments.second_moments import SecondMoments
@@ -345,6 +345,7 @@ class EditRun:
         if ledger.applied > before:
             ledger.compare_with_record()
 
+    @each_text_once()
     def _compute(self, n: int) -> None:
         """Compute, apply and record the operations up to the nth that are not in the ledger yet."""
         ledger, editor, context = self.ledger, self.editor, self.context

@@ -15,7 +15,9 @@ A tokenizer says by itself how it is asked; what a run's own options change of t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -56,8 +58,42 @@ def _manner(tokenizer: PreTrainedTokenizerBase) -> Manner:
     return Manner(noted.add_special_tokens, next((each for each in ids if each is not None), None))
 
 
+REMEMBERED = 4096  # texts; then all are forgotten
+
+_remembered: ContextVar[dict[tuple[str, int, str], Any] | None] = ContextVar("_remembered", default=None)
+
+
+@contextmanager
+def each_text_once() -> Iterator[None]:
+    """Within the block a tokenizer, which nobody changes there, is asked once for each text's tokens.
+
+    An operation asks for the same prompts again and again: to answer them, to optimise, for keys, to answer them anew.
+    """
+    mark = _remembered.set({})
+    try:
+        yield
+    finally:
+        _remembered.reset(mark)
+
+
+def _once(what: str, tokenizer: PreTrainedTokenizerBase, text: str, ask: Callable[[], list[Any]]) -> list[Any]:
+    known = _remembered.get()
+    if known is None:
+        return ask()
+    key = (what, id(tokenizer), text)
+    if key not in known:
+        if len(known) >= REMEMBERED:
+            known.clear()
+        known[key] = ask()
+    return list(known[key])
+
+
 def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """A text's tokens as HFLM asks them, without any that the tokenizer would put behind it."""
+    return _once("tokens", tokenizer, text, lambda: _encode(tokenizer, text))
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     special = _special(tokenizer, text)
     ids = tokenizer.encode(text, verbose=False, **special)  # what is too long is told by those who ask
     return ids if special.get("add_special_tokens") is False else without_appended(tokenizer, text, ids)
@@ -137,8 +173,12 @@ def last_token(tokenizer: PreTrainedTokenizerBase, text: str, start: int, end: i
     end = start + len(text[start:end].rstrip())
     if not getattr(tokenizer, "is_fast", False):
         return _counted(tokenizer, text, end)
-    special = _special(tokenizer, text)
-    offsets = tokenizer(text, return_offsets_mapping=True, verbose=False, **special)["offset_mapping"]
+
+    def ask() -> list[tuple[int, int]]:
+        special = _special(tokenizer, text)
+        return list(tokenizer(text, return_offsets_mapping=True, verbose=False, **special)["offset_mapping"])
+
+    offsets = _once("offsets", tokenizer, text, ask)
     # A normaliser may have dropped the very last character: then the last token that begins before the end.
     held = [place for place, (a, b) in enumerate(offsets) if a < min(b, end) and b > start]
     return held[-1] if held else None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from torch.func import functional_call
@@ -9,8 +11,8 @@ from transformers import Gemma2Config, Gemma2ForCausalLM
 
 from lm_eval_edit.editors._shared.above import Above
 from lm_eval_edit.editors._shared.finetune import padded, target_row
+from lm_eval_edit.editors._shared.groups import in_groups
 from lm_eval_edit.editors._shared.head import reading
-from lm_eval_edit.editors._shared.target import in_two
 from lm_eval_edit.models.architecture import Architecture
 from tests.support.tiny import FACTS, tiny_llama, tiny_model, tiny_tokenizer
 
@@ -101,18 +103,24 @@ def test_the_models_own_forward_is_back_after_a_pass_and_after_an_error():
 # ------------------------------------------------------------------------------------ where target optimisation saves
 
 
-def test_rows_are_split_where_it_saves_a_tenth_and_only_there():
-    assert in_two([9, 9, 9, 9], 0) == [[0, 1, 2, 3]]
-    assert in_two([9, 0, 9, 0], 0) == [[1, 3], [0, 2]]
-    assert in_two([20, 20, 20, 19], 0) == [[0, 1, 2, 3]], "a pass of its own costs more"
-    assert in_two([5], 2) == [[0]]
-    some = [3, 17, 8, 3, 12, 17, 3]
-    groups = in_two(some, 3)
+def test_rows_are_grouped_by_length_where_that_saves_more_than_a_pass_costs():
+    assert in_groups([9, 9, 9, 9], 0) == [[0, 1, 2, 3]]
+    assert in_groups([99, 0, 99, 0], 0) == [[1, 3], [0, 2]]
+    assert in_groups([24, 0, 24], 0) == [[0, 1, 2]], "a pass of its own costs as much"
+    assert in_groups([25, 0, 25], 0) == [[1], [0, 2]]
+    assert in_groups([25, 0, 25], 0, "cuda") == [[0, 1, 2]]
+    assert in_groups([5], 2) == [[0]]
+    some = [30, 170, 80, 30, 120, 170, 30]
+    groups = in_groups(some, 3)
     assert sorted(row for group in groups for row in group) == list(range(len(some)))
-    cost = sum(len(group) * (max(some[row] for row in group) - 2) for group in groups)
-    splits = [sorted(some)[:at] for at in range(1, len(some))]
-    least = min(len(low) * (low[-1] - 2) + (len(some) - len(low)) * (max(some) - 2) for low in splits)
-    assert cost == least
+
+    def cost(parts):
+        return sum(24 + len(part) * (max(part) - 2) for part in parts)
+
+    length, ordered = len(some), sorted(some)
+    cuts = [cut for count in range(length) for cut in itertools.combinations(range(1, length), count)]
+    ways = [[ordered[a:b] for a, b in itertools.pairwise((0, *cut, length))] for cut in cuts]
+    assert cost([[some[row] for row in group] for group in groups]) == min(map(cost, ways))
 
 
 @pytest.mark.parametrize("kind", MODELS)

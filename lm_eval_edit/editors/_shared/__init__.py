@@ -3,8 +3,12 @@
 rows            tokenised prompts, aligned at the subject's last token
 sites           the matrix that an edit changes, its keys, and the output it is part of
 forward         the part of a forward pass that an edit can change
+left            what stands left of the prompts, run once
 head            the language-model head where somebody reads it
+last_mlp        the last block's MLP where its output is read
+groups          rows in groups of about one length
 last_token      the last token of one text varied, block by block
+subject_passes  passes up to the subjects, again and again while layers are edited
 keys            keys of many requests, and the solves that turn them into directions
 earlier_keys    editors that spare what earlier operations wrote
 history         what a schedule's earlier operations have left

@@ -18,7 +18,9 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
+from lm_eval_edit.editors._shared import left
 from lm_eval_edit.editors._shared.head import reading
+from lm_eval_edit.editors._shared.last_mlp import LastMlp
 from lm_eval_edit.editors._shared.rows import AlignedRows
 from lm_eval_edit.editors._shared.sites import site_of
 from lm_eval_edit.errors import UserError
@@ -167,14 +169,16 @@ class PartialForward:
         hybrid = naming.is_hybrid(model)
         self._from = 0 if hybrid else column  # the first column that is computed again
         self.column = column - self._from
-        padding = rows.attention_mask[:, :, None] == 0
+        self._last_mlp = LastMlp(model, architecture)
+        cut, prefix = self._beginnings(architecture, capture)
+        padding = rows.attention_mask[:, cut:, None] == 0
         keys: dict[int, Tensor] = {}
         mlp_outputs: dict[int, Tensor] = {}
         block_outputs: dict[int, Tensor] = {}
         hidden: dict[int, Tensor] = {}
 
         def at_column(states: Tensor) -> Tensor:
-            return by_row(states, len(rows))[:, column].detach().clone()
+            return by_row(states, len(rows))[:, column - cut].detach().clone()
 
         def on_key(layer: int) -> Callable[[Tensor], None]:
             return lambda key: keys.update({layer: key})
@@ -189,20 +193,21 @@ class PartialForward:
             def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
                 self._block_is_tuple.append(isinstance(output, tuple))
                 if layer == start - 1:
-                    hidden[layer] = _hidden(output)[:, self._from :].detach().clone()
+                    hidden[layer] = _hidden(output)[:, self._from - cut :].detach().clone()
                 if layer in capture:
-                    block_outputs[layer] = _hidden(output)[:, column].detach().clone()
+                    block_outputs[layer] = _hidden(output)[:, column - cut].detach().clone()
                 # Padding attends to nothing, which some attention implementations answer with NaN; zeros instead,
                 # because NaN would reach the other columns even with an attention of 0.
                 return _like(output, _hidden(output).masked_fill(padding.to(_hidden(output).device), 0))
 
             return hook
 
-        cache = naming.cache_with()
+        cache = naming.cache_with(prefix)
         caching = naming.without_cache(model) if hybrid else naming.with_cache(model, cache)
-        inputs = caching | position_argument(model, rows.position_ids)
+        inputs = caching | position_argument(model, rows.position_ids[:, cut:])
         if naming.accepts(model, naming.LOGITS_KEPT):
             inputs[naming.LOGITS_KEPT] = 1
+        nowhere = torch.zeros(0, dtype=torch.long)
         with contextlib.ExitStack() as stack:
             for layer in capture:
                 site = site_of(model, architecture, layer)
@@ -210,12 +215,35 @@ class PartialForward:
                 stack.callback(model.get_submodule(site.output).register_forward_hook(on_output(layer)).remove)
             for layer, block in enumerate(self._blocks):
                 stack.callback(block.register_forward_hook(on_block(layer)).remove)
-            model(input_ids=rows.input_ids, attention_mask=rows.attention_mask, **inputs)
+            stack.enter_context(reading(model, nowhere, nowhere))
+            stack.enter_context(self._last_mlp.watched())
+            model(input_ids=rows.input_ids[:, cut:], attention_mask=rows.attention_mask, **inputs)
         kept = [] if hybrid else keys_and_values(model, cache, len(self._blocks), rows.input_ids.shape[1])
         self._prefix = [(keys[:, :, :column], values[:, :, :column]) for keys, values in kept]
         self.entering = hidden.get(start - 1)
         self._hybrid = hybrid
         self.capture = Capture(keys, mlp_outputs, block_outputs)
+
+    def _beginnings(self, architecture: Architecture, capture: tuple[int, ...]) -> tuple[int, left.KeysValues]:
+        """The column from which the first pass runs, and the keys and values left of it: what rows share is run once.
+
+        A fact alone shares nothing, but what stands left of the bare prompt, the first row, may be known of another.
+        """
+        rows, model = self.rows, self.model
+        if not left.keeps_all(model, len(self._blocks)):
+            return 0, []
+        cut = left.shared_cut(rows)
+        alone = not cut and bool(capture) and rows.input_ids.device.type == "cpu"
+        if alone:
+            cut = rows.input_ids.shape[1] - int(rows.attention_mask[0].sum())
+        if not cut:
+            return 0, []
+        shared = left.Left.of(rows, cut)
+        if alone:
+            states = left.run_or_known(model, shared, site_of(model, architecture, capture[0]).weight)
+        else:
+            states = left.run(model, shared)
+        return cut, [(shared.spread(keys), shared.spread(values)) for keys, values in states]
 
     def selected(self, index: Tensor) -> PartialForward:
         """The same for the rows `index` (n,) alone; nothing is computed again. `capture` stays that of all rows."""
@@ -252,12 +280,16 @@ class PartialForward:
         else:
             caching = naming.with_cache(self.model, naming.cache_with(self._prefix if first else ()))
         given = self.entering if entering is None else entering
+        ids, columns = self.rows.input_ids[:, first:], at_columns - first
+        # The edited block's own projection is looked at in whole rows.
+        whole = self.start >= len(self._blocks) - 1
         with (
+            contextlib.nullcontext() if whole else self._last_mlp.only_at(at_rows, columns, ids.shape[1]),
             bridged(self._blocks[: self.start], given, self._block_is_tuple),
-            reading(self.model, at_rows, at_columns - first) as readings,
+            reading(self.model, at_rows, columns) as readings,
         ):
             out = self.model(
-                input_ids=self.rows.input_ids[:, first:],
+                input_ids=ids,
                 attention_mask=self.rows.attention_mask,
                 **caching,
                 **position_argument(self.model, self.rows.position_ids[:, first:]),

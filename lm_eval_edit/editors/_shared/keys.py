@@ -11,26 +11,22 @@ factor for each (`moments.blocks`).
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
+from torch import Tensor
 
-from lm_eval_edit.editors._shared.forward import by_row
-from lm_eval_edit.editors._shared.rows import Row, prompt_row
-from lm_eval_edit.editors._shared.sites import site_of
+from lm_eval_edit.editors._shared.rows import prompt_row
+from lm_eval_edit.editors._shared.subject_passes import SubjectPass
 from lm_eval_edit.editors.base import EditContext
 from lm_eval_edit.errors import UserError
 from lm_eval_edit.facts.fact import Fact
-from lm_eval_edit.models.devices import input_device
 from lm_eval_edit.moments.blocks import Matrix, cholesky_solve
 from lm_eval_edit.moments.second_moments import SecondMoments
 
 ROWS_AT_ONCE = 512  # rows of one forward pass without gradients: bounds its memory
+KEPT_NUMBERS = 2**28  # of what enters a block, kept from pass to pass: 1 GiB in float32
 
 
 @dataclass(frozen=True)
@@ -48,81 +44,59 @@ class SubjectStates:
     outputs: Tensor
 
 
-class _Reached(Exception):
-    """Ends a forward pass at the deepest block that is wanted."""
-
-
-@torch.no_grad()
-def subject_states(
-    context: EditContext, facts: Sequence[Fact], layers: Sequence[int], output_layer: int
-) -> SubjectStates:
-    """Keys of some layers and the output of one block, from one pass that ends at that block.
+class SubjectStatesInTurn:
+    """States at the subjects, asked for again and again while layers are edited from the lowest up.
 
     Args:
         context: With nested context templates, of which the first is the bare `{}`.
         facts: The n requests.
-        layers: Layers whose keys are wanted, none above `output_layer`.
         output_layer: The block whose output for the bare prompts is wanted.
+        again: Whether states are asked for more than once, so that what later passes begin with is worth keeping.
     """
-    sizes = [len(templates) for templates in context.context_templates]
-    templates = [template for templates in context.context_templates for template in templates]
-    step = max(1, ROWS_AT_ONCE // len(templates))
-    parts = []
-    for start in range(0, len(facts), step):
-        rows = [
-            prompt_row(context.tokenizer, fact.behind(template), fact.subject)
-            for fact in facts[start : start + step]
-            for template in templates
-        ]
-        keys, outputs = _partial_pass(context, rows, layers, output_layer)
-        parts.append(({layer: _mean_of_means(keys[layer], sizes) for layer in layers}, outputs[:: len(templates)]))
-    return SubjectStates(
-        {layer: torch.cat([keys[layer] for keys, _ in parts]).T for layer in layers},
-        torch.cat([outputs for _, outputs in parts]),
-    )
+
+    def __init__(self, context: EditContext, facts: Sequence[Fact], output_layer: int, again: bool = True):
+        self._sizes = [len(templates) for templates in context.context_templates]
+        templates = [template for templates in context.context_templates for template in templates]
+        step, room = max(1, ROWS_AT_ONCE // len(templates)), KEPT_NUMBERS if again else 0
+        self._passes = []
+        for start in range(0, len(facts), step):
+            rows = [
+                prompt_row(context.tokenizer, fact.behind(template), fact.subject)
+                for fact in facts[start : start + step]
+                for template in templates
+            ]
+            one = SubjectPass(context.model, context.architecture, rows, output_layer)
+            one.keep(room > 0)
+            room -= one.kept_numbers(context.architecture.hidden_size)
+            self._passes.append(one)
+
+    def states(self, layers: Sequence[int]) -> SubjectStates:
+        """Keys of some layers, none above the output's, and the output, from one pass that ends there.
+
+        Until the next time only the lowest of these layers and those above it may be edited; without any, none.
+        """
+        parts = []
+        for one in self._passes:
+            keys, outputs = one.run(layers)
+            means = {layer: _mean_of_means(keys[layer], self._sizes) for layer in layers}
+            parts.append((means, outputs[:: sum(self._sizes)]))
+        return SubjectStates(
+            {layer: torch.cat([keys[layer] for keys, _ in parts]).T for layer in layers},
+            torch.cat([outputs for _, outputs in parts]),
+        )
+
+
+def subject_states(
+    context: EditContext, facts: Sequence[Fact], layers: Sequence[int], output_layer: int
+) -> SubjectStates:
+    """Keys of some layers and the output of one block, as `SubjectStatesInTurn` gives them, once."""
+    return SubjectStatesInTurn(context, facts, output_layer, again=False).states(layers)
 
 
 def _mean_of_means(keys: Tensor, sizes: Sequence[int]) -> Tensor:
     """(n, f) from the keys (n * sum(sizes), f) of all templates: the mean of the means over each type's templates."""
     per_type = keys.view(-1, sum(sizes), keys.shape[-1]).split(list(sizes), dim=1)
     return torch.stack([part.mean(dim=1) for part in per_type]).mean(dim=0)
-
-
-def _partial_pass(
-    context: EditContext, rows: Sequence[Row], layers: Sequence[int], output_layer: int
-) -> tuple[dict[int, Tensor], Tensor]:
-    """({layer: (R, f)}, (R, d)) at the rows' last subject tokens, in float64.
-
-    The rows end there: a decoder's states do not depend on what follows, so padding on the right needs no mask, and
-    every token has the position it has alone.
-    """
-    model, architecture = context.model, context.architecture
-    device = input_device(model)
-    subjects = [torch.tensor(row.ids[: row.subject_last + 1]) for row in rows]
-    input_ids = pad_sequence(subjects, batch_first=True).to(device)
-    last = torch.tensor([row.subject_last for row in rows])
-    keys: dict[int, Tensor] = {}
-    outputs: list[Tensor] = []
-
-    def at_subjects(states: Tensor) -> Tensor:
-        states = by_row(states, len(rows))
-        return states[torch.arange(len(rows), device=states.device), last.to(states.device)]
-
-    def keep_key(layer: int) -> Callable[[Tensor], None]:
-        return lambda key: keys.update({layer: key.double()})
-
-    def keep_output(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        outputs.append(at_subjects(output[0] if isinstance(output, tuple) else output).double())
-        raise _Reached
-
-    with contextlib.ExitStack() as hooks:
-        for layer in layers:
-            hooks.callback(site_of(model, architecture, layer).watch_keys(at_subjects, keep_key(layer)).remove)
-        block = model.get_submodule(architecture.blocks[output_layer])
-        hooks.callback(block.register_forward_hook(keep_output).remove)
-        with contextlib.suppress(_Reached):
-            model(input_ids=input_ids, attention_mask=torch.ones_like(input_ids), use_cache=False)
-    return keys, outputs[0]
 
 
 # ----------------------------------------------------------------------------------------------------------- the solves

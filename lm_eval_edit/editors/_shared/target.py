@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lm_eval_edit.editors._shared.forward import PartialForward, added_to_output, without_parameter_gradients
+from lm_eval_edit.editors._shared.groups import in_groups
 from lm_eval_edit.editors._shared.progress import steps as shown_steps
 from lm_eval_edit.editors._shared.rows import align, essence_row, fact_rows
 from lm_eval_edit.editors._shared.sites import site_of
@@ -123,33 +124,12 @@ class _Running:
         last = torch.full((len(rows),), rows.column, device=rows.label_columns.device)
         ends: list[int] = last.scatter_reduce(0, rows.label_rows, rows.label_columns, "amax").tolist()
         parts = []
-        for numbers in in_two(ends, rows.column):
+        for numbers in in_groups(ends, rows.column, rows.input_ids.device.type):
             chosen = forward if len(numbers) == len(rows) else forward.selected(torch.tensor(numbers))
             end = max(ends[number] for number in numbers)
             parts.append(_Part.of(chosen.up_to(end), torch.tensor(numbers), rows_each, device))
         count = torch.bincount(rows.label_rows.to(device) // rows_each, minlength=len(requests))
         return cls(tuple(parts), requests, count)
-
-
-def in_two(last: Sequence[int], first: int) -> list[list[int]]:
-    """Rows in one or two groups, so that few positions run that nobody reads.
-
-    Args:
-        last: For each row, the last column that is read.
-        first: The first column that runs.
-
-    Returns:
-        Numbers of the rows of each group, in order. A second group costs a pass of its own, so there is none where it
-        saves less than a tenth.
-    """
-    order = sorted(range(len(last)), key=lambda row: last[row])
-    widths = [last[row] - first + 1 for row in order]
-    costs = [at * widths[at - 1] + (len(order) - at) * widths[-1] for at in range(1, len(order))]
-    together = len(order) * widths[-1]
-    if not costs or min(costs) > 0.9 * together:
-        return [list(range(len(last)))]
-    at = costs.index(min(costs)) + 1
-    return [sorted(order[:at]), sorted(order[at:])]
 
 
 @dataclass
