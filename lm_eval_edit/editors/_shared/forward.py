@@ -209,6 +209,7 @@ class PartialForward:
             inputs[naming.LOGITS_KEPT] = 1
         nowhere = torch.zeros(0, dtype=torch.long)
         with contextlib.ExitStack() as stack:
+            stack.enter_context(self._last_mlp.watched())
             for layer in capture:
                 site = site_of(model, architecture, layer)
                 stack.callback(site.watch_keys(at_column, on_key(layer)).remove)
@@ -216,7 +217,6 @@ class PartialForward:
             for layer, block in enumerate(self._blocks):
                 stack.callback(block.register_forward_hook(on_block(layer)).remove)
             stack.enter_context(reading(model, nowhere, nowhere))
-            stack.enter_context(self._last_mlp.watched())
             model(input_ids=rows.input_ids[:, cut:], attention_mask=rows.attention_mask, **inputs)
         kept = [] if hybrid else keys_and_values(model, cache, len(self._blocks), rows.input_ids.shape[1])
         self._prefix = [(keys[:, :, :column], values[:, :, :column]) for keys, values in kept]

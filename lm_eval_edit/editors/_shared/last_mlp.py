@@ -32,19 +32,25 @@ class LastMlp:
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
-        """Within the block a pass shows whether the module takes one tensor, and maps each position by itself."""
+        """Within the block a pass shows whether the module takes one tensor, and maps each position by itself.
+
+        That is tried when the block ends: enter it before hooks that must not hear of the trial.
+        """
         if self._module is None:
             yield
             return
+        seen: list[tuple[Any, Any]] = []
 
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            self._by_itself.append(not kwargs and len(args) == 1 and _each_by_itself(module, args[0], output))
+            alone = not kwargs and len(args) == 1 and _of_positions(args[0], output)
+            seen.append((args[0][:, -1:].detach(), output[:, -1:].detach()) if alone else (None, None))
 
         handle = self._module.register_forward_hook(hook, with_kwargs=True)
         try:
             yield
         finally:
             handle.remove()
+        self._by_itself += [given is not None and _by_itself(self._module, given, output) for given, output in seen]
 
     @contextlib.contextmanager
     def only_at(self, rows: Tensor, columns: Tensor, width: int) -> Iterator[None]:
@@ -77,15 +83,18 @@ class LastMlp:
                 module.forward = previous
 
 
-@torch.no_grad()
-def _each_by_itself(module: nn.Module, given: Any, output: Any) -> bool:
-    """Whether the last column alone gives what it gives among the others, for (R, T, d) to (R, T, d)."""
-    if not (
+def _of_positions(given: Any, output: Any) -> bool:
+    """Whether a module was handed one state for each position, (R, T, d), and gave as many."""
+    return (
         isinstance(given, Tensor) and isinstance(output, Tensor) and given.ndim == 3 and output.shape == given.shape
-    ):
-        return False
-    alone = module.forward(given[:, -1:])
+    )
+
+
+@torch.no_grad()
+def _by_itself(module: nn.Module, given: Tensor, output: Tensor) -> bool:
+    """Whether a column (R, 1, d) alone gives what it gave among the others."""
+    alone = module.forward(given)
     if not isinstance(alone, Tensor):
         return False
-    error, size = (alone - output[:, -1:]).float().norm(), output[:, -1:].float().norm()
+    error, size = (alone - output).float().norm(), output.float().norm()
     return bool(error <= 0.05 * size)  # half precision rounds; what looks at other positions differs by more
