@@ -304,3 +304,23 @@ def test_an_mlp_that_looks_at_other_positions_runs_whole(whole):
         forward = PartialForward(model, architecture, rows, 1)
     torch.testing.assert_close(forward.logits(rows.label_rows, rows.label_columns), wanted)
     assert forward._last_mlp._by_itself == [False]
+
+
+@every_model
+def test_what_is_seen_of_the_last_block_is_of_the_pass_and_not_of_the_trial_of_its_mlp(kind):
+    """The trial hands the MLP one column; hooks of an edit in the last block used to take it for the pass."""
+    model, tokenizer = MODELS[kind](torch.float64), tiny_tokenizer()
+    architecture = Architecture.discover(model)
+    last = architecture.n_layers - 1
+    rows = align(fact_rows(tokenizer, FACTS[0], ("{}",)), CPU)
+    seen = {}
+    projection = model.get_submodule(architecture.down_projections[last])
+    with torch.no_grad():
+        handle = projection.register_forward_hook(lambda m, args, out: seen.update(keys=args[0], outputs=out))
+        model(input_ids=rows.input_ids, attention_mask=rows.attention_mask, position_ids=rows.position_ids)
+        handle.remove()
+    capture = PartialForward(model, architecture, rows, last, (last,)).capture
+    for name, wanted in seen.items():
+        found = (capture.keys if name == "keys" else capture.mlp_outputs)[last]
+        wanted = wanted.reshape(len(rows), -1, wanted.shape[-1])[:, rows.column]
+        torch.testing.assert_close(found, wanted, rtol=ROUNDS.get(kind, 1e-10), atol=ROUNDS.get(kind, 1e-10))

@@ -85,9 +85,7 @@ class LastMlp:
 
 def _of_positions(given: Any, output: Any) -> bool:
     """Whether a module was handed one state for each position, (R, T, d), and gave as many."""
-    return (
-        isinstance(given, Tensor) and isinstance(output, Tensor) and given.ndim == 3 and output.shape == given.shape
-    )
+    return isinstance(given, Tensor) and isinstance(output, Tensor) and given.ndim == 3 and output.shape == given.shape
 
 
 @torch.no_grad()
