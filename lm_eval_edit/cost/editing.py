@@ -18,7 +18,8 @@ from lm_eval_edit.errors import UserError, nearest
 
 MOMENT_BATCH = 8192  # tokens of one pass of `collect`
 ANSWERED_AT_ONCE = 32  # prompts of one pass of `answers`
-ROWS_AT_ONCE = 512  # rows of one pass of `editors._keys`
+ROWS_AT_ONCE = 512  # rows of one pass of `editors._shared.keys`
+LAST_MLP = 2 / 3  # the MLP's share of a block's matrices: GPT-2's exactly, LLaMA's 67 to 80 %
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ def _rome(shape: Shape, options: Mapping[str, Any], fact: FactLength, facts: int
     work = Work()
     for layer in options.get("layers", ()):
         steps = options.get("v_num_grad_steps", 20)
-        work += _target(shape, fact, count + 1, longest, steps, shape.layers - layer, shape.layers - layer - 1)
+        work += _target(shape, fact, 1, count + 1, longest, steps, shape.layers - layer, shape.layers - layer - 1)
         if options.get("mom2_adjustment"):
             work += Work(double=2.0 * shape.inner**2)
     return work.times(facts)
@@ -137,25 +138,36 @@ def _keeping_keys(shape: Shape, options: Mapping[str, Any], fact: FactLength, fa
 
 def _goals_and_passes(shape: Shape, options: Mapping[str, Any], fact: FactLength, facts: int) -> Work:
     """The targets of the last layer, or of each (`own_targets`), and for each layer a pass up to its target's."""
-    layers = edited_layers(options)
+    layers, own = edited_layers(options), options.get("own_targets")
     longest, count = _templates(options, ((10, 5),))
     steps, chunk = options.get("v_num_grad_steps", 20), options.get("v_batch_size", 16)
     work = Work()
-    for goal, times in [(layer, 1) for layer in layers] if options.get("own_targets") else [(layers[-1], len(layers))]:
+    for goal, group in [(layer, [layer]) for layer in layers] if own else [(layers[-1], layers)]:
         above = shape.layers - goal - 1
         for size, chunks in ((chunk, facts // chunk), (facts % chunk, 1)):
             if size and chunks:
-                work += _target(shape, fact, size * (count + 1), longest, steps, above, above).times(chunks)
-        work += _key_pass(shape, options, fact, facts, goal + 1).times(times + 1)  # and one to see what is left
+                work += _target(shape, fact, size, count + 1, longest, steps, above, above).times(chunks)
+        work += _key_pass(shape, options, fact, facts, goal + 1)
+        for (
+            layer
+        ) in group:  # on the weights edited so far, from the layer that was edited last; the last to see what is left
+            work += _key_pass(shape, options, fact, facts, goal - layer + 1)
     return work
 
 
 def _key_pass(shape: Shape, options: Mapping[str, Any], fact: FactLength, facts: int, depth: int) -> Work:
-    """The keys at some layers, and the output of the block above which nothing is computed."""
+    """The keys at some layers, and the output of the block above which nothing is computed, through `depth` blocks."""
     longest, count = _templates(options, ((10, 5),))
-    rows, width = facts * count, longest + fact.prompt - fact.tail
+    rows, prompt = facts * count, fact.prompt - fact.tail
     passes = math.ceil(rows / ROWS_AT_ONCE)
-    return Work((Pass(passes, shape.blocks(rows * width, rows * width**2, depth) / passes, depth),))
+    return Work((Pass(passes, _first(shape, rows, facts, longest, prompt, depth) / passes, depth),))
+
+
+def _first(shape: Shape, rows: float, facts: int, longest: float, prompt: float, blocks: int) -> float:
+    """A pass over whole rows: a template's tokens once for all facts, the prompt's in every row."""
+    width = longest + prompt
+    left = rows / facts * longest
+    return shape.blocks(rows * prompt, rows * prompt * width, blocks) + shape.blocks(left, left * longest, blocks)
 
 
 def _solve(shape: Shape, facts: int) -> float:
@@ -173,17 +185,23 @@ def edited_layers(options: Mapping[str, Any]) -> list[int]:
     return [layers[0], layers[-1]] if options.get("own_targets") and len(layers) > 2 else layers
 
 
-def _target(shape: Shape, fact: FactLength, rows: int, longest: float, steps: int, forward: int, backward: int) -> Work:
+def _target(
+    shape: Shape, fact: FactLength, facts: int, each: int, longest: float, steps: int, forward: int, backward: int
+) -> Work:
     """The optimisation of δ: one full pass, then `forward` and `backward` blocks from the subject's last token on.
 
-    Only activations have gradients, so a block costs backward what it costs forward. The head runs where it is read: at
-    a row's target tokens.
+    Only activations have gradients, so a block costs backward what it costs forward. The head and the last block's MLP,
+    most of its matrices, run where they are read: at a row's target tokens.
+
+    Args:
+        each: Rows of a fact.
     """
-    width = longest + fact.prompt + fact.target - 1
-    columns = 1 + fact.tail + fact.target - 1
-    first = Pass(1, shape.blocks(rows * width, rows * width**2) + rows * shape.head, shape.layers)
-    head = rows * fact.target * shape.head
-    up, down = (shape.blocks(rows * columns, rows * columns * width, blocks) + head for blocks in (forward, backward))
+    rows, prompt = facts * each, fact.prompt + fact.target - 1
+    width, columns = longest + prompt, fact.tail + fact.target
+    first = Pass(1, _first(shape, rows, facts, longest, prompt, shape.layers), shape.layers)
+    unread = max(0.0, columns - fact.target) * rows * 2 * shape.block_weights * LAST_MLP
+    rest = rows * fact.target * shape.head - unread
+    up, down = (shape.blocks(rows * columns, rows * columns * width, blocks) + rest for blocks in (forward, backward))
     return Work((first, Pass(steps, up, forward), Pass(steps - 1, down, backward)))
 
 

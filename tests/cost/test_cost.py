@@ -15,6 +15,7 @@ from lm_eval_edit import UserError, demo
 from lm_eval_edit.cost.editing import FactLength, innermost, operation, second_moments
 from lm_eval_edit.cost.run import SIZES, Cost, estimate, evaluation, known_tasks
 from lm_eval_edit.cost.work import Device, Pass, Shape, Work
+from lm_eval_edit.editors._shared import left
 from lm_eval_edit.editors.base import find_editor
 from lm_eval_edit.tasklib.records import layouts
 from lm_eval_edit.tasklib.suite import documents, prompts
@@ -183,6 +184,7 @@ def test_an_edit_has_about_the_operations_that_are_counted(family, method, tmp_p
     plan = editor.template_plan()
     context = bench.make_context(comparison.model, moments, nested=plan is not None and plan.nested)
     editor.compute(context, bench.make_facts(facts))  # the factorisations are made once, and not counted here
+    left._known.clear()  # a run's next operation finds other weights, on which nothing is known
     with Operations() as counted:
         editor.compute(context, bench.make_facts(facts))
     expected = operation(shape, method, editor.describe(), TEXT, facts).flop
