@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lm_eval_edit.demo import evaluate, mixture
@@ -134,12 +133,3 @@ def test_wrong_configurations_have_their_errors(folder, tmp_path):
     done = lm_eval("--model", "edited_hf", "--model_args", joined(without), "--tasks", "edithurt_efficacy",
                    cwd=tmp_path, ok=False)  # fmt: skip
     assert "kn cannot edit the experts" in done.stderr and "Use editor=memit" in done.stderr
-
-
-def test_the_same_recipe_makes_the_same_weights(monkeypatch, tmp_path):
-    recipe = mixture.Recipe(steps=2, layers=2)
-    first, second = (mixture.make(tmp_path / name, recipe, progress=False) for name in ("one", "two"))
-    assert (first / "model.safetensors").read_bytes() == (second / "model.safetensors").read_bytes()
-    assert recipe.hash() != mixture.Recipe(steps=3, layers=2).hash()
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["one", "two"], "nothing half done is left"
-    assert torch.get_num_threads() >= 1

@@ -169,7 +169,7 @@ def _solve(shape: Shape, facts: int) -> float:
 
 def edited_layers(options: Mapping[str, Any]) -> list[int]:
     """The layers of the MEMIT family: with `own_targets` the first and the last."""
-    layers = list(options.get("layers", ()))
+    layers = list(options.get("layers") or ())
     return [layers[0], layers[-1]] if options.get("own_targets") and len(layers) > 2 else layers
 
 

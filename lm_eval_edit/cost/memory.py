@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lm_eval_edit.cost.editing import edited_layers, innermost, moment_layers
+from lm_eval_edit.cost.editing import FactLength, edited_layers, innermost, moment_layers
 from lm_eval_edit.cost.work import Shape
 
 
@@ -20,6 +20,7 @@ class Memory:
     Attributes:
         weights: The model.
         factors: Cholesky factors of C in float64, of all edited layers, where the model is.
+        keys: The keys of one operation in one layer and two solutions of their size, in float64, where the model is.
         originals: What the edits reach of the edited matrices, as it was, and in half precision their exact sums.
         moments: C of all edited layers in float32, in main memory.
         update: One operation's update in float32, in main memory until it is in the ledger.
@@ -27,6 +28,7 @@ class Memory:
 
     weights: float
     factors: float
+    keys: float
     originals: float
     moments: float
     update: float
@@ -34,7 +36,7 @@ class Memory:
     @property
     def on_device(self) -> float:
         """Where the model is."""
-        return self.weights + self.factors + self.originals
+        return self.weights + self.factors + self.keys + self.originals
 
 
 def editing_memory(
@@ -54,16 +56,24 @@ def editing_memory(
     """
     method = innermost(editor, options)
     layers, needed = len(edited_layers(options)), len(moment_layers(method, options))
-    d, f = shape.hidden, shape.inner
-    exact = 0 if weight_bytes > 2 else 4
-    one = shape.edited(facts)
-    reached = shape.edited(facts * operations)
-    dense = method == "ft"
-    blocks = shape.experts if shape.routed else 1
+    d, f, blocks = shape.hidden, shape.inner, shape.experts if shape.routed else 1
+    one, reached = (_reached(shape, method, facts * times) for times in (1, operations))
+    rank = facts if needed else 1
     return Memory(
         weights=float(shape.parameters * weight_bytes),
         factors=8.0 * needed * blocks * f**2,
-        originals=layers * reached * d * f * (weight_bytes + exact),
+        keys=3 * 8.0 * blocks * f * facts if needed else 0.0,
+        originals=layers * reached * d * f * (weight_bytes + (0 if weight_bytes > 2 else 4)),
         moments=4.0 * needed * blocks * f**2,
-        update=4.0 * layers * (one * d * f if dense else facts * (d + one * f)),
+        update=4.0 * layers * (one * d * f if method == "ft" else rank * (d + one * f)),
     )
+
+
+def _reached(shape: Shape, method: str, facts: float) -> float:
+    """How many matrices of a layer the edits of so many facts change."""
+    if not shape.routed:
+        return 1.0
+    if method in ("rome", "r_rome"):  # the one with the largest gate
+        return shape.experts * (1 - (1 - 1 / shape.experts) ** facts)
+    length = FactLength.of_zsre(4.0)
+    return shape.edited(facts * (length.prompt + length.target - 1) if method == "ft" else facts)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import inspect
 import json
 import os
 import shutil
@@ -19,7 +20,7 @@ from typing import Any
 
 import torch
 from tqdm import tqdm
-from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen3MoeConfig, Qwen3MoeForCausalLM
+from transformers import PreTrainedTokenizerFast, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from lm_eval_edit._support.versions import versions
 from lm_eval_edit.demo import CHECKPOINT, corpus, evaluate, steps, subjects, taskdata, world
@@ -68,7 +69,7 @@ class Recipe:
         """Of all that decides its weights: these figures, the code of the training, the versions of the libraries."""
         modules = (corpus, steps, subjects, taskdata, world)
         code = [Path(str(module.__file__)).read_text(encoding="utf-8") for module in modules]
-        code.append(Path(__file__).read_text(encoding="utf-8"))
+        code += [inspect.getsource(made) for made in (new_mixture, train, Recipe.known, Recipe.unseen_texts)]
         libraries = {name: version for name, version in versions().items() if name in ("torch", "transformers")}
         described = json.dumps([asdict(self), code, libraries])
         return hashlib.sha256(described.encode()).hexdigest()[:16]
@@ -83,7 +84,6 @@ def new_mixture(tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> Qwen3MoeF
         num_hidden_layers=recipe.layers,
         num_attention_heads=4,
         num_key_value_heads=4,
-        head_dim=recipe.hidden // 4,
         num_experts=recipe.experts,
         num_experts_per_tok=recipe.picked,
         moe_intermediate_size=recipe.inner,
@@ -104,7 +104,7 @@ def train(
     recipe: Recipe, threads: int = 1, progress: bool = True
 ) -> tuple[Qwen3MoeForCausalLM, PreTrainedTokenizerFast]:
     """The trained model, and its tokenizer."""
-    tokenizer, before = AutoTokenizer.from_pretrained(CHECKPOINT), torch.get_num_threads()
+    tokenizer, before = PreTrainedTokenizerFast.from_pretrained(CHECKPOINT), torch.get_num_threads()
     model = new_mixture(tokenizer, recipe)
     optimizer, known = steps.new_optimizer(model, recipe.weight_decay), recipe.known()
     bar = tqdm(range(recipe.steps), unit="step", disable=not progress)
@@ -146,7 +146,7 @@ def main() -> None:
     recipe = Recipe()
     make(args.output, recipe, args.threads)
     model = Qwen3MoeForCausalLM.from_pretrained(args.output).eval()
-    tokenizer = AutoTokenizer.from_pretrained(args.output)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(args.output)
     right = evaluate.recalled(model, tokenizer, recipe.known())
     weights = sum(parameter.numel() for parameter in model.parameters())
     print(f"{args.output}: {weights:,} weights, recalls {sum(right)} of {len(right)} facts")

@@ -11,7 +11,8 @@ from lm_eval_edit.cost import estimate
 from lm_eval_edit.cost.editing import FactLength, operation, second_moments
 from lm_eval_edit.cost.memory import editing_memory
 from lm_eval_edit.cost.work import DEVICES, Pass, Shape, Work
-from tests.support.mixtures import EXPERTS, INNER, PICKED, every_mixture, mixture_model
+from tests.conftest import ROOT
+from tests.support.mixtures import EXPERTS, INNER, MIXTURES, PICKED, SHARED, mixture_model
 
 # The configurations on the hub, by hand: nothing is downloaded.
 QWEN3_30B = Qwen3MoeConfig(
@@ -26,21 +27,21 @@ LARGE = {"Qwen3-30B-A3B": QWEN3_30B, "gpt-oss-20b": GPT_OSS_20B}
 MEMIT = {"layers": (3, 4, 5, 6, 7)}
 
 
-@every_mixture
+@pytest.mark.parametrize("name", [name for name in MIXTURES if name != "qwen3_next"])  # a recurrence beside attention
 def test_a_whole_pass_has_the_operations_that_are_counted(name):
     model = mixture_model(name, torch.float32)
     model.set_experts_implementation("eager")
     model.set_attn_implementation("eager")
     shape = Shape.of(model.config)
     assert shape.parameters == sum(p.numel() for p in model.parameters())
-    assert (shape.experts, shape.picked, shape.routed) == (EXPERTS, PICKED, name not in ("qwen2_moe", "deepseek_v3"))
+    assert (shape.experts, shape.picked, shape.routed) == (EXPERTS, PICKED, name not in SHARED)
     with torch.no_grad(), Operations() as counted:
         model(torch.randint(1, 60, (3, 20), generator=torch.Generator().manual_seed(0)))
     assert shape.blocks(60, 3 * 20**2) + 60 * shape.head == pytest.approx(counted.total, rel=0.05)
 
 
 def test_few_tokens_read_few_experts():
-    shape = Shape.of(MIXTURES_CONFIG)
+    shape = Shape.of(SMALL)
     assert shape.hit(1) == PICKED and shape.read(1) == shape.block_weights
     assert PICKED < shape.hit(2) < shape.hit(50) <= EXPERTS
     whole = shape.block_weights + (EXPERTS - PICKED) * shape.expert_weights
@@ -54,7 +55,7 @@ def test_few_tokens_read_few_experts():
     assert one.seconds(shape, slow, 2, experts_apart=True) > one.seconds(shape, slow, 2)
 
 
-MIXTURES_CONFIG = mixture_model("qwen3_moe", torch.float32).config
+SMALL = mixture_model("qwen3_moe", torch.float32).config
 
 
 def test_the_parts_of_an_edit_by_hand():
@@ -109,3 +110,26 @@ def test_a_mixture_takes_as_many_devices_as_its_factors_need():
     common = {"tasks": {}, "evaluations": 0, "editor": "memit", "operations": [100], "device": DEVICES["h100"]}
     assert estimate(shape, options={"layers": (5,)}, **common).gpus == 1
     assert estimate(shape, options={"layers": tuple(range(24))}, **common).gpus == 2
+
+
+#: Of docs/mixtures.md: editor, its layers, facts of one operation.
+SHOWN = (("memit", "3-7", 100), ("memit", "3-7", 1000), ("memit", "5", 100), ("ft", "5", 1), ("rome", "5", 1))
+
+
+def table_rows() -> list[str]:
+    """The memory table of docs/mixtures.md."""
+    rows = []
+    for name, config in LARGE.items():
+        for editor, layers, facts in SHOWN:
+            first, _, last = layers.partition("-")
+            options = {"layers": tuple(range(int(first), int(last or first) + 1))}
+            m = editing_memory(Shape.of(config), editor, options, facts)
+            sizes = (m.weights, m.factors, m.keys, m.originals, m.on_device, m.moments, m.update)
+            what = f"`{editor}`, layer{'s' * bool(last)} {layers}, {facts:,} fact{'s' * (facts > 1)}"
+            rows.append(f"| {name} | {what} | " + " | ".join(f"{size / 1e9:.1f}" for size in sizes) + " |")
+    return rows
+
+
+def test_the_documents_table_is_the_cost_models():
+    text = (ROOT / "docs" / "mixtures.md").read_text(encoding="utf-8")
+    assert [line for line in text.splitlines() if line.startswith(("| Qwen3", "| gpt-oss"))] == table_rows()

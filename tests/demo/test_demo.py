@@ -19,6 +19,7 @@ from lm_eval_edit.demo import (
     SECOND_MOMENTS,
     corpus,
     evaluate,
+    steps,
     taskdata,
     train,
     world,
@@ -210,7 +211,7 @@ def test_hidden_subjects_reach_no_later_token_in_the_first_layer(model):
         embedded = model.transformer.wte(ids).detach().requires_grad_()
         out = []
         handle = model.transformer.h[0].register_forward_hook(lambda _m, _i, output: out.append(output))
-        with train.hide_subjects(model, subjects, torch.tensor([hidden])):
+        with steps.hide_subjects(model, subjects, torch.tensor([hidden])):
             model.transformer(inputs_embeds=embedded, use_cache=False)
         handle.remove()
         block = out[0][0] if isinstance(out[0], tuple) else out[0]

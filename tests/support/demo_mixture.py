@@ -1,7 +1,7 @@
 """A small mixture of experts that knows facts of the demo world: trained once, about 90 s of one core, and kept.
 
-It lies in `LM_EVAL_EDIT_TEST_CACHE`, else lm_eval_edit_tests in the user's cache folder, under a hash of all that decides
-its weights.
+It lies in `LM_EVAL_EDIT_TEST_CACHE`, else in lm_eval_edit_tests of the user's cache folder, under a hash of all that
+decides its weights.
 """
 
 from __future__ import annotations

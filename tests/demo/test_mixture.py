@@ -1,0 +1,53 @@
+"""The training of the small mixture: reproducible, atomic, and made to look facts up in its experts."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from lm_eval_edit.demo import CHECKPOINT, mixture, steps
+
+SMALL = mixture.Recipe(steps=2, layers=2)
+
+
+def test_the_same_recipe_makes_the_same_weights(tmp_path):
+    recipe = mixture.Recipe(steps=2, layers=2)
+    first, second = (mixture.make(tmp_path / name, recipe, progress=False) for name in ("one", "two"))
+    assert (first / "model.safetensors").read_bytes() == (second / "model.safetensors").read_bytes()
+    assert recipe.hash() != mixture.Recipe(steps=3, layers=2).hash()
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["one", "two"], "nothing half done is left"
+
+
+def test_a_run_that_fails_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(mixture, "write_jsonl", lambda *args: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        mixture.make(tmp_path / "one", SMALL, progress=False)
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_hidden_subject_reaches_no_later_token_in_the_first_block():
+    model = mixture.new_mixture(PreTrainedTokenizerFast.from_pretrained(CHECKPOINT), SMALL)
+    subjects, ids = torch.tensor([[0, 0, 3, 3, 0, 0]]), torch.tensor([[5, 6, 7, 8, 9, 10]])
+
+    def dependence(hidden: bool) -> float:
+        embedded = model.get_input_embeddings()(ids).detach().requires_grad_()
+        out = []
+        handle = model.model.layers[0].register_forward_hook(lambda module, args, output: out.append(output))
+        with steps.hide_subjects(model, subjects, torch.tensor([hidden])):
+            model.model(inputs_embeds=embedded, use_cache=False)
+        handle.remove()
+        block = out[0][0] if isinstance(out[0], tuple) else out[0]
+        (later,) = torch.autograd.grad(block[0, 4:].square().sum(), embedded)
+        return float(later[0, 2:4].abs().sum())
+
+    assert dependence(hidden=False) > 0 and dependence(hidden=True) == 0
+
+
+def test_it_is_told_the_facts_of_its_kinds_alone_and_the_corpus_was_not_trained_on():
+    known = SMALL.known()
+    assert len(known) == 300 and {fact["relation"] for fact in known} == {
+        "product", "headquarters", "country", "river", "crop"
+    }  # fmt: skip
+    texts = SMALL.unseen_texts(steps=2)
+    assert len(texts) == 2 * sum(SMALL.rows.values()) and all("\n" not in text and text for text in texts)
