@@ -13,7 +13,7 @@ from lm_eval_edit.editors.prune import Prune
 from lm_eval_edit.editors.rome import Rome
 from lm_eval_edit.edits.answers import answers
 from lm_eval_edit.plan import make_plan
-from lm_eval_edit.weights import delta
+from lm_eval_edit.weights import delta_files
 from tests.support.tiny import (
     FACTS,
     TEMPLATES,
@@ -131,8 +131,10 @@ def test_after_a_broken_edit_the_response_cache_is_the_unedited_models(options, 
 
 
 def test_a_method_without_state_reads_no_earlier_operation_again(options, monkeypatch, tmp_path):
-    read, load_tensors = [], delta.load_tensors
-    monkeypatch.setattr(delta, "load_tensors", lambda path, *rest: read.append(path.name) or load_tensors(path, *rest))
+    read, load_tensors = [], delta_files.load_tensors
+    monkeypatch.setattr(
+        delta_files, "load_tensors", lambda path, *rest: read.append(path.name) or load_tensors(path, *rest)
+    )
     for editor, wanted in (("rome", []), ("alphaedit", [])):
         read.clear()
         lm = load()
