@@ -185,6 +185,17 @@ def test_the_readme_links_both_pages():
         assert f"]({page})" in text_of("README.md")
 
 
+def test_the_readme_is_short_and_begins_with_what_matters():
+    text = text_of("README.md")
+    assert len(text.splitlines()) <= 120
+    first = text.partition("\n## ")[0]
+    (picture,) = re.findall(r"^!\[(.+)\]\((\S+)\)$", first, re.MULTILINE)
+    assert picture[1] == "docs/figures/real-hundred.png" and "SmolLM2" in picture[0]  # of a real model
+    (shown,) = re.findall(r"^```bash\n(.*?)^```$", first, re.MULTILINE | re.DOTALL)
+    assert [line.split()[:2] for line in shown.splitlines()] == [["make", "demo"], ["make", "demo-real"]]
+    assert "no claim about your model" in first
+
+
 # ----------------------------------------------------------------------------------------- what a public project keeps
 
 
