@@ -94,6 +94,8 @@ class Editor(ABC):
         needs_subject: Whether a fact must name its subject, and where it stands.
         longest_object: How many characters an object may have; None where the method learns a text of any length.
         instead_of_layers: Name of the field of `Options` that names modules in place of `layers`, if there is one.
+        fact_rank: The rank that a fact adds at most to the update of one matrix; 0 for updates that are not low rank;
+            None where that shows once the edits are made.
         not_in_chat: Why it cannot edit inside a chat template, for the error; empty where it can: it takes prompts
             from `Fact.text`, `behind` and `essence`, and objects from `target`.
         without_second_moments: How to do without E[k kᵀ], for the error when there is none; empty if there is no way.
@@ -112,6 +114,7 @@ class Editor(ABC):
     not_in_chat: ClassVar[str] = ""
     needs_subject: ClassVar[bool] = True
     longest_object: ClassVar[int | None] = LONGEST_OBJECT
+    fact_rank: ClassVar[int | None] = None
     instead_of_layers: ClassVar[str | None] = None
     options: Any  # an `Options`; a method says which, for the type checker
 

@@ -55,6 +55,7 @@ class Memit(Editor):
     source = "Meng et al. 2023, arXiv 2210.07229"
     Options: ClassVar[type] = MemitOptions
     batches = True
+    fact_rank = 1
 
     @classmethod
     def default_layers(cls, n_layers: int) -> tuple[int, ...]:

@@ -86,15 +86,25 @@ def _why_not_in_vllm(record: Mapping[str, Any]) -> str | None:
     """Why vLLM does not take this adapter, as a sentence; None where it does, as far as is known."""
     rank, architecture = record["adapter"]["rank"], record["base"].get("architecture")
     if architecture in VLLM_WITHOUT_LORA:
-        return f"vLLM has no LoRA for {architecture}: it does not take this adapter. Export with to=hf for it"
+        return f"{no_lora(architecture)}: it does not take this adapter. Export with to=hf for it"
     if record["base"].get("gguf_file"):
         return "the unedited model is a GGUF file, which vLLM reads in its own way. Export with to=hf for it"
     if vllm_rank(rank) is None:
         return (
-            f"rank {rank} is above vLLM's limit of {VLLM_RANKS[-1]}: vLLM does not take this adapter. Export with "
+            f"{why_no_rank(rank)}: vLLM does not take this adapter. Export with "
             f"to=hf for it, or a shorter prefix with n_edits, or with rank={VLLM_RANKS[-1]} for an approximation"
         )
     return None
+
+
+def no_lora(architecture: str) -> str:
+    """Why vLLM takes no adapter of a model that is among `VLLM_WITHOUT_LORA`."""
+    return f"vLLM has no LoRA for {architecture}"
+
+
+def why_no_rank(rank: int) -> str:
+    """Why vLLM takes no adapter of a rank that `vllm_rank` has no answer for."""
+    return f"rank {rank} is above vLLM's limit of {VLLM_RANKS[-1]}"
 
 
 def notices(record: Mapping[str, Any]) -> list[str]:

@@ -10,6 +10,11 @@ evaluation  one loaded model, evaluated again and again on the same tasks
 collapse    whether a model still models language at all
 worker      one loaded model: edit a row to a checkpoint, evaluate a cell
 engine      all rows of a sweep in this process
+vllm_engine all rows edited in this process, then served by vLLM
+preparing   one loaded model: make the edits, write what a served model needs of them
+prepared    cells whose edits are made, until they are served
+serving     what is asked of vLLM, what is refused before, what comes back
+routes      which cells will be adapters and which checkpoints, for `--dry_run`
 ray_engine  the same as Ray tasks, on this machine or a cluster
 ray_tasks   what a Ray worker does
 reading     a sweep's folder as values, for plots and reports
