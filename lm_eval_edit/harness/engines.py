@@ -37,11 +37,17 @@ class Engine:
         return self.name != other.name or len(dtypes) > 1
 
 
-def engine_of(results: Mapping[str, Any]) -> Engine | None:
-    """The engine of a results file, of a stock run of the harness too; None where nobody can tell."""
+def engine_of(results: Mapping[str, Any], task: str | None = None) -> Engine | None:
+    """The engine of a results file, of a stock run of the harness too; None where nobody can tell.
+
+    Args:
+        task: One whose answers are meant: a few of a served cell are those of the model that was edited.
+    """
     config = results.get("config") or {}
     told = config.get("engine")
     if isinstance(told, Mapping) and told.get("name"):
+        if task is not None and task in (told.get("in_process") or ()):
+            return Engine(TRANSFORMERS, results.get("transformers_version"), told.get("dtype"))
         return Engine(str(told["name"]), told.get("version"), told.get("dtype"))
     if config.get("model_dtype"):  # the harness asks it of models of transformers alone
         dtype = str(config["model_dtype"]).removeprefix("torch.")

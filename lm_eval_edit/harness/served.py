@@ -205,13 +205,17 @@ class ServedModel:
     def _model_generate(self, requests: list[list[int]], generate: bool = False, sampling_params: Any = None) -> Any:
         lm: Any = self
         found = super()._model_generate(requests, generate=generate, sampling_params=sampling_params)  # type: ignore[misc]
-        if generate and isinstance(lm.cache_hook, Listener):
-            lm.cache_hook.hear_rows(
-                [
-                    (ids[-TOKENS_BEFORE:], list(each.outputs[0].token_ids))
-                    for ids, each in zip(requests, found, strict=True)
-                ]
-            )
+        if not generate:
+            return found
+        rows = []
+        for prompt, each in zip(requests, found, strict=True):
+            said, new = each.outputs[0], list(each.outputs[0].token_ids)
+            end = next((i for i, token in enumerate(new) if token in self._ends or token == lm.eot_token_id), None)
+            # As HFLM decodes: of one tokenizer's tokens vLLM makes a text with other white space at its beginning.
+            said.text = lm.tokenizer.decode(new[:end], skip_special_tokens=True)
+            rows.append((prompt[-TOKENS_BEFORE:], new))
+        if isinstance(lm.cache_hook, Listener):
+            lm.cache_hook.hear_rows(rows)
         return found
 
     def _key(self, request: Sequence[Any], text: str) -> bytes:

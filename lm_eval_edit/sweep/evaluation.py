@@ -151,8 +151,9 @@ class Evaluator:
             failed |= self._unloadable
         if schedule and self.about_schedule:
             try:
-                # These few files are read anew: their documents are another prefix of the facts in every cell.
-                manager = task_manager(self.about_schedule, self.include_path, model_args)
+                # These few files are read anew: their documents are another prefix of the facts in every cell. They
+                # are ours, and a folder of other tasks, for which the harness makes its whole index, is not asked.
+                manager = task_manager(self.about_schedule, None, model_args)
                 found, missing = self._load_each(manager, self.about_schedule)
                 failed |= missing
                 for key, value in found.items():

@@ -33,7 +33,8 @@ _PASSED = (
 _OF_LOADING = (
     "dtype", "torch_dtype", "backend", "device", "batch_size", "max_batch_size", "parallelize", "max_memory_per_gpu",
     "max_cpu_memory", "max_memory", "offload_folder", "offload_buffers", "device_map", "low_cpu_mem_usage",
-    "attn_implementation", "logits_cache", "use_safetensors", "local_files_only", "force_download", "cache_dir", "proxies", "token",
+    "attn_implementation", "logits_cache", "use_safetensors", "local_files_only", "force_download", "cache_dir",
+    "proxies", "token",
     "use_fast_tokenizer", "experts_implementation", "use_kernels", "weights_only",
 )  # fmt: skip
 #: Arguments of the engine that the design or the edits decide -> who says them.
@@ -66,16 +67,13 @@ class Serving:
     device: str | None = None
     version: str | None = None
 
-    def record(self, each: Prepared, apart: tuple[str, ...]) -> dict[str, Any]:
-        """What a cell says of its engine.
-
-        Args:
-            apart: The tasks that the model of this process has answered.
-        """
+    def record(self, each: Prepared) -> dict[str, Any]:
+        """What a cell says of its engine, and which of its tasks the model of this process has answered."""
         found = Engine(VLLM, self.version, each.dtype).record() | {"served": each.kind}
         found |= {"adapter_rank": each.record["rank"]} if "rank" in each.record else {}
         found |= {"arguments": dict(self.arguments)} if self.arguments else {}
-        return found | ({"in_process": list(apart)} if apart and each.kind != BASE else {})
+        apart = ((each.record.get("evaluated") or {}).get("results") or {}).get("configs") or {}
+        return found | ({"in_process": list(apart)} if apart else {})
 
 
 def check_arguments(arguments: Mapping[str, Any]) -> str:

@@ -207,7 +207,7 @@ class _Run:
     def _evaluate(self, lm: Any, each: Prepared) -> str:
         """Evaluate one cell, store it. Returns its status."""
         started, record, reached = time.perf_counter(), each.record, each.reached
-        engine = self.how.record(each, tuple(self.checked.about_schedule))
+        engine = self.how.record(each)
         adapter = str(each.weights) if each.kind == ADAPTER else None
         lm.serve(served.Served(each.cell.path, record["fingerprint"], adapter, each.kind != BASE, record["info"]))
         engine["check"] = serving.check_answers(lm, each)
