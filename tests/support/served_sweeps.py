@@ -1,8 +1,12 @@
-"""A sweep small enough to be served twice: a tiny LLaMA, ROME and FT, three tasks of its own words."""
+"""A sweep small enough to be served twice: a tiny LLaMA, ROME and FT, three tasks of its own words.
+
+`python -m tests.support.served_sweeps ARGUMENTS` is `lm-eval-edit` without the harness's thousands of tasks.
+"""
 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +14,7 @@ from typing import Any
 from lm_eval.tasks import TaskManager
 
 from lm_eval_edit._startup import hooks
-from lm_eval_edit.sweep import checking
+from lm_eval_edit.sweep import checking, evaluation
 from lm_eval_edit.sweep.folder import SweepFolder
 from lm_eval_edit.sweep.parsing import parse_design
 from tests.support.tiny import FACTS, save_tiny, tiny_llama, tiny_tokenizer, write_facts
@@ -102,3 +106,10 @@ def cells(root: Path) -> dict[str, dict[str, Any]]:
         file.parent.relative_to(root).as_posix(): json.loads(file.read_text(encoding="utf-8"))
         for file in sorted(root.glob("[!.]*/**/cell.json"))
     }
+
+
+if __name__ == "__main__":
+    from lm_eval_edit.cli import main
+
+    evaluation.task_manager = quick_index
+    sys.exit(main(sys.argv[1:]))

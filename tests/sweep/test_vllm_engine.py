@@ -206,7 +206,7 @@ def test_a_collapsed_row_stops(vllm, world, tmp_path, monkeypatch):
 
 
 def test_the_dry_run_says_which_cells_go_which_way(vllm, world, tmp_path, capsys):
-    editors = [*design_of(world)["editors"], {"editor": "kn", "label": "kn"}]
+    editors = [*design_of(world)["editors"], {"editor": "lora", "label": "lora"}]
     (tmp_path / "design.yaml").write_text(yaml.safe_dump(design_of(world, editors=editors)))
     flags = ("--engine", "vllm", "--dry_run", "--device", "cpu", "--device_rate", "h100")
     assert main(["sweep", str(tmp_path / "design.yaml"), *flags]) == 0
@@ -214,7 +214,7 @@ def test_the_dry_run_says_which_cells_go_which_way(vllm, world, tmp_path, capsys
     assert "one engine: unedited, 2 LoRA adapters (max_lora_rank 8; tiny/rome-facts-file_order/n00001, " in said
     assert "checkpoint, an engine of its own for each (the updates of ft are not low rank): tiny/ft-" in said
     assert (
-        "adapter or checkpoint, decided once the edits are made (what rank the updates of kn have shows then)" in said
+        "adapter or checkpoint, decided once the edits are made (what rank the updates of lora have shows then)" in said
     )
     assert "disk while cells wait: up to " in said and "MiB more if no adapter is exact" in said
     assert "asked of the model that is edited, not of vLLM" in said
@@ -294,11 +294,12 @@ def test_compare_warns_of_two_engines_and_tells_what_they_differ_by_without_an_e
     said = capsys.readouterr().err
     assert "different engines: transformers" in said and f"vllm {stand_in_vllm.VERSION} (float32)" in said
     assert "The unedited model in both: toy_likely acc +0, 0 of 18 answers changed; toy_says" in said
-    assert main(["compare", str(served / "tiny/unedited"), str(served / cell)]) == 0
+    assert main(["compare", str(served / "tiny/unedited"), str(served / cell), "--tasks", "toy_likely"]) == 0
     assert "different engines" not in capsys.readouterr().err
     base, edited = load_run(local / "tiny/unedited"), load_run(local / cell)
-    assert warnings(compare_runs(base, edited, Settings()), Settings()) == []
-    assert noise_floor(base, edited, Settings()) is None
+    settings = Settings(tasks=("toy_likely", "toy_says"))
+    assert warnings(compare_runs(base, edited, settings), settings) == []
+    assert noise_floor(base, edited, settings) is None
 
 
 def test_tasks_answered_by_the_edited_model_itself_are_of_one_engine(local, served):
@@ -321,7 +322,7 @@ def test_a_folder_of_two_engines_is_told_when_it_goes_on_and_in_its_report(local
     assert engine.mixed(checked, "transformers") == []
     outcome = serve(checked)
     assert list(outcome.statuses) == ["tiny/rome-facts-file_order/n00002"] and not outcome.failed
-    assert main(["report", str(root), "--no_plots", "-o", str(root / "report.html")]) == 0
+    assert main(["report", str(root), "--no-plots", "-o", str(root / "report.html")]) == 0
     page = (root / "report.html").read_text(encoding="utf-8")
     assert "1 cell is held against the unedited tiny across different engines" in page
 
