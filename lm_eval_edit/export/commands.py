@@ -16,6 +16,9 @@ VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 #: Architectures that vLLM runs and has no LoRA for (its table of supported models, November 2026).
 VLLM_WITHOUT_LORA = ("GPT2LMHeadModel", "GPTJForCausalLM", "GPTNeoXForCausalLM")
 
+#: Its kernels for GPUs refuse others (vllm/lora/ops/triton_ops); those for CPUs take float32.
+GPU_LORA = "vLLM's LoRA on a GPU is for float16 and bfloat16"
+
 # What the harness's `name=value,name=value` takes without reading it as something else.
 _PLAIN = re.compile(r"[\w./+@:-]+")
 
@@ -112,11 +115,14 @@ def notices(record: Mapping[str, Any]) -> list[str]:
     if record["to"] != "peft":
         return []
     adapter, why = record["adapter"], _why_not_in_vllm(record)
+    served = why is None
     if why is None:
         why = f"vLLM must be started with max_lora_rank={vllm_rank(adapter['rank'])}"
         if "architecture" not in record["base"]:  # an export of release 0.1
             why += f". It has no LoRA for {', '.join(VLLM_WITHOUT_LORA)}: export with to=hf for these"
     out = [why]
+    if served and record["base"]["dtype"] == "float32":
+        out.append(f"{GPU_LORA}: for this model, which is float32, export with to=hf there")
     if not adapter["exact"]:
         least = min(adapter["parameters"].items(), key=lambda entry: entry[1]["energy_kept"])
         out.append(

@@ -14,7 +14,7 @@ import torch
 
 from lm_eval_edit import demo
 from lm_eval_edit.errors import UserError, in_one_error
-from lm_eval_edit.export.commands import VLLM_WITHOUT_LORA, no_lora
+from lm_eval_edit.export.commands import GPU_LORA, VLLM_WITHOUT_LORA, no_lora
 from lm_eval_edit.harness import served
 from lm_eval_edit.harness.engines import VLLM, Engine
 from lm_eval_edit.models.dtypes import dtype_of
@@ -176,7 +176,7 @@ def no_adapters(checked: Checked, model: Model) -> str | None:
         if architecture in VLLM_WITHOUT_LORA:
             return no_lora(architecture)
     if served_dtype(checked, model) == "float32" and torch.cuda.is_available():
-        return "vLLM's LoRA on a GPU is for float16 and bfloat16"
+        return GPU_LORA
     return None
 
 

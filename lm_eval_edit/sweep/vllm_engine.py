@@ -54,6 +54,9 @@ def run_sweep(checked: Checked, how: Serving, *, progress: bool = True) -> Outco
         todo = missing(checked)
         outcome = Outcome(kept=len(checked.cells()) - len(todo))
         room = WaitingRoom(checked.folder)
+        for cell in checked.cells():
+            if cell not in todo:  # computed since by another engine, or by a run killed before it had cleared up
+                room.leave(cell)
         room.tidy()
         with tqdm(total=len(todo), desc="cells", unit="cell", disable=not progress or not todo) as bar:
             for model in checked.design.models:
@@ -181,7 +184,8 @@ class _Run:
                     self.bar.set_postfix_str(each.cell.path)
                     status = guarded(self.checked, each.cell, partial(self._evaluate, lm, each))
                     assert status is not None, "an evaluated cell has a status"
-                    if status == DONE:
+                    # What failed of the tasks asked while editing is asked again, so the edits are made again for it.
+                    if status == DONE or (each.record.get("evaluated") or {}).get("failed"):
                         self.room.leave(each.cell)
                     self._done(each.cell, status)
         except CannotWriteError:
