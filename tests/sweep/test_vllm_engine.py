@@ -71,7 +71,7 @@ def serve(checked, monkeypatch=None, notes: Path | None = None, **arguments):
 
 
 def assert_same(found: dict, wanted: dict) -> None:
-    """Log-probabilities within an engine's noise, also of this process (which batches tasks together), and all texts."""
+    """Log-probabilities within an engine's noise (this process batches other tasks together), and all texts."""
     for task in wanted:
         if task == "toy_says":
             assert found[task] == wanted[task]
