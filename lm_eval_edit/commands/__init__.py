@@ -22,6 +22,7 @@ nothing is kept.
     train      what a method needs before it can edit
     ls         what there is to choose from
 
+    _engines      the engines of `sweep`
     _editors      `ls editors`
     _options      `ls options`
     _validation   what `validate` finds out

@@ -37,12 +37,13 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
 
 def run(args: argparse.Namespace) -> int:
     """Compare and print; the exit status is 0 whatever the verdicts (`check` is the gate)."""
-    from lm_eval_edit._support.terminal import printable_json
+    from lm_eval_edit._support.terminal import printable, printable_json
     from lm_eval_edit.comparison import tables
     from lm_eval_edit.comparison.as_json import to_json
     from lm_eval_edit.comparison.compare import Settings, compare_runs
     from lm_eval_edit.comparison.flips import write_flips
     from lm_eval_edit.comparison.group_means import seed_rows
+    from lm_eval_edit.comparison.other_engines import warnings
     from lm_eval_edit.comparison.results import load_run
 
     settings = Settings(args.alpha, args.delta, args.seed, names(args.tasks), names(args.metrics))
@@ -66,7 +67,8 @@ def run(args: argparse.Namespace) -> int:
         print(tables.markdown(comparisons, seeds, noise, args.alpha))
     else:
         tables.print_tables(comparisons, seeds, noise, args.alpha)
-    for notice in tables.notices(comparisons):
+    engines = [text for each in comparisons for text in warnings(each, settings, cluster=args.cluster)]
+    for notice in [*tables.notices(comparisons), *map(printable, dict.fromkeys(engines))]:
         print(notice, file=sys.stderr)
     if args.flips:
         count = write_flips(comparisons[0], args.flips, args.metric)

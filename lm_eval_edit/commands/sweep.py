@@ -8,11 +8,11 @@ import os
 import shlex
 import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from lm_eval_edit._support.terminal import printable
+from lm_eval_edit.commands import _engines
 from lm_eval_edit.errors import ConfigurationError, UserError
 
 #: Flags that replace a key of the design: flag -> (key, help).
@@ -60,16 +60,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
         parser.add_argument(f"--{flag}", action=argparse.BooleanOptionalAction, default=None, help=text)
     parser.add_argument("--include_path", metavar="DIR", help="a folder with further tasks")
     parser.add_argument("--device", help="cpu, cuda:0, ...; default: a GPU where there is one")
-    parser.add_argument(
-        "--engine", choices=("local", "ray"), default="local", help="local: in this process; ray: as tasks of Ray"
-    )
-    parser.add_argument("--address", help="of a Ray cluster, or auto; default: a Ray on this machine, for this run")
-    parser.add_argument(
-        "--gpus_per_task", type=float, metavar="N", help="of a Ray task; default: 1 where the cluster has any"
-    )
-    parser.add_argument(
-        "--cpus_per_task", type=float, metavar="N", help="of a Ray task; default: 1 beside a GPU, else torch's threads"
-    )
+    _engines.add_arguments(parser)
     parser.add_argument(
         "--device_rate",
         choices=("measured", "h100", "a100"),
@@ -91,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
     """Run a sweep. Exit status 0 if every cell is there, 1 if one failed."""
     from lm_eval_edit.sweep.parsing import parse_design, read_design, replaced
 
-    _check_engine(args)
+    _engines.check_options(args)
     changes = _changes(args)
     named = args.named or args.design
     if args.named and args.design:
@@ -131,13 +122,6 @@ def _no_code_of_files(args: argparse.Namespace, named: str | None) -> contextlib
     return names_out_of_data([part.rpartition("=")[2] for word in words for part in word.split(",")])
 
 
-def _check_engine(args: argparse.Namespace) -> None:
-    if args.engine == "local":
-        flags = ("address", "gpus_per_task", "cpus_per_task")
-        if given := [f"--{flag}" for flag in flags if getattr(args, flag) is not None]:
-            raise UserError(f"{', '.join(given)}: only with --engine ray")
-
-
 def _finished(output: Path, design: Any) -> Any | None:
     """The sweep in a folder that holds all of this design, found without torch or the harness; else None."""
     from lm_eval_edit.sweep import folder, reading
@@ -156,19 +140,23 @@ def _run(args: argparse.Namespace, design: Any, output: Path) -> int:
 
     setup_logging()
     from lm_eval_edit.sweep import checking, folder, reading
+    from lm_eval_edit.sweep.engine import mixed
 
-    compute = _engine(args)
+    engine = _engines.choose(args)
     checked = checking.check(design, folder.SweepFolder(output), dry_run=args.dry_run)
-    for notice in checked.notices:
+    problems = engine.problems + engine.examine(checked)
+    if problems and not args.dry_run:
+        raise ConfigurationError(problems)
+    for notice in [*checked.notices, *mixed(checked, engine.name)]:
         print(printable(notice), file=sys.stderr)
     if args.dry_run:
         from lm_eval_edit.sweep.estimate import estimate_lines
 
-        _say([*_cells(checked), *estimate_lines(checked, _rates(args))])
-        if checked.problems:
-            raise ConfigurationError(checked.problems)
+        _say([*_cells(checked), *engine.lines(checked), *estimate_lines(checked, _rates(args))])
+        if problems := [*checked.problems, *problems]:
+            raise ConfigurationError(problems)
         return 0
-    outcome = compute(checked)
+    outcome = engine.compute(checked)
     sweep = reading.load_sweep(output)
     _write_summary(output, sweep)
     _say([*_table(sweep), _told(outcome, output)])
@@ -185,7 +173,7 @@ def _rates(args: argparse.Namespace) -> list[Any]:
     from lm_eval_edit.cost.measured import device_at_hand
 
     # A Ray cluster's devices are elsewhere.
-    here, now = device_at_hand(args.device if args.engine == "local" else None, cache_folder())
+    here, now = device_at_hand(args.device if args.engine != "ray" else None, cache_folder())
     print(f"{here.name}: {'measured just now' if now else 'as measured before'}", file=sys.stderr)
     return [here] if args.device_rate == "measured" else [DEVICES["h100"], here]
 
@@ -199,22 +187,6 @@ def _write_summary(output: Path, sweep: Any) -> None:
     from lm_eval_edit.sweep import folder, reading
 
     folder.write_summary(output, reading.summary_rows(sweep))
-
-
-def _engine(args: argparse.Namespace) -> Callable[[Any], Any]:
-    """What computes a checked sweep; a Ray that is not there, or cannot do what is asked, is told here."""
-    if args.engine == "ray":
-        from lm_eval_edit.sweep import ray_engine
-
-        ray_engine.find_ray()
-        resources = ray_engine.Resources(args.address, args.gpus_per_task, args.cpus_per_task, args.device)
-        ray_engine.check_resources(resources)
-        return lambda checked: ray_engine.run_sweep(checked, resources)
-    from lm_eval_edit.models.devices import find_device
-    from lm_eval_edit.sweep import engine
-
-    device = find_device(args.device, "--device ")
-    return lambda checked: engine.run_sweep(checked, device=device)
 
 
 def _changes(args: argparse.Namespace) -> dict[str, Any]:

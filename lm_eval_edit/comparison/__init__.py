@@ -14,6 +14,7 @@ floors             where the unedited model's score leaves nothing to lose
 verdicts           one metric before and after, and what is to be said of it
 group_means        means over tasks and over edit seeds, as rows
 compare            two runs held against each other
+other_engines      two runs of different engines, and what those differ by without an edit
 flips              the documents that changed, with their texts
 tables             what is printed of it
 as_json            what is written of it, as `schemas/` describes

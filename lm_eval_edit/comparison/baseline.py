@@ -27,7 +27,7 @@ _KEPT = (
     "model_source", "model_name", "lm_eval_version", "transformers_version", "date", "versions", "n-shot", "n-samples",
     "group_subtasks", "fewshot_as_multiturn", "chat_template_sha", "system_instruction_sha",
 )  # fmt: skip
-_KEPT_CONFIG = ("model", "model_dtype", "model_revision", "model_sha", "limit", "fewshot_seed")
+_KEPT_CONFIG = ("model", "engine", "model_dtype", "model_revision", "model_sha", "limit", "fewshot_seed")
 _KEPT_TASK = ("output_type", "generation_kwargs", "num_fewshot", "repeats", "filter_list")
 
 

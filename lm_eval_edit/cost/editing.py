@@ -338,4 +338,4 @@ def moment_layers(method: str, options: Mapping[str, Any]) -> list[int]:
 def _templates(options: Mapping[str, Any], plan: Sequence[tuple[int, int]]) -> tuple[float, int]:
     """(tokens of the longest context template, number of templates, the bare one included)."""
     plan = options.get("context_template_length_params", plan)
-    return max(tokens for tokens, _ in plan) + 2.0, 1 + sum(count for _, count in plan)
+    return max((tokens for tokens, _ in plan), default=0) + 2.0, 1 + sum(count for _, count in plan)

@@ -97,6 +97,8 @@ class Editor(ABC):
         instead_of_layers: Name of the field of `Options` that names modules in place of `layers`, if there is one.
         not_routed: Why it cannot edit a mixture's experts, of which each token reads a few, for the error; empty where
             it can. A method that can takes what it edits from `_shared.sites`, not from the down-projection's module.
+        fact_rank: The rank that a fact adds at most to the update of one matrix; 0 for updates that are not low rank;
+            None where that shows once the edits are made.
         not_in_chat: Why it cannot edit inside a chat template, for the error; empty where it can: it takes prompts
             from `Fact.text`, `behind` and `essence`, and objects from `target`.
         without_second_moments: How to do without E[k kᵀ], for the error when there is none; empty if there is no way.
@@ -116,6 +118,7 @@ class Editor(ABC):
     not_routed: ClassVar[str] = "it edits linear maps, and a mixture's experts are slices of one tensor"
     needs_subject: ClassVar[bool] = True
     longest_object: ClassVar[int | None] = LONGEST_OBJECT
+    fact_rank: ClassVar[int | None] = None
     instead_of_layers: ClassVar[str | None] = None
     options: Any  # an `Options`; a method says which, for the type checker
 

@@ -120,6 +120,7 @@ class Ft(Editor):
     Options = FtOptions
     options: FtOptions
     batches = True
+    fact_rank = 0
     longest_object = None
     not_routed = ""
 

@@ -55,6 +55,7 @@ class Memit(Editor):
     Options: ClassVar[type] = MemitOptions
     batches = True
     not_routed = ""
+    fact_rank = 1
 
     @classmethod
     def default_layers(cls, n_layers: int) -> tuple[int, ...]:

@@ -96,6 +96,7 @@ class Rome(Editor):
     source = "Meng et al. 2022, arXiv 2202.05262"
     Options = RomeOptions
     options: RomeOptions
+    fact_rank = 1
     needs = "second moments, with mom2_adjustment=true only"
     not_routed = ""
     without_second_moments = "mom2_adjustment: false in edit_config"

@@ -16,6 +16,9 @@ VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 #: Architectures that vLLM runs and has no LoRA for (its table of supported models, November 2026).
 VLLM_WITHOUT_LORA = ("GPT2LMHeadModel", "GPTJForCausalLM", "GPTNeoXForCausalLM")
 
+#: Its kernels for GPUs refuse others (vllm/lora/ops/triton_ops); those for CPUs take float32.
+GPU_LORA = "vLLM's LoRA on a GPU is for float16 and bfloat16"
+
 # What the harness's `name=value,name=value` takes without reading it as something else.
 _PLAIN = re.compile(r"[\w./+@:-]+")
 
@@ -86,15 +89,25 @@ def _why_not_in_vllm(record: Mapping[str, Any]) -> str | None:
     """Why vLLM does not take this adapter, as a sentence; None where it does, as far as is known."""
     rank, architecture = record["adapter"]["rank"], record["base"].get("architecture")
     if architecture in VLLM_WITHOUT_LORA:
-        return f"vLLM has no LoRA for {architecture}: it does not take this adapter. Export with to=hf for it"
+        return f"{no_lora(architecture)}: it does not take this adapter. Export with to=hf for it"
     if record["base"].get("gguf_file"):
         return "the unedited model is a GGUF file, which vLLM reads in its own way. Export with to=hf for it"
     if vllm_rank(rank) is None:
         return (
-            f"rank {rank} is above vLLM's limit of {VLLM_RANKS[-1]}: vLLM does not take this adapter. Export with "
+            f"{why_no_rank(rank)}: vLLM does not take this adapter. Export with "
             f"to=hf for it, or a shorter prefix with n_edits, or with rank={VLLM_RANKS[-1]} for an approximation"
         )
     return None
+
+
+def no_lora(architecture: str) -> str:
+    """Why vLLM takes no adapter of a model that is among `VLLM_WITHOUT_LORA`."""
+    return f"vLLM has no LoRA for {architecture}"
+
+
+def why_no_rank(rank: int) -> str:
+    """Why vLLM takes no adapter of a rank that `vllm_rank` has no answer for."""
+    return f"rank {rank} is above vLLM's limit of {VLLM_RANKS[-1]}"
 
 
 def notices(record: Mapping[str, Any]) -> list[str]:
@@ -102,11 +115,14 @@ def notices(record: Mapping[str, Any]) -> list[str]:
     if record["to"] != "peft":
         return []
     adapter, why = record["adapter"], _why_not_in_vllm(record)
+    served = why is None
     if why is None:
         why = f"vLLM must be started with max_lora_rank={vllm_rank(adapter['rank'])}"
         if "architecture" not in record["base"]:  # an export of release 0.1
             why += f". It has no LoRA for {', '.join(VLLM_WITHOUT_LORA)}: export with to=hf for these"
     out = [why]
+    if served and record["base"]["dtype"] == "float32":
+        out.append(f"{GPU_LORA}: for this model, which is float32, export with to=hf there")
     if not adapter["exact"]:
         least = min(adapter["parameters"].items(), key=lambda entry: entry[1]["energy_kept"])
         out.append(

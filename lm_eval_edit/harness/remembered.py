@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from lm_eval.api.model import TemplateLM
 from lm_eval.api.task import Task
-from lm_eval.models.huggingface import HFLM
 
 
 def remember_requests(task: Task) -> None:
@@ -27,14 +27,24 @@ def remember_requests(task: Task) -> None:
     task.build_all_requests = build_all_requests
 
 
-def remember_tokens(lm: HFLM) -> None:
-    """Tokenise each text, and each batch of texts, once."""
-    encode, encode_batch = lm.tok_encode, lm.tok_batch_encode
+def remember_tokens(lm: TemplateLM) -> None:
+    """Tokenise each text, and each batch of texts, once.
+
+    Args:
+        lm: One whose `tok_encode` takes a text or, as vLLM's does, a list of them; `tok_batch_encode` where it has one.
+    """
+    encode, encode_batch = lm.tok_encode, getattr(lm, "tok_batch_encode", None)
     texts: dict[Any, list[int]] = {}
     batches: dict[Any, tuple[torch.Tensor, torch.Tensor]] = {}
 
-    def tok_encode(string: str, *args: Any, **how: Any) -> list[int]:
-        key = (string, args, tuple(sorted(how.items())))
+    def tok_encode(string: str | Sequence[str], *args: Any, **how: Any) -> Any:
+        options = (args, tuple(sorted(how.items())))
+        if not isinstance(string, str):
+            new = list(dict.fromkeys(text for text in string if (text, *options) not in texts))
+            if new:
+                texts.update(zip([(text, *options) for text in new], encode(new, *args, **how), strict=True))
+            return [list(texts[(text, *options)]) for text in string]
+        key = (string, *options)
         if key not in texts:
             texts[key] = encode(string, *args, **how)
         return list(texts[key])
@@ -42,8 +52,11 @@ def remember_tokens(lm: HFLM) -> None:
     def tok_batch_encode(strings: Sequence[str], *args: Any, **how: Any) -> tuple[torch.Tensor, torch.Tensor]:
         key = (tuple(strings), args, tuple(sorted(how.items())))
         if key not in batches:
+            assert encode_batch is not None, "a model without batches of tokens is not asked for them"
             batches[key] = encode_batch(list(strings), *args, **how)
         ids, mask = batches[key]
         return ids.clone(), mask.clone()
 
-    vars(lm).update(tok_encode=tok_encode, tok_batch_encode=tok_batch_encode)  # of this object alone
+    vars(lm)["tok_encode"] = tok_encode  # of this object alone
+    if encode_batch is not None:
+        vars(lm)["tok_batch_encode"] = tok_batch_encode

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lm_eval_edit.comparison.floors import AT_FLOOR, format_advice, lost_formats
+from lm_eval_edit.comparison.other_engines import engines_differ
 from lm_eval_edit.report.comparing import Compared, below
 from lm_eval_edit.sweep.reading import COLLAPSED, DONE, FAILED, LEFT_OUT, Sweep
 
@@ -79,7 +80,7 @@ def warnings(sweep: Sweep, compared: Sequence[Compared]) -> list[str]:
         found.append(f"{cells} not done; what is said below is of the others")
     if sweep.header["about_model"]:
         found += _baselines(compared)
-    return [*found, *_floors(compared), *_without_headline(compared), *_guards(compared)]
+    return [*found, *_engines(compared), *_floors(compared), *_without_headline(compared), *_guards(compared)]
 
 
 def _floors(compared: Sequence[Compared]) -> Iterable[str]:
@@ -95,6 +96,22 @@ def _floors(compared: Sequence[Compared]) -> Iterable[str]:
         base = each.comparison.base if each.comparison is not None else None
         if base is not None and (advice := format_advice(base.results, lost_formats(base))):
             yield f"{model}: {advice}"
+
+
+def _engines(compared: Sequence[Compared]) -> Iterable[str]:
+    """The cells that another engine has evaluated than the unedited model they are held against."""
+    found: dict[tuple[str, str], int] = {}
+    for each in compared:
+        if each.comparison is not None:
+            how = engines_differ(each.comparison.base, each.comparison.edited, dict.fromkeys(each.headlines))
+            if how is not None:
+                found[each.row.model, how] = found.get((each.row.model, how), 0) + 1
+    for (model, how), count in found.items():
+        cells = "1 cell is" if count == 1 else f"{count} cells are"
+        yield (
+            f"{cells} held against the unedited {model} across different engines, {how}: a part of the differences is "
+            f"the engines' own arithmetic. A sweep into a folder of its own has one engine throughout"
+        )
 
 
 def _without_headline(compared: Sequence[Compared]) -> Iterable[str]:

@@ -13,18 +13,22 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from typing import TypeVar
 
 import torch
 from tqdm.auto import tqdm
 
 from lm_eval_edit._support.files import read_json
 from lm_eval_edit.errors import CannotWriteError, in_one_line
+from lm_eval_edit.harness.engines import TRANSFORMERS
 from lm_eval_edit.sweep.checking import Checked, Schedule
 from lm_eval_edit.sweep.design import Model, Row
 from lm_eval_edit.sweep.folder import COLLAPSED, DONE, FAILED, Cell
 from lm_eval_edit.sweep.worker import Worker, mark
 
 logger = logging.getLogger("lm_eval_edit")
+
+Status = TypeVar("Status")
 
 
 @dataclass
@@ -68,6 +72,27 @@ def missing(checked: Checked) -> list[Cell]:
             logger.warning("%s: %s; it is computed again", cell.path, why)
         found.append(cell)
     return found
+
+
+def mixed(checked: Checked, name: str) -> list[str]:
+    """What to say of cells that are there and that another engine has evaluated.
+
+    Args:
+        name: The engine that will compute what is missing, as `harness.engines` names it.
+    """
+    others: dict[str, int] = {}
+    for cell in checked.cells():
+        if checked.folder.state(cell)[0] == DONE:
+            # Cells of earlier versions do not say: there was no other engine then.
+            engine = read_json(checked.folder.path(cell) / "cell.json").get("engine") or {}
+            found = engine.get("name") or TRANSFORMERS
+            if found != name and not (cell.row is not None and cell.n_edits == 0):
+                others[found] = others.get(found, 0) + 1
+    return [
+        f"{count} of the cells that are there were evaluated by {other}, those to come by {name}: `compare` and "
+        f"`report` warn where the two are held against each other; a folder of its own would keep them apart"
+        for other, count in others.items()
+    ]
 
 
 def collapsed_before(checked: Checked, row: Row, n_edits: int) -> str | None:
@@ -149,7 +174,7 @@ def _run_model(
     for cell in cells:
         if cell.row is None:
             say(f"{model.label} unedited")
-            done(cell, _guarded(checked, cell, partial(worker.evaluate_unedited, cell)))
+            done(cell, guarded(checked, cell, partial(worker.evaluate_unedited, cell)))
     rows = [row for row in checked.rows if row.model == model and any(cell.row == row for cell in cells)]
     for number, row in enumerate(rows, start=1):
         say(f"row {number}/{len(rows)} {row.name}")
@@ -161,7 +186,7 @@ def _run_row(worker: Worker, row: Row, cells: list[Cell], done: Callable[[Cell, 
     schedules = checked.schedules[row.model.label, row.name]
     for cell in cells:
         if cell.n_edits == 0:
-            done(cell, _guarded(checked, cell, partial(worker.evaluate_unedited, cell)))
+            done(cell, guarded(checked, cell, partial(worker.evaluate_unedited, cell)))
     for schedule in schedules:
         for cell in [cell for cell in cells if cell.n_edits in schedule.checkpoints]:
 
@@ -173,12 +198,12 @@ def _run_row(worker: Worker, row: Row, cells: list[Cell], done: Callable[[Cell, 
                     return worker.mark(cell, COLLAPSED, reached.unreached)
                 return worker.evaluate(cell, reached)
 
-            done(cell, _guarded(checked, cell, compute))
+            done(cell, guarded(checked, cell, compute))
     worker.lm.restore()
 
 
-def _guarded(checked: Checked, cell: Cell, compute: Callable[[], str]) -> str:
-    """A cell's status; one that fails is stored so and costs no other."""
+def guarded(checked: Checked, cell: Cell, compute: Callable[[], Status]) -> Status | str:
+    """What `compute` returns, a cell's status; a cell that fails is stored so and costs no other."""
     try:
         return compute()
     except CannotWriteError:

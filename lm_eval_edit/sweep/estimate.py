@@ -10,6 +10,7 @@ from lm_eval_edit.cost.work import DEVICES, Device, Shape
 from lm_eval_edit.editors.base import find_editor
 from lm_eval_edit.editors.hyperparameters import resolve
 from lm_eval_edit.errors import UserError
+from lm_eval_edit.models.dtypes import dtype_of
 from lm_eval_edit.sweep.checking import Checked, loading_args
 from lm_eval_edit.sweep.costs import sweep_cost
 from lm_eval_edit.sweep.design import Model, Row
@@ -29,17 +30,6 @@ def _published(pretrained: str) -> Any:
     return known.get(pretrained)
 
 
-def _dtype(config: Any, given: Any) -> Any:
-    """The torch dtype a model is loaded in: the one that is given, else its checkpoint's, which is float32 unsaid."""
-    import torch
-
-    named = given if given not in (None, "auto") else getattr(config, "dtype", None)
-    found = named if isinstance(named, torch.dtype) else getattr(torch, str(named or "float32"), None)
-    if not isinstance(found, torch.dtype):
-        raise UserError(f"dtype={given} is no torch dtype; want auto, float32, bfloat16, float16 or float64")
-    return found
-
-
 def estimate_lines(checked: Checked, devices: Sequence[Device] = (DEVICES["h100"],)) -> list[str]:
     """Prompts, tokens, FLOP and time of the whole design in a few lines; what cannot be estimated is said.
 
@@ -53,7 +43,7 @@ def estimate_lines(checked: Checked, devices: Sequence[Device] = (DEVICES["h100"
         if config is None:
             return [f"no estimate: the configuration of {model.pretrained} is not known here"]
         try:
-            dtypes[model.label] = _dtype(config, loading_args(checked.design, model).get("dtype"))
+            dtypes[model.label] = dtype_of(config, loading_args(checked.design, model).get("dtype"))
         except UserError as error:
             return [f"no estimate: {error}"]
 

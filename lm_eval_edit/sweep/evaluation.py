@@ -21,7 +21,6 @@ from lm_eval_edit.errors import UserError, in_one_line, nearest
 from lm_eval_edit.harness.our_tasks import all_ours, our_names
 from lm_eval_edit.harness.remembered import remember_requests, remember_tokens
 from lm_eval_edit.harness.run_records import BOOTSTRAP, SEEDS, RunRecorder, global_seeds
-from lm_eval_edit.model import EditedHFLM
 from lm_eval_edit.tasklib.editing import documents as editing_documents
 
 logger = logging.getLogger("lm_eval_edit")
@@ -94,7 +93,7 @@ class Evaluator:
     """Evaluates one model; knows its tasks, their requests and tokens.
 
     Args:
-        lm: The model. What it is asked is tokenised once.
+        lm: The model, an `EditedHFLM` or a `harness.served.ServedModel`. What it is asked is tokenised once.
         general: Tasks and groups about the model.
         about_schedule: Tasks and groups about a schedule's own facts.
         model_args: What `--model_args` would say about loading the model.
@@ -102,11 +101,12 @@ class Evaluator:
         include_path: A folder of further tasks.
         batch_size: As recorded in results.
         manner: What stands around the questions.
+        model_type: As `--model` would say, for the results.
     """
 
     def __init__(
         self,
-        lm: EditedHFLM,
+        lm: Any,
         general: Sequence[str],
         about_schedule: Sequence[str],
         model_args: Mapping[str, Any],
@@ -116,8 +116,9 @@ class Evaluator:
         batch_size: int,
         log_samples: bool = True,
         manner: Manner = AS_IT_IS,
+        model_type: str = _hooks.MODEL_TYPE,
     ):
-        self.lm, self.limit, self.batch_size, self.log_samples = lm, limit, batch_size, log_samples
+        self.model_type, self.limit, self.batch_size, self.log_samples = model_type, limit, batch_size, log_samples
         self.include_path, self.manner = include_path, manner
         self.about_schedule = tuple(about_schedule)
         self._loaded: dict[str, Any] = {"tasks": {}, "groups": {}, "group_map": {}}
@@ -126,7 +127,12 @@ class Evaluator:
             self._loaded, self._unloadable = self._load_each(task_manager(general, include_path, model_args), general)
             for task in self._loaded["tasks"].values():
                 remember_requests(task)
-        self._recorder = RunRecorder(_hooks.MODEL_TYPE)
+        self._recorder = RunRecorder(model_type)
+        self.take(lm)
+
+    def take(self, lm: Any) -> None:
+        """Evaluate this model from now on, on the tasks and requests that are there."""
+        self.lm = lm
         remember_tokens(lm)
 
     def run(self, model_args: Mapping[str, Any], *, general: bool = True, schedule: bool = False) -> Evaluation:
@@ -145,8 +151,9 @@ class Evaluator:
             failed |= self._unloadable
         if schedule and self.about_schedule:
             try:
-                # These few files are read anew: their documents are another prefix of the facts in every cell.
-                manager = task_manager(self.about_schedule, self.include_path, model_args)
+                # These few files are read anew: their documents are another prefix of the facts in every cell. They
+                # are ours, and a folder of other tasks, for which the harness makes its whole index, is not asked.
+                manager = task_manager(self.about_schedule, None, model_args)
                 found, missing = self._load_each(manager, self.about_schedule)
                 failed |= missing
                 for key, value in found.items():
@@ -245,11 +252,11 @@ class Evaluator:
 
     def _config(self, model_args: Mapping[str, Any]) -> dict[str, Any]:
         return {
-            "model": _hooks.MODEL_TYPE,
+            "model": self.model_type,
             "model_args": dict(model_args),
             **self.lm.get_model_info(),
             "batch_size": self.batch_size,
-            "batch_sizes": list(self.lm.batch_sizes.values()),
+            "batch_sizes": list(getattr(self.lm, "batch_sizes", {}).values()),
             "device": str(self.lm.device),
             "use_cache": None,
             "limit": self.limit,

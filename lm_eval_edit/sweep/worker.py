@@ -7,10 +7,12 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import metadata
 from typing import Any
 
 from lm_eval_edit.edits.guards import NotFiniteError
 from lm_eval_edit.errors import in_one_line
+from lm_eval_edit.harness.engines import TRANSFORMERS, Engine
 from lm_eval_edit.model import EditedHFLM
 from lm_eval_edit.sweep.checking import Checked, Schedule, loading_args, row_args
 from lm_eval_edit.sweep.collapse import perplexity
@@ -74,6 +76,18 @@ class Worker:
         self._unedited = self.lm.plan
         self._schedule: Schedule | None = None
 
+    def put_back(self) -> None:
+        """Bring the model to its unedited weights: what a row before has edited is no business of what comes next."""
+        self.lm.begin(self._unedited)
+        self._schedule = None
+
+    def unedited_args(self, row: Row | None = None) -> dict[str, Any]:
+        """What `--model_args` would say about the unedited model, or about a row's own facts before its edits."""
+        if row is None:
+            return {**loading_args(self.checked.design, self.model), "editor": "none"}
+        args = row_args(self.checked.design, row, row.checkpoints[-1])
+        return {**args, "editor": "none", "edit_facts_for": args["editor"]}
+
     def take_up(self, schedule: Schedule) -> None:
         """Make a schedule's edits the ones `edit_to` carries out, from the unedited weights."""
         if self._schedule is not schedule:
@@ -107,15 +121,9 @@ class Worker:
 
     def evaluate_unedited(self, cell: Cell) -> str:
         """Evaluate a baseline, or a row's tasks before its edits, and store it. Returns the cell's status."""
-        design = self.checked.design
-        # Not only the weights: what a row before this one has edited is none of this cell's business.
-        self.lm.begin(self._unedited)
-        self._schedule = None
-        args = {**loading_args(design, self.model), "editor": "none"}
-        if cell.row is not None:
-            args = row_args(design, cell.row, cell.row.checkpoints[-1])
-            args = {**args, "editor": "none", "edit_facts_for": args["editor"]}
-        return self._evaluate(cell, args, Checkpoint(0, self.unedited_perplexity, None, 0.0))
+        self.put_back()
+        reached = Checkpoint(0, self.unedited_perplexity, None, 0.0)
+        return self._evaluate(cell, self.unedited_args(cell.row), reached)
 
     def evaluate(self, cell: Cell, reached: Checkpoint) -> str:
         """Evaluate an edited cell, the model being at its checkpoint, and store it. Returns the cell's status.
@@ -123,11 +131,19 @@ class Worker:
         Raises:
             RuntimeError: the model is at no such checkpoint; nothing was stored.
         """
+        return self._evaluate(cell, self.edited_args(cell), reached)
+
+    def edited_args(self, cell: Cell) -> dict[str, Any]:
+        """What `--model_args` would say about an edited cell, the model being at its checkpoint.
+
+        Raises:
+            RuntimeError: the model is at no such checkpoint.
+        """
         assert cell.row is not None and self.lm.ledger is not None, "an edited cell is of a row, and its edits are made"
         applied, wanted = self.lm.ledger.applied, cell.row.operations(cell.n_edits)
         if applied != wanted:
             raise RuntimeError(f"{cell.path} is to be evaluated after {wanted} operations, {applied} are applied")
-        return self._evaluate(cell, row_args(self.checked.design, cell.row, cell.n_edits), reached)
+        return row_args(self.checked.design, cell.row, cell.n_edits)
 
     def _evaluate(self, cell: Cell, args: Mapping[str, Any], reached: Checkpoint) -> str:
         started = time.perf_counter()
@@ -138,24 +154,42 @@ class Worker:
         except Exception as error:  # what was found about the model's perplexity is kept all the same
             logger.exception("%s failed", cell.path)
             found = Evaluation(None, failed={"the evaluation": in_one_line(error)})
-        failed = "; ".join(f"{task}: {why}" for task, why in found.failed.items())
-        status = FAILED if failed else DONE
-        record = {
-            "status": status,
-            "reason": failed or None,
-            "failed_tasks": found.failed,
-            "weights_fingerprint": self.lm.weights_fingerprint,
-            "perplexity": reached.perplexity if math.isfinite(reached.perplexity) else "inf",  # JSON has no infinity
-            "collapsed": reached.collapsed,
-            "seconds": {"edit": reached.seconds, "evaluate": time.perf_counter() - started},
-        }
-        self.checked.folder.write(cell, record, found.results, found.samples)
-        return status
+        record = cell_record(found, reached, self.lm.weights_fingerprint, time.perf_counter() - started)
+        self.checked.folder.write(cell, record | {"engine": in_process(self.lm)}, found.results, found.samples)
+        return str(record["status"])
 
     def mark(self, cell: Cell, status: str, reason: str) -> str:
         """Store a cell that could not be evaluated. Returns its status."""
         mark(self.checked, cell, status, reason)
         return status
+
+
+def cell_record(found: Evaluation, reached: Checkpoint, fingerprint: str, seconds: float) -> dict[str, Any]:
+    """What cell.json says of an evaluated cell.
+
+    Args:
+        found: What the evaluation gave.
+        reached: How the model stood.
+        fingerprint: A hash of its weights.
+        seconds: That the evaluation took.
+    """
+    failed = "; ".join(f"{task}: {why}" for task, why in found.failed.items())
+    assert reached.perplexity is not None, "a cell is evaluated where the model could be brought"
+    return {
+        "status": FAILED if failed else DONE,
+        "reason": failed or None,
+        "failed_tasks": found.failed,
+        "weights_fingerprint": fingerprint,
+        "perplexity": reached.perplexity if math.isfinite(reached.perplexity) else "inf",  # JSON has no infinity
+        "collapsed": reached.collapsed,
+        "seconds": {"edit": reached.seconds, "evaluate": seconds},
+    }
+
+
+def in_process(lm: EditedHFLM) -> dict[str, Any]:
+    """The engine of a model of this process, for cell.json."""
+    dtype = str(lm.model.dtype).removeprefix("torch.")
+    return Engine(TRANSFORMERS, metadata.version(TRANSFORMERS), dtype).record()
 
 
 def mark(checked: Checked, cell: Cell, status: str, reason: str) -> None:
@@ -164,4 +198,4 @@ def mark(checked: Checked, cell: Cell, status: str, reason: str) -> None:
     checked.folder.write(cell, {"status": status, "reason": reason, "perplexity": None, "collapsed": None})
 
 
-__all__ = ["COLLAPSED", "Checkpoint", "Worker", "mark"]
+__all__ = ["COLLAPSED", "Checkpoint", "Worker", "cell_record", "in_process", "mark"]

@@ -64,6 +64,9 @@ def test_vllm_is_not_offered_an_adapter_of_an_architecture_it_has_no_lora_for(tm
 
 def test_a_rank_over_the_limit_and_a_gguf_base_are_not_offered_either(exports):
     record = json.loads((exports / "rome-peft" / RECORD).read_text())
+    assert any("LoRA on a GPU is for float16 and bfloat16" in notice for notice in notices(record))
+    half = record | {"base": record["base"] | {"dtype": "bfloat16"}}
+    assert not any("on a GPU" in notice for notice in notices(half))
     record["adapter"]["rank"] = 513
     assert len(commands(record, ".")) == 1 and "rank 513 is above vLLM's limit of 512" in notices(record)[0]
     record["adapter"]["rank"] = 8

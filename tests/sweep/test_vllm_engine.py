@@ -1,0 +1,412 @@
+"""A sweep served by vLLM: which cell is served how, what is refused before, what comes of it, also when it is stopped.
+
+vLLM is a stand-in here that applies real adapters (`tests.support.stand_in_vllm`); `test_vllm_real.py` runs vLLM.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lm_eval_edit.cli import main
+from lm_eval_edit.comparison.compare import Settings, compare_runs
+from lm_eval_edit.comparison.other_engines import noise_floor, warnings
+from lm_eval_edit.comparison.results import load_run
+from lm_eval_edit.export import commands
+from lm_eval_edit.harness.engines import Engine, engine_of
+from lm_eval_edit.sweep import engine, evaluation, routes, serving, vllm_engine
+from tests.conftest import ROOT
+from tests.support import stand_in_vllm
+from tests.support.served_sweeps import answers, cells, checked_sweep, design_of, likelihoods, make_world, quick_index
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tasks_at_hand():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluation, "task_manager", quick_index)
+        yield
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return make_world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="module")
+def local(world, tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("local") / "sweep"
+    assert not engine.run_sweep(checked_sweep(world, root), device="cpu", progress=False).failed
+    return root
+
+
+@pytest.fixture(scope="module")
+def vllm(tmp_path_factory):
+    """The stand-in is the installed vLLM while the tests of this module run."""
+    folder = tmp_path_factory.mktemp("vllm")
+    before = {name: sys.modules.get(name) for name in (*stand_in_vllm.NAMES, "lm_eval.models.vllm_causallms")}
+    stand_in_vllm.install(folder)
+    yield
+    sys.path.remove(str(folder))
+    for name, module in before.items():
+        sys.modules.pop(name, None)
+        if module is not None:
+            sys.modules[name] = module
+
+
+def serve(checked, monkeypatch=None, notes: Path | None = None, **arguments):
+    with pytest.MonkeyPatch.context() as patch:
+        if notes is not None:
+            patch.setenv(stand_in_vllm.NOTES, str(notes))
+        how = serving.Serving(arguments, "cpu", stand_in_vllm.VERSION)
+        return vllm_engine.run_sweep(checked, how, progress=False)
+
+
+def assert_same(found: dict, wanted: dict) -> None:
+    """Log-probabilities within an engine's noise (this process batches other tasks together), and all texts."""
+    for task in wanted:
+        if task == "toy_says":
+            assert found[task] == wanted[task]
+        else:
+            assert likelihoods(found, task) == pytest.approx(likelihoods(wanted, task), abs=1e-3), task
+
+
+@pytest.fixture(scope="module")
+def served(vllm, world, tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("served") / "sweep"
+    outcome = serve(checked_sweep(world, root), notes=root.parent / "notes", enforce_eager=True)
+    assert not outcome.failed and len(outcome.statuses) == 7 and outcome.loads == 1 + 1 + 2
+    return root
+
+
+# ----------------------------------------------------------------------------------------------------- what comes of it
+
+
+def test_served_cells_say_what_the_cells_of_this_process_say(local, served):
+    found, wanted = answers(served), answers(local)
+    assert found.keys() == wanted.keys() and len(found) == 7
+    for cell in found:
+        assert found[cell].keys() == wanted[cell].keys(), cell
+        assert_same(found[cell], wanted[cell])
+    told = [tuple(likelihoods(found[cell])) for cell in found if "toy_likely" in found[cell]]
+    assert len(set(told)) == 5  # the unedited model and four edited ones: none was served for another
+
+
+def test_results_are_those_of_the_other_engines_but_for_the_engine(local, served):
+    for cell in ("tiny/rome-facts-file_order/n00002", "tiny/ft-facts-file_order/n00001", "tiny/unedited"):
+        one, other = (load_run(root / cell).results for root in (served, local))
+        assert one["results"].keys() == other["results"].keys() and one["configs"].keys() == other["configs"].keys()
+        assert one["task_hashes"] == other["task_hashes"]
+        plain = {"seconds_per_edit", "ledger", "details"}
+        edits = [{k: v for k, v in each["config"]["edit"].items() if k not in plain} for each in (one, other)]
+        assert edits[0] == edits[1]
+        records = [json.loads((root / cell / "cell.json").read_text()) for root in (served, local)]
+        for name in ("weights_fingerprint", "perplexity", "status"):
+            assert records[0][name] == records[1][name]
+
+
+def test_cells_name_their_engine_and_how_they_were_served(local, served):
+    told = {name: record["engine"] for name, record in cells(served).items()}
+    assert told["tiny/unedited"]["served"] == "base"
+    rome, ft = (told[f"tiny/{name}-facts-file_order/n00002"] for name in ("rome", "ft"))
+    assert rome["served"] == "adapter" and rome["adapter_rank"] == 2 and ft["served"] == "checkpoint"
+    for each in (rome, ft, told["tiny/unedited"]):
+        assert (each["name"], each["version"], each["dtype"]) == ("vllm", stand_in_vllm.VERSION, "float32")
+        assert each["arguments"] == {"enforce_eager": True}
+    for each in (rome, ft):
+        assert each["in_process"] == ["edithurt_efficacy"]
+        assert each["check"]["difference"] < 1e-3 and each["check"]["effect"] > 0.1
+    assert told["tiny/rome-facts-file_order/n00000"]["name"] == "transformers"
+    assert {record["engine"]["name"] for record in cells(local).values()} == {"transformers"}
+    run = load_run(served / "tiny/rome-facts-file_order/n00002")
+    assert engine_of(run.results) == Engine("vllm", stand_in_vllm.VERSION, "float32")
+    assert engine_of(run.results, "edithurt_efficacy").name == "transformers"
+
+
+def test_one_engine_serves_the_unedited_model_and_all_adapters_and_no_edited_model_is_held_meanwhile(served):
+    notes = (served.parent / "notes").read_text().splitlines()
+    assert notes == [
+        "model float32 rank=8 held=0 [('enforce_eager', True), ('max_loras', 1)]",
+        *["checkpoint float32 rank=0 held=0 [('enforce_eager', True)]"] * 2,
+    ]
+
+
+def test_nothing_waits_in_the_end_and_nothing_is_done_twice(world, served):
+    assert not (served / ".serving").exists()
+    outcome = serve(checked_sweep(world, served))
+    assert (outcome.kept, outcome.statuses, outcome.loads) == (7, {}, 0)
+
+
+def test_how_outputs_ended_is_known_from_their_tokens(vllm, world):
+    from lm_eval.api.instance import Instance
+
+    from lm_eval_edit.harness import served as harness
+
+    lm = harness.start(str(world / "model"), "float32", {}, {}, None)
+    how = {"until": ["."], "do_sample": False, "max_gen_toks": 3}
+    (said,) = lm.generate_until([Instance("generate_until", {}, ("The weather is", how), 0)], disable_tqdm=True)
+    harness.stop(lm)
+    assert said.known == "exact" and said.ended is not None and not said.edited
+
+
+# --------------------------------------------------------------------------------------------- what may go wrong inside
+
+
+def test_an_engine_that_ignores_adapters_is_found_out(vllm, world, tmp_path, monkeypatch):
+    changes = {"editors": [design_of(world)["editors"][0]], "n_edits": [1], "tasks": ["toy_likely"]}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(stand_in_vllm.IGNORE, "1")
+        outcome = serve(checked_sweep(world, tmp_path / "sweep", **changes))
+    assert outcome.failed == ["tiny/rome-facts-file_order/n00001"]
+    record = cells(tmp_path / "sweep")["tiny/rome-facts-file_order/n00001"]
+    assert record["status"] == "failed" and "as if the adapter were ignored" in record["reason"]
+    # What had been edited still waits: the second try edits nothing.
+    outcome = serve(checked_sweep(world, tmp_path / "sweep", **changes))
+    assert not outcome.failed and outcome.loads == 1 and outcome.kept == 1
+
+
+def test_an_engine_that_does_not_start_fails_its_cells_and_no_others(vllm, world, tmp_path):
+    changes = {"n_edits": [1], "tasks": ["toy_likely"]}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stand_in_vllm, "RANKS", ())
+        outcome = serve(checked_sweep(world, tmp_path / "sweep", **changes))
+    assert sorted(outcome.failed) == ["tiny/rome-facts-file_order/n00001", "tiny/unedited"]
+    assert outcome.statuses["tiny/ft-facts-file_order/n00001"] == "done"
+    assert "max_lora_rank 1 is none of" in cells(tmp_path / "sweep")["tiny/unedited"]["reason"]
+    assert serve(checked_sweep(world, tmp_path / "sweep", **changes)).loads == 1
+
+
+def test_an_adapter_of_too_high_a_rank_is_a_checkpoint(vllm, world, tmp_path, monkeypatch):
+    monkeypatch.setattr(commands, "VLLM_RANKS", (1,))
+    monkeypatch.setattr(stand_in_vllm, "RANKS", (1,))
+    changes = {"editors": [design_of(world)["editors"][0]], "tasks": ["toy_likely"]}
+    checked = checked_sweep(world, tmp_path / "sweep", **changes)
+    lines = "\n".join(routes.route_lines(checked))
+    assert "rank 2 is above vLLM's limit of 1" in lines and "max_lora_rank 1" in lines
+    assert not serve(checked).failed
+    told = {name: record["engine"]["served"] for name, record in cells(tmp_path / "sweep").items()}
+    assert sorted(told.values()) == ["adapter", "base", "checkpoint"]
+    assert told["tiny/rome-facts-file_order/n00002"] == "checkpoint"
+
+
+def test_a_collapsed_row_stops(vllm, world, tmp_path, monkeypatch):
+    found = iter([10.0, 50.0])  # of the unedited model and after the first edit; nobody looks after the second
+    monkeypatch.setattr("lm_eval_edit.sweep.worker.perplexity", lambda *_: next(found))
+    changes = {"editors": [design_of(world)["editors"][0]], "tasks": ["toy_likely"], "stop_at_perplexity": 3}
+    outcome = serve(checked_sweep(world, tmp_path / "sweep", **changes))
+    found = {name.rpartition("/")[2]: record for name, record in cells(tmp_path / "sweep").items()}
+    assert found["n00001"]["status"] == "done" and "stop_at_perplexity" in found["n00001"]["collapsed"]
+    assert found["n00002"]["status"] == "collapsed" and len(outcome.statuses) == 3
+
+
+# ------------------------------------------------------------------------------------------------- what is known before
+
+
+def test_the_dry_run_says_which_cells_go_which_way(vllm, world, tmp_path, capsys):
+    editors = [*design_of(world)["editors"], {"editor": "lora", "label": "lora"}]
+    (tmp_path / "design.yaml").write_text(yaml.safe_dump(design_of(world, editors=editors)))
+    flags = ("--engine", "vllm", "--dry_run", "--device", "cpu", "--device_rate", "h100")
+    assert main(["sweep", str(tmp_path / "design.yaml"), *flags]) == 0
+    said = capsys.readouterr().out
+    assert "one engine: unedited, 2 LoRA adapters (max_lora_rank 8; tiny/rome-facts-file_order/n00001, " in said
+    assert "checkpoint, an engine of its own for each (the updates of ft are not low rank): tiny/ft-" in said
+    assert (
+        "adapter or checkpoint, decided once the edits are made (what rank the updates of lora have shows then)" in said
+    )
+    assert "disk while cells wait: up to " in said and "MiB more if no adapter is exact" in said
+    assert "asked of the model that is edited, not of vLLM" in said
+
+
+def test_the_demo_is_served_from_checkpoints(vllm, tmp_path, capsys):
+    flags = ("--n_edits", "1,2", "--engine", "vllm", "--dry_run", "--device", "cpu", "--device_rate", "h100")
+    assert main(["sweep", "--pretrained", "demo", "--editors", "rome", *flags]) == 0
+    said = capsys.readouterr().out
+    assert "(vLLM has no LoRA for GPT2LMHeadModel): demo/rome-demo-seed0/n00001, demo/rome-demo-seed0/n00002" in said
+    assert "unedited: an engine of its own" in said
+
+
+def test_float32_adapters_are_not_for_gpus(vllm, world, tmp_path, monkeypatch):
+    checked = checked_sweep(world, tmp_path / "sweep")
+    (model,) = checked.design.models
+    assert serving.no_adapters(checked, model) is None
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert "on a GPU is for float16 and bfloat16" in serving.no_adapters(checked, model)
+
+
+def test_without_vllm_the_error_says_how_to_get_it(world, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *more: None)
+    (tmp_path / "design.yaml").write_text(yaml.safe_dump(design_of(world)))
+    assert main(["sweep", str(tmp_path / "design.yaml"), "-o", str(tmp_path / "out"), "--engine", "vllm"]) == 1
+    said = capsys.readouterr().err
+    assert "pip install vllm" in said and "docs/engines.md" in said and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--tensor_parallel_size", "2"), ["--tensor_parallel_size: only with --engine vllm"]),
+        (("--engine", "vllm", "--address", "auto"), ["--address: only with --engine ray", "--tensor_parallel_size"]),
+        (
+            ("--engine", "vllm", "--engine_args", "enforce_eagr=True,max_lora_rank=8", "dtype=half",
+             "--tensor_parallel_size", "0"),
+            ["Did you mean 'enforce_eager'?", "max_lora_rank: the edits decide it", "dtype: the design says it",
+             "--tensor_parallel_size 0"],
+        ),
+        (("--engine", "vllm", "--engine_args", "enforce_eager"), ["want name=value"]),
+        (
+            ("--engine", "vllm", "--engine_args", "tensor_parallel_size=2", "--tensor_parallel_size", "4"),
+            ["give one of them"],
+        ),
+    ],
+)  # fmt: skip
+def test_wrong_flags_are_told_at_once(vllm, flags, said, tmp_path, capsys):
+    args = ["sweep", "--pretrained", "demo", "--editors", "rome", "--n_edits", "1", "-o", str(tmp_path / "out")]
+    assert main([*args, "--device", "cpu", *flags]) == 1
+    found = capsys.readouterr().err
+    assert all(text in found for text in said), found
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "arguments", "said"),
+    [
+        ({"tasks": ["edithurt_efficacy"]}, {}, "all about the rows' own facts"),
+        ({"model_args": {"layers": [1], "truncation": True}}, {}, "truncation=True is an option of transformers"),
+        ({"model_args": {"layers": [1], "dtype": "float64"}}, {}, "vLLM takes float32, float16, bfloat16"),
+        ({"model_args": {"layers": [1], "max_length": 64}}, {"max_model_len": 64}, "give one of them"),
+    ],
+)
+def test_designs_that_cannot_be_served(vllm, world, tmp_path, changes, arguments, said):
+    checked = checked_sweep(world, tmp_path / "sweep", **changes)
+    (problem,) = serving.problems(checked, serving.Serving(arguments))
+    assert said in problem
+
+
+# ------------------------------------------------------------------------------------------------ two engines, compared
+
+
+def test_compare_warns_of_two_engines_and_tells_what_they_differ_by_without_an_edit(local, served, tmp_path, capsys):
+    cell = "tiny/rome-facts-file_order/n00002"
+    assert main(["compare", str(local / "tiny/unedited"), str(served / cell), "--tasks", "toy_likely,toy_says"]) == 0
+    said = capsys.readouterr().err
+    assert "different engines: transformers" in said and f"vllm {stand_in_vllm.VERSION} (float32)" in said
+    assert "The unedited model in both: toy_likely acc +0, 0 of 18 answers changed; toy_says" in said
+    assert main(["compare", str(served / "tiny/unedited"), str(served / cell), "--tasks", "toy_likely"]) == 0
+    assert "different engines" not in capsys.readouterr().err
+    base, edited = load_run(local / "tiny/unedited"), load_run(local / cell)
+    settings = Settings(tasks=("toy_likely", "toy_says"))
+    assert warnings(compare_runs(base, edited, settings), settings) == []
+    assert noise_floor(base, edited, settings) is None
+
+
+def test_tasks_answered_by_the_edited_model_itself_are_of_one_engine(local, served):
+    cell = "tiny/rome-facts-file_order/n00002"
+    runs = [load_run(root / cell) for root in (local, served)]
+    settings = Settings(tasks=("edithurt_efficacy",))
+    assert warnings(compare_runs(*runs, settings), settings) == []
+    assert warnings(compare_runs(*runs, Settings()), Settings())
+
+
+def test_a_folder_of_two_engines_is_told_when_it_goes_on_and_in_its_report(local, served, world, tmp_path, capsys):
+    import shutil
+
+    root = tmp_path / "both"
+    shutil.copytree(local, root)
+    shutil.rmtree(root / "tiny/rome-facts-file_order/n00002")
+    checked = checked_sweep(world, root)
+    (notice,) = engine.mixed(checked, "vllm")
+    assert "4 of the cells that are there were evaluated by transformers, those to come by vllm" in notice
+    assert engine.mixed(checked, "transformers") == []
+    outcome = serve(checked)
+    assert list(outcome.statuses) == ["tiny/rome-facts-file_order/n00002"] and not outcome.failed
+    assert main(["report", str(root), "--no-plots", "-o", str(root / "report.html")]) == 0
+    page = (root / "report.html").read_text(encoding="utf-8")
+    assert "1 cell is held against the unedited tiny across different engines" in page
+
+
+@pytest.mark.parametrize(
+    ("results", "found"),
+    [
+        ({"config": {"model": "hf", "model_dtype": "torch.float16"}, "transformers_version": "5.1"},
+         Engine("transformers", "5.1", "float16")),
+        ({"config": {"model": "vllm", "model_args": "pretrained=x,dtype=bfloat16"}}, Engine("vllm", None, "bfloat16")),
+        ({"config": {"model": "vllm", "model_args": {"pretrained": "x", "dtype": "auto"}}}, Engine("vllm")),
+        ({"config": {"model": "openai-completions", "model_args": "model=x"}}, None),
+        ({}, None),
+    ],
+)  # fmt: skip
+def test_the_engine_of_a_results_file(results, found):
+    assert engine_of(results) == found
+
+
+def test_what_is_not_said_is_no_difference():
+    one = Engine("vllm", "0.32", "float32")
+    assert not one.differs(replace(one, dtype=None)) and not one.differs(replace(one, version="0.33"))
+    assert one.differs(replace(one, dtype="bfloat16")) and one.differs(replace(one, name="transformers"))
+
+
+# ---------------------------------------------------------------------------------------------------------- interrupted
+
+
+def start(world: Path, out: Path, **env: str) -> subprocess.Popen:
+    (out.parent / "design.yaml").write_text(yaml.safe_dump(design_of(world)))
+    command = [
+        sys.executable,
+        "-m",
+        "tests.support.stand_in_vllm",
+        "sweep",
+        str(out.parent / "design.yaml"),
+        "-o",
+        str(out),
+    ]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), **env}
+    return subprocess.Popen(
+        [*command, "--engine", "vllm", "--device", "cpu"], env=env, cwd=out.parent, stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def stop_when(process: subprocess.Popen, pattern: str, out: Path, with_signal: int) -> str:
+    """Send a signal as soon as a file is there; returns what was said."""
+    deadline = time.monotonic() + 280
+    while not any(out.glob(pattern)):
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[1][-3000:]
+        time.sleep(0.02)
+    process.send_signal(with_signal)
+    return process.communicate(timeout=120)[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("pattern", "with_signal"),
+    [
+        (".serving/tiny/rome-facts-file_order/n00001/ready.json", signal.SIGKILL),  # while a row is edited
+        ("tiny/rome-facts-file_order/n00001/cell.json", signal.SIGKILL),  # while adapters are served
+        ("tiny/unedited/cell.json", signal.SIGINT),
+    ],
+)
+def test_a_sweep_that_is_stopped_goes_on(world, local, tmp_path, pattern, with_signal):
+    out = tmp_path / "out"
+    said = stop_when(start(world, out, **{stand_in_vllm.SLEEP: "0.5"}), pattern, out, with_signal)
+    if with_signal == signal.SIGINT:
+        assert "interrupted: every finished cell and every edit is kept in" in said and "Traceback" not in said
+    there = {name: (out / name / "cell.json").stat().st_mtime_ns for name in cells(out)}
+    waited = {file: file.stat().st_mtime_ns for file in out.glob(".serving/**/ready.json")}
+    again = start(world, out, **{stand_in_vllm.NOTES: str(tmp_path / "notes")})
+    printed, said = again.communicate(timeout=280)
+    assert again.returncode == 0, said[-3000:]
+    assert f"{7 - len(there)} cells computed, {len(there)} kept" in printed
+    assert {name: (out / name / "cell.json").stat().st_mtime_ns for name in there} == there
+    assert answers(out).keys() == answers(local).keys() and not (out / ".serving").exists()
+    for name, found in answers(out).items():
+        assert_same(found, answers(local)[name])
+    if len(waited) + len(there) >= 7:  # every edit had been made: no model was loaded to edit again
+        assert "model loads" in printed and "editing (" not in said
