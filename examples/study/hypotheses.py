@@ -1,0 +1,267 @@
+"""What papers say, and whether it holds here: rules on the cells, so that nobody has typed a verdict.
+
+Two words recur. A method has **done damage** at a checkpoint if the interval of one and the same measure lies on the worse
+side of 0 in every seed: the mean score of the tasks that are not at floor, the mean log-probability of the right answers,
+or the bits per byte of the text. It has been shown **harmless** if every seed's interval of that mean score ends above −δ.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from scipy import stats
+
+from lm_eval_edit.comparison.statistics import mcnemar
+
+from .cells import BITS, LOGPROB, METRICS, SCORE, Cells, Change
+
+HOLDS, FAILS, OPEN = "holds", "does not hold", "not to be told"
+DELTA = 0.02
+HANDFUL = 10
+TAKES = 0.5  # the share of edits that a method must have written to have a say in what edits do
+MEASURES = {SCORE: "mean score", LOGPROB: "log-probability of the answers", BITS: "bits per byte"}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One hypothesis.
+
+    Attributes:
+        claim: What is said.
+        rule: When it holds and when it does not.
+        verdict: HOLDS, FAILS or OPEN.
+        why: The figures.
+    """
+
+    claim: str
+    rule: str
+    verdict: str
+    why: str
+
+
+def damage(cells: Cells, method: str, n: int) -> list[str]:
+    """The measures by which a method has done damage."""
+    found = []
+    for kind in METRICS:
+        change = cells.changes(method, n, kind)
+        if change is not None and change.worse:
+            found.append(kind)
+    return found
+
+
+def harmless(cells: Cells, method: str, n: int) -> bool:
+    """Whether it has been shown that a method has cost less than δ."""
+    change = cells.changes(method, n, SCORE)
+    return change is not None and change.no_worse_than(DELTA)
+
+
+def signed(value: float, digits: int = 2) -> str:
+    """A difference with its sign."""
+    return f"{value:+.{digits}f}".replace("-", "−")
+
+
+def told(change: Change | None) -> str:
+    """A change with its interval."""
+    return "–" if change is None else f"{signed(change.value)} ({signed(change.low)} to {signed(change.high)})"
+
+
+def names(methods: Sequence[str]) -> str:
+    """Methods in a sentence."""
+    return ", ".join(f"`{method}`" for method in methods) or "none"
+
+
+# ------------------------------------------------------------------------------------------------------- the hypotheses
+
+
+def handful(cells: Cells) -> Verdict:
+    """A handful of edits is harmless."""
+    writing = [
+        method
+        for method in cells.methods
+        if HANDFUL in cells.checkpoints(method)
+        and (cells.mean(method, HANDFUL, "edithurt_efficacy", "em") or 0) >= TAKES
+    ]
+    hurt = [method for method in writing if damage(cells, method, HANDFUL)]
+    safe = [method for method in writing if harmless(cells, method, HANDFUL)]
+    verdict = FAILS if hurt else HOLDS if writing and len(safe) == len(writing) else OPEN
+    one = [method for method in writing if damage(cells, method, 1)]
+    why = (
+        f"{len(writing)} methods wrote at least half of their {HANDFUL} facts; damage by {len(hurt)} ({names(hurt)}), "
+        f"shown harmless {len(safe)} ({names(safe)}). After one edit damage by {len(one)} ({names(one)})"
+    )
+    rule = (
+        f"of the methods whose efficacy after {HANDFUL} edits is {TAKES} or more, one that has done damage refutes it; it "
+        f"holds if all are harmless"
+    )
+    return Verdict("A handful of edits is harmless", rule, verdict, why)
+
+
+def random_hurts(cells: Cells) -> Verdict:
+    """A norm-matched random change hurts as much."""
+    said, results = [], []
+    for method, control in (("rome", "random_rome"), ("memit", "random_memit")):
+        change = cells.changes(control, HANDFUL, LOGPROB, than=method)
+        if change is None:
+            continue
+        own, its = cells.changes(method, HANDFUL, LOGPROB), cells.changes(control, HANDFUL, LOGPROB)
+        as_much = change.worse or (change.no_worse_than(DELTA) and all(high <= DELTA for _, high in change.ends))
+        results.append(FAILS if change.better else HOLDS if as_much else OPEN)
+        said.append(f"`{method}` {told(own)} nats, its control {told(its)}, the control against it {told(change)}")
+    verdict = results[0] if results and len(set(results)) == 1 else OPEN
+    rule = (
+        f"log-probability of the right answers after {HANDFUL} edits, control against method on the same documents: fails "
+        f"if the control keeps more in every seed, holds if it keeps less or within ±{DELTA}; for ROME and MEMIT alike"
+    )
+    return Verdict("A norm-matched random change hurts as much", rule, verdict, "; ".join(said))
+
+
+def rome_breaks(cells: Cells) -> Verdict:
+    """ROME breaks and R-ROME does not."""
+    n = HANDFUL
+    rome, r_rome = damage(cells, "rome", n), damage(cells, "r_rome", n)
+    against = {kind: cells.changes("r_rome", n, kind, than="rome") for kind in (SCORE, LOGPROB, BITS)}
+    better = [kind for kind, change in against.items() if change is not None and change.better]
+    verdict = OPEN
+    if rome and r_rome and not better:
+        verdict = FAILS
+    elif rome and not r_rome and better:
+        verdict = HOLDS
+    elif rome and better:
+        verdict = "holds in part"
+    why = (
+        f"after {n} edits ROME has done damage by {_measures(rome)}, R-ROME by {_measures(r_rome)}; R-ROME against ROME: "
+        + ", ".join(f"{MEASURES[kind]} {told(change)}" for kind, change in against.items())
+    )
+    rule = (
+        "holds if ROME has done damage, R-ROME has not, and R-ROME keeps more in every seed by some measure; in part if "
+        "both have and R-ROME keeps more; fails if both have and it does not"
+    )
+    return Verdict("ROME breaks and R-ROME does not", rule, verdict, why)
+
+
+def remembering(cells: Cells) -> Verdict:
+    """Remembering keys (memit_seq) is enough."""
+    n = HANDFUL
+    hurt, kept = damage(cells, "memit_seq", n), cells.mean("memit_seq", n, "edithurt_efficacy", "em")
+    other = cells.mean("memit", n, "edithurt_efficacy", "em")
+    change = cells.changes("memit_seq", n, LOGPROB, than="memit")
+    verdict = OPEN
+    if hurt:
+        verdict = FAILS
+    elif kept is not None and kept >= 0.9 and harmless(cells, "memit_seq", n):
+        verdict = HOLDS
+    why = (
+        f"after {n} edits memit_seq answers {_share(kept)} of its facts, MEMIT {_share(other)}; damage by "
+        f"{_measures(hurt)}; memit_seq against MEMIT {told(change)} nats"
+    )
+    rule = f"fails if memit_seq has done damage after {n} edits; holds if it answers 0.9 of its facts and is harmless"
+    return Verdict("Remembering keys is enough", rule, verdict, why)
+
+
+def norm_predicts(cells: Cells) -> Verdict:
+    """The norm of the update predicts the damage."""
+    n, said, results = HANDFUL, [], []
+    for kind in (LOGPROB, BITS):
+        pairs = [
+            (moved, -change.value)
+            for method in cells.methods
+            if (moved := cells.moved(method, n)) is not None and (change := cells.changes(method, n, kind)) is not None
+        ]
+        if len(pairs) < 5:
+            continue
+        rho, p = stats.spearmanr(*zip(*pairs, strict=True))
+        low, high = fisher(float(rho), len(pairs))
+        results.append(HOLDS if rho > 0 and p < 0.05 else FAILS if high < 0.5 else OPEN)
+        said.append(
+            f"{MEASURES[kind]}: ρ = {signed(float(rho))} ({signed(low)} to {signed(high)}) over {len(pairs)} methods"
+        )
+    verdict = results[0] if results and len(set(results)) == 1 else OPEN
+    rule = (
+        f"Spearman's ρ between ‖Δ‖/‖W‖ and the loss after {n} edits, over the methods: holds if ρ is above 0 with p < 0.05 "
+        f"for answers and text alike, fails if the 95 % interval ends below 0.5 for both"
+    )
+    return Verdict("The norm of the update predicts the damage", rule, verdict, "; ".join(said))
+
+
+def perplexity_warns(cells: Cells) -> Verdict:
+    """Perplexity warns before the tasks do."""
+    counts = {"first": 0, "together": 0, "later": 0}
+    for method in cells.methods:
+        for place in range(len(cells.seeds)):
+            text, tasks = _onset(cells, method, place, (BITS,)), _onset(cells, method, place, (SCORE, LOGPROB))
+            if math.isinf(text) and math.isinf(tasks):
+                continue
+            counts["first" if text < tasks else "together" if text == tasks else "later"] += 1
+    damaged = sum(counts.values())
+    verdict = OPEN
+    if counts["later"] > counts["first"]:
+        verdict = FAILS
+    elif damaged and not counts["later"] and 2 * counts["first"] >= damaged:
+        verdict = HOLDS
+    why = (
+        f"of {damaged} rows (a method, a seed) in which either moved, the text did at an earlier checkpoint, or alone, in "
+        f"{counts['first']}, at the same one in {counts['together']}, later or never in {counts['later']}"
+    )
+    rule = (
+        "in each row the first checkpoint at which an interval lies on the worse side of 0, for the text and for the tasks "
+        "(score or log-probability): holds if the text is never later and at least half of the time earlier; fails if it "
+        "is later more often than earlier"
+    )
+    return Verdict("Perplexity warns before the tasks do", rule, verdict, why)
+
+
+def not_in_chat(chat: Mapping[str, Any]) -> Verdict:
+    """Edits in raw text are not there in chat."""
+    facts = list(chat["facts"].values())
+    text, inside = ([bool(fact["text"][where]["em"]) for fact in facts] for where in ("text", "chat"))
+    lost = sum(a and not b for a, b in zip(text, inside, strict=True))
+    won = sum(b and not a for a, b in zip(text, inside, strict=True))
+    p = mcnemar(lost, won)
+    share = sum(inside) / max(sum(text), 1)
+    verdict = (HOLDS if share < 0.5 else "holds in part") if p < 0.05 and lost > won else OPEN
+    why = (
+        f"ROME, {len(facts)} facts edited as text, each alone: {sum(text)} answered as text, {sum(inside)} inside the "
+        f"template; {lost} lost, {won} won, p = {p:.3f} (McNemar; docs/chat.json)"
+    )
+    rule = "holds if significantly fewer are answered inside the chat template, and fewer than half of those as text"
+    return Verdict("Edits in raw text are not there in chat", rule, verdict, why)
+
+
+def all_verdicts(cells: Cells, chat: Mapping[str, Any]) -> list[Verdict]:
+    """Every hypothesis, in the page's order."""
+    rules: list[Callable[[Cells], Verdict]] = [
+        handful, random_hurts, rome_breaks, remembering, norm_predicts, perplexity_warns,
+    ]  # fmt: skip
+    return [*(rule(cells) for rule in rules), not_in_chat(chat)]
+
+
+# ------------------------------------------------------------------------------------------------------------- details
+
+
+def fisher(rho: float, n: int) -> tuple[float, float]:
+    """The 95 % interval of a rank correlation by Fisher's transformation, with Bonett and Wright's standard error."""
+    if abs(rho) >= 1:
+        return rho, rho
+    half = float(stats.norm.isf(0.025)) * math.sqrt((1 + rho**2 / 2) / (n - 3))
+    return math.tanh(math.atanh(rho) - half), math.tanh(math.atanh(rho) + half)
+
+
+def _onset(cells: Cells, method: str, place: int, kinds: Sequence[str]) -> float:
+    """The first checkpoint at which one of the measures is worse in one seed; infinite where none is."""
+    for n in cells.checkpoints(method):
+        for kind in kinds:
+            change = cells.changes(method, n, kind)
+            if change is not None and change.ends[place][1] < 0:
+                return n
+    return math.inf
+
+
+def _measures(kinds: Sequence[str]) -> str:
+    return " and ".join(MEASURES[kind] for kind in kinds) or "no measure"
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"
