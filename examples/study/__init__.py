@@ -12,5 +12,6 @@ cells     the collected cells as values, each beside the unedited model
 hypotheses  what papers say, and whether it holds here: rules on the cells
 tables    the tables of the page
 pictures  its pictures
+same      how far two runs lie apart
 page      writes the page, or says where it is not what the cells give
 """

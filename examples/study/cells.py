@@ -187,8 +187,8 @@ class Cells:
         """What a method's edits changed, over the seeds.
 
         Args:
-            kind: `score`: the mean of the tasks that are not at floor; `gold_logprob`: the mean over the tasks that have
-                it; `bits_per_byte`: the text's.
+            kind: `score`: the mean of the tasks that are not at floor; `gold_logprob`: the mean over the tasks that
+                have it; `bits_per_byte`: the text's.
             than: Another method, instead of the unedited model.
         """
         pairs = [(cell, self.unedited(cell)) for cell in self.at(method, n)]

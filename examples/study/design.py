@@ -78,7 +78,7 @@ class Form:
 
     @property
     def sweeps(self) -> list[tuple[str, int]]:
-        """Every (part, seed), the parts in the file's order: each is a sweep of its own, so that two can run at once."""
+        """Every (part, seed), in the file's order: each is a sweep of its own, so that two can run at once."""
         return [(part, seed) for part in self.parts for seed in self.seeds]
 
     def labels(self, part: str) -> list[str]:

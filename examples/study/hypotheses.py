@@ -1,8 +1,9 @@
 """What papers say, and whether it holds here: rules on the cells, so that nobody has typed a verdict.
 
-Two words recur. A method has **done damage** at a checkpoint if the interval of one and the same measure lies on the worse
-side of 0 in every seed: the mean score of the tasks that are not at floor, the mean log-probability of the right answers,
-or the bits per byte of the text. It has been shown **harmless** if every seed's interval of that mean score ends above −δ.
+Two words recur. A method has **done damage** at a checkpoint if the interval of one and the same measure lies on the
+worse side of 0 in every seed: the mean score of the tasks that are not at floor, the mean log-probability of the right
+answers, or the bits per byte of the text. It has been shown **harmless** if every seed's interval of that mean score
+ends above −δ.
 """
 
 from __future__ import annotations
@@ -93,8 +94,8 @@ def handful(cells: Cells) -> Verdict:
         f"shown harmless {len(safe)} ({names(safe)}). After one edit damage by {len(one)} ({names(one)})"
     )
     rule = (
-        f"of the methods whose efficacy after {HANDFUL} edits is {TAKES} or more, one that has done damage refutes it; it "
-        f"holds if all are harmless"
+        f"of the methods whose efficacy after {HANDFUL} edits is {TAKES} or more, one that has done damage refutes it; "
+        f"it holds if all are harmless"
     )
     return Verdict("A handful of edits is harmless", rule, verdict, why)
 
@@ -112,8 +113,9 @@ def random_hurts(cells: Cells) -> Verdict:
         said.append(f"`{method}` {told(own)} nats, its control {told(its)}, the control against it {told(change)}")
     verdict = results[0] if results and len(set(results)) == 1 else OPEN
     rule = (
-        f"log-probability of the right answers after {HANDFUL} edits, control against method on the same documents: fails "
-        f"if the control keeps more in every seed, holds if it keeps less or within ±{DELTA}; for ROME and MEMIT alike"
+        f"log-probability of the right answers after {HANDFUL} edits, control against method on the same documents: "
+        f"fails if the control keeps more in every seed, holds if it keeps less or within ±{DELTA}; for ROME and MEMIT "
+        f"alike"
     )
     return Verdict("A norm-matched random change hurts as much", rule, verdict, "; ".join(said))
 
@@ -132,12 +134,12 @@ def rome_breaks(cells: Cells) -> Verdict:
     elif rome and better:
         verdict = "holds in part"
     why = (
-        f"after {n} edits ROME has done damage by {_measures(rome)}, R-ROME by {_measures(r_rome)}; R-ROME against ROME: "
-        + ", ".join(f"{MEASURES[kind]} {told(change)}" for kind, change in against.items())
+        f"after {n} edits ROME has done damage by {_measures(rome)}, R-ROME by {_measures(r_rome)}; R-ROME against "
+        f"ROME: " + ", ".join(f"{MEASURES[kind]} {told(change)}" for kind, change in against.items())
     )
     rule = (
-        "holds if ROME has done damage, R-ROME has not, and R-ROME keeps more in every seed by some measure; in part if "
-        "both have and R-ROME keeps more; fails if both have and it does not"
+        "holds if ROME has done damage, R-ROME has not, and R-ROME keeps more in every seed by some measure; in part "
+        "if both have and R-ROME keeps more; fails if both have and it does not"
     )
     return Verdict("ROME breaks and R-ROME does not", rule, verdict, why)
 
@@ -180,8 +182,8 @@ def norm_predicts(cells: Cells) -> Verdict:
         )
     verdict = results[0] if results and len(set(results)) == 1 else OPEN
     rule = (
-        f"Spearman's ρ between ‖Δ‖/‖W‖ and the loss after {n} edits, over the methods: holds if ρ is above 0 with p < 0.05 "
-        f"for answers and text alike, fails if the 95 % interval ends below 0.5 for both"
+        f"Spearman's ρ between ‖Δ‖/‖W‖ and the loss after {n} edits, over the methods: holds if ρ is above 0 with "
+        f"p < 0.05 for answers and text alike, fails if the 95 % interval ends below 0.5 for both"
     )
     return Verdict("The norm of the update predicts the damage", rule, verdict, "; ".join(said))
 
@@ -202,13 +204,13 @@ def perplexity_warns(cells: Cells) -> Verdict:
     elif damaged and not counts["later"] and 2 * counts["first"] >= damaged:
         verdict = HOLDS
     why = (
-        f"of {damaged} rows (a method, a seed) in which either moved, the text did at an earlier checkpoint, or alone, in "
-        f"{counts['first']}, at the same one in {counts['together']}, later or never in {counts['later']}"
+        f"of {damaged} rows (a method, a seed) in which either moved, the text did at an earlier checkpoint, or alone, "
+        f"in {counts['first']}, at the same one in {counts['together']}, later or never in {counts['later']}"
     )
     rule = (
-        "in each row the first checkpoint at which an interval lies on the worse side of 0, for the text and for the tasks "
-        "(score or log-probability): holds if the text is never later and at least half of the time earlier; fails if it "
-        "is later more often than earlier"
+        "in each row the first checkpoint at which an interval lies on the worse side of 0, for the text and for the "
+        "tasks (score or log-probability): holds if the text is never later and at least half of the time earlier; "
+        "fails if it is later more often than earlier"
     )
     return Verdict("Perplexity warns before the tasks do", rule, verdict, why)
 

@@ -1,7 +1,7 @@
 """The data of a form: the facts that are edited, others to train on, so many documents of each task, a text.
 
-From a folder of public data (its files have the hub's schema), or from the hub. What is there already and belongs to the
-same form and sources is left as it is.
+From a folder of public data (its files have the hub's schema), or from the hub. What is there already and belongs to
+the same form and sources is left as it is.
 """
 
 from __future__ import annotations

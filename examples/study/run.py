@@ -83,7 +83,9 @@ def run(this: Form, work: Work, data: str | None, jobs: int, results: Path) -> i
     work.folder.mkdir(parents=True, exist_ok=True)
     prepare(this, work, data)
     with ThreadPoolExecutor(jobs) as pool:  # begins what is given to it in this order
-        waiting = {each: pool.submit(sweep, this, work, *each, data) for each in this.sweeps if not this.trained(each[0])}
+        waiting = {
+            each: pool.submit(sweep, this, work, *each, data) for each in this.sweeps if not this.trained(each[0])
+        }
         training = pool.submit(train, this, work) if len(waiting) < len(this.sweeps) else None
 
         def with_trained(part: str, seed: int) -> int:
@@ -123,10 +125,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--results", type=Path, help="where the cells are collected; default: beside this file")
     parser.add_argument("--jobs", type=int, default=2, help="sweeps at a time (default: 2)")
     given = parser.parse_args(argv)
-    this = form(given.form, given.design)
-    work = Work((given.out or ROOT / "build" / "study" / this.name).resolve())
     data = None if not given.data else str(Path(given.data).resolve())
     try:
+        this = form(given.form, given.design)
+        work = Work((given.out or ROOT / "build" / "study" / this.name).resolve())
         return run(this, work, data, given.jobs, given.results or RESULTS / this.name)
     except UserError as error:
         print(error, file=sys.stderr)

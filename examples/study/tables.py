@@ -84,8 +84,7 @@ def _before(cells: Cells, n: int, task: str, metric: str) -> float | None:
 
 
 def cost_table(cells: Cells) -> str:
-    """Methods × checkpoints: what it cost, by each measure, with intervals; log-probabilities and bits signed so that less
-    is worse."""
+    """Methods × checkpoints: what it cost by each measure, with intervals; signed so that less is worse."""
     head = ["method", "edits", "efficacy", "mean score", "log-probability of the answers", "bits per byte", "‖Δ‖/‖W‖"]
     rows = []
     for method in cells.methods:
@@ -132,7 +131,9 @@ def detectable(cells: Cells, n: int = HANDFUL) -> tuple[str, str]:
 def verdict_table(verdicts: Sequence[Verdict]) -> str:
     """Hypothesis, verdict, figures."""
     return markdown(
-        ["what is said", "here", "from what"], [[each.claim, f"**{each.verdict}**", each.why] for each in verdicts], left=3
+        ["what is said", "here", "from what"],
+        [[each.claim, f"**{each.verdict}**", each.why] for each in verdicts],
+        left=3,
     )
 
 
