@@ -187,7 +187,7 @@ def test_the_control(rome, memit, verdict):
     [
         (DOWN, NARROW, UP, hypotheses.HOLDS),
         (DOWN, DOWN, WIDE, hypotheses.FAILS),
-        (DOWN, DOWN, UP, "holds in part"),
+        (DOWN, DOWN, UP, hypotheses.IN_PART),
         (WIDE, NARROW, UP, hypotheses.OPEN),
     ],
 )
@@ -238,8 +238,17 @@ def test_chat():
         return {"facts": {str(i): {"text": {"text": {"em": 1}, "chat": {"em": int(i < inside)}}} for i in range(12)}}
 
     assert hypotheses.not_in_chat(facts(2)).verdict == hypotheses.HOLDS
-    assert hypotheses.not_in_chat(facts(6)).verdict == "holds in part"
+    assert hypotheses.not_in_chat(facts(6)).verdict == hypotheses.IN_PART
     assert hypotheses.not_in_chat(facts(10)).verdict == hypotheses.OPEN
+
+
+def test_a_rule_without_its_methods_has_no_verdict():
+    chat = {"facts": {"0": {"text": {"text": {"em": 1}, "chat": {"em": 1}}}}}
+    cells = Told({("rome", "score"): DOWN, ("r_rome", "score"): DOWN}, against={("r_rome", "score"): WIDE})
+    cells.checkpoints = lambda method: [1, 10] if method in ("rome", "r_rome") else []
+    found = {each.claim: each.verdict for each in hypotheses.all_verdicts(cells, chat)}
+    assert found["A norm-matched random change hurts as much"] == hypotheses.UNMEASURED
+    assert found["ROME breaks and R-ROME does not"] == hypotheses.FAILS
 
 
 def test_a_cell_that_is_missing_is_named(tmp_path):

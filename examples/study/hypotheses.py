@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from scipy import stats
@@ -20,6 +20,7 @@ from lm_eval_edit.comparison.statistics import mcnemar
 from .cells import BITS, LOGPROB, METRICS, SCORE, Cells, Change
 
 HOLDS, FAILS, OPEN = "holds", "does not hold", "not to be told"
+IN_PART, UNMEASURED = "holds in part", "not measured"
 DELTA = 0.02
 HANDFUL = 10
 TAKES = 0.5  # the share of edits that a method must have written to have a say in what edits do
@@ -33,7 +34,7 @@ class Verdict:
     Attributes:
         claim: What is said.
         rule: When it holds and when it does not.
-        verdict: HOLDS, FAILS or OPEN.
+        verdict: HOLDS, FAILS, OPEN, IN_PART, or UNMEASURED where a method that it is about is not among the cells.
         why: The figures.
     """
 
@@ -132,7 +133,7 @@ def rome_breaks(cells: Cells) -> Verdict:
     elif rome and not r_rome and better:
         verdict = HOLDS
     elif rome and better:
-        verdict = "holds in part"
+        verdict = IN_PART
     why = (
         f"after {n} edits ROME has done damage by {_measures(rome)}, R-ROME by {_measures(r_rome)}; R-ROME against "
         f"ROME: " + ", ".join(f"{MEASURES[kind]} {told(change)}" for kind, change in against.items())
@@ -223,7 +224,7 @@ def not_in_chat(chat: Mapping[str, Any]) -> Verdict:
     won = sum(b and not a for a, b in zip(text, inside, strict=True))
     p = mcnemar(lost, won)
     share = sum(inside) / max(sum(text), 1)
-    verdict = (HOLDS if share < 0.5 else "holds in part") if p < 0.05 and lost > won else OPEN
+    verdict = (HOLDS if share < 0.5 else IN_PART) if p < 0.05 and lost > won else OPEN
     why = (
         f"ROME, {len(facts)} facts edited as text, each alone: {sum(text)} answered as text, {sum(inside)} inside the "
         f"template; {lost} lost, {won} won, p = {p:.3f} (McNemar; docs/chat.json)"
@@ -232,12 +233,27 @@ def not_in_chat(chat: Mapping[str, Any]) -> Verdict:
     return Verdict("Edits in raw text are not there in chat", rule, verdict, why)
 
 
+#: Rule -> the methods that it is about; all where none is named.
+RULES: dict[Callable[[Cells], Verdict], tuple[str, ...]] = {
+    handful: (),
+    random_hurts: ("rome", "random_rome", "memit", "random_memit"),
+    rome_breaks: ("rome", "r_rome"),
+    remembering: ("memit", "memit_seq"),
+    norm_predicts: (),
+    perplexity_warns: (),
+}
+
+
 def all_verdicts(cells: Cells, chat: Mapping[str, Any]) -> list[Verdict]:
     """Every hypothesis, in the page's order."""
-    rules: list[Callable[[Cells], Verdict]] = [
-        handful, random_hurts, rome_breaks, remembering, norm_predicts, perplexity_warns,
-    ]  # fmt: skip
-    return [*(rule(cells) for rule in rules), not_in_chat(chat)]
+    found = []
+    for rule, needed in RULES.items():
+        verdict = rule(cells)
+        lacking = [method for method in needed if HANDFUL not in cells.checkpoints(method)]
+        if lacking:
+            verdict = replace(verdict, verdict=UNMEASURED, why=f"{names(lacking)} after {HANDFUL} edits")
+        found.append(verdict)
+    return [*found, not_in_chat(chat)]
 
 
 # ------------------------------------------------------------------------------------------------------------- details
