@@ -26,6 +26,7 @@ PERPLEXITY = "edithurt_perplexity"
 #: What of each task is compared; everything else would be computed for nobody.
 METRICS = ("score", "gold_logprob", "bits_per_byte")
 SCORE, LOGPROB, BITS = METRICS
+ALPHA = 0.05
 
 
 @dataclass(frozen=True)
@@ -177,7 +178,7 @@ class Cells:
             assert base.run is not None and edited.run is not None, "only evaluated cells are compared"
             tasks = [task for (task, _), samples in base.run.samples.items() if samples.measures == ABILITY]
             try:
-                found = compare_runs(base.run, edited.run, Settings(tasks=tasks, metrics=METRICS))
+                found = compare_runs(base.run, edited.run, Settings(alpha=ALPHA, tasks=tasks, metrics=METRICS))
             except PairingError:
                 found = None
             self._compared[key] = found
@@ -214,7 +215,9 @@ class Cells:
         if not rows:
             return None
         weights = [1 / len(rows)] * len(rows)
-        return sum(row.base for row in rows) / len(rows), weighted_mean([row.gain for row in rows], weights)[0]
+        return sum(row.base for row in rows) / len(rows), weighted_mean(
+            [row.gain for row in rows], weights, alpha=ALPHA
+        )[0]
 
     def mean(self, method: str, n: int, task: str, metric: str) -> float | None:
         """A figure's mean over the seeds."""

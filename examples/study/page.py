@@ -19,7 +19,7 @@ from typing import Any
 from lm_eval_edit._support.files import read_json, write_bytes
 
 from . import tables
-from .cells import Cells
+from .cells import ALPHA, METRICS, Cells
 from .design import HERE, RESULTS, ROOT, Form, form
 from .hypotheses import DELTA, HANDFUL, MEASURES, all_verdicts, damage, harmless, names
 from .pictures import pictures
@@ -65,6 +65,8 @@ def text(cells: Cells, this: Form, chat: Any, drawn: dict[str, str]) -> str:
         "verdict_table": tables.verdict_table(verdicts),
         "rules": "\n".join(f"- *{each.claim}*: {each.rule}." for each in verdicts),
         "certain": _certain(cells),
+        "pairs": len(cells.methods) * len(METRICS),
+        "by_chance": f"{len(cells.methods) * len(METRICS) * ALPHA / 2:.1f}",
         "cost_table": tables.cost_table(cells),
         "detectable_least": least,
         "detectable_most": most,
