@@ -73,7 +73,7 @@ def text(cells: Cells, this: Form, chat: Any, drawn: dict[str, str]) -> str:
         "not_asked": _not_asked(this),
         "longer": _longer(this),
         "n_facts": HANDFUL,
-        "missing": "".join(f"- Not in the tables: {line}.\n" for line in missing),
+        "missing": "".join(f"- **Not in the tables** {line}.\n" for line in missing),
         **{f"alt_{name}": alt for name, alt in drawn.items()},
     }
     return TEMPLATE.read_text(encoding="utf-8").format_map(values).replace("\n\n\n", "\n\n")

@@ -10,7 +10,7 @@ from lm_eval_edit.report.budget import Budget, budget, words
 
 from .cells import BITS, LOGPROB, PERPLEXITY, SCORE, Cells, able_mean, mean_of
 from .design import Form
-from .hypotheses import DELTA, HANDFUL, Verdict, told
+from .hypotheses import DELTA, HANDFUL, Verdict, names, told
 
 EDITING, NEGATION = "edithurt_editing", "edithurt_negation"
 #: Column -> task and metric, of what the edits wrote.
@@ -64,7 +64,7 @@ def main_table(cells: Cells, n: int = HANDFUL) -> str:
     head = ["method", *WRITTEN, "ability kept", "bits per byte", "‖Δ‖/‖W‖", "edits within 2 points", "for certain"]
     before = [number(_before(cells, n, *what)) for what in WRITTEN.values()]
     base = cells.first.figure(PERPLEXITY, BITS)
-    rows = [["none", *before, "1", number(base), "", "", ""]]
+    rows = [["none", *before, "1", number(base, 3), "", "", ""]]
     for method in cells.methods:
         if n not in cells.checkpoints(method):
             continue
@@ -72,7 +72,14 @@ def main_table(cells: Cells, n: int = HANDFUL) -> str:
         text = cells.mean(method, n, PERPLEXITY, BITS)
         budgets = [held(cells, method, certain=sure) for sure in (False, True)]
         rows.append(
-            [f"`{method}`", *written, kept(cells, method, n), number(text), number(cells.moved(method, n), 3), *budgets]
+            [
+                f"`{method}`",
+                *written,
+                kept(cells, method, n),
+                number(text, 3),
+                number(cells.moved(method, n), 3),
+                *budgets,
+            ]
         )
     return markdown(head, rows)
 
@@ -89,9 +96,9 @@ def cost_table(cells: Cells) -> str:
     rows = []
     for method in cells.methods:
         for n in cells.checkpoints(method):
-            changes = [cells.changes(method, n, kind) for kind in (SCORE, LOGPROB, BITS)]
+            changes = [told(cells.changes(method, n, kind), kind) for kind in (SCORE, LOGPROB, BITS)]
             efficacy = cells.mean(method, n, *WRITTEN["efficacy"])
-            row = [f"`{method}`", str(n), number(efficacy), *map(told, changes), number(cells.moved(method, n), 3)]
+            row = [f"`{method}`", str(n), number(efficacy), *changes, number(cells.moved(method, n), 3)]
             rows.append(row)
     return markdown(head, rows)
 
@@ -138,18 +145,21 @@ def verdict_table(verdicts: Sequence[Verdict]) -> str:
 
 
 def left_out(cells: Cells, form: Form) -> list[str]:
-    """A sentence for each cell of the design that has no figures."""
-    lines = []
-    for name, cell in cells.all.items():
-        if cell.run is None:
-            lines.append(f"`{name}`: {cell.known['status'] or 'not measured'} ({cell.known['reason'] or 'not yet'})")
-        elif cell.known["status"] != "done":
-            lines.append(f"`{name}`: {cell.known['status']} ({cell.known['reason']})")
-    named = {(cell.known["method"], cell.known["seed"]) for cell in cells.all.values() if cell.known["n_edits"]}
-    lines += [
-        f"`{label}`, seed {seed}: not measured"
-        for part, seed in form.sweeps
-        for label in form.labels(part)
-        if (label, seed) not in named
+    """What the design asks for and has no figures, or those of a collapsed model: a line for each reason."""
+    why: dict[tuple[str, int, str], list[int]] = {}
+    wanted = [(part, seed, label, n) for part, seed in form.sweeps for label in form.labels(part)
+              for n in form.parts[part]["n_edits"]]  # fmt: skip
+    for part, seed, label, n in wanted:
+        cell = cells.all.get(f"{part}-seed{seed}/{label}-{n:05d}")
+        if cell is None or cell.run is None or cell.known["status"] != "done":
+            known = {"status": None, "reason": None} if cell is None else cell.known
+            reason = f"{known['status']} ({known['reason']})" if known["status"] else "not measured"
+            why.setdefault((label, n, reason), []).append(seed)
+    together: dict[tuple[int, str, tuple[int, ...]], list[str]] = {}
+    for (label, n, reason), seeds in why.items():
+        together.setdefault((n, reason, tuple(seeds)), []).append(label)
+    return [
+        f"after {n} edit{'s' if n > 1 else ''}, seed{'s' if len(seeds) > 1 else ''} {' and '.join(map(str, seeds))}, "
+        f"{reason}: {names(labels)}"
+        for (n, reason, seeds), labels in together.items()
     ]
-    return lines
