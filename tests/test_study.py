@@ -1,0 +1,322 @@
+"""The study (examples/study): its page is what the stored cells give, its rules do what they say, a kill is nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import yaml
+
+from examples.study import hypotheses, page, tables
+from examples.study.cells import Cells, Change
+from examples.study.design import FILE, RESULTS, Work, form
+from examples.study.same import apart
+from lm_eval_edit import demo
+from lm_eval_edit.sweep.parsing import parse_design
+from tests.conftest import ROOT
+from tests.support.processes import python
+
+REDUCED = RESULTS / "reduced"
+
+
+@pytest.fixture(scope="module")
+def made():
+    return page.made(form("reduced"), REDUCED)[0]
+
+
+# ---------------------------------------------------------------------------------------------------------- the page
+
+
+def test_the_page_is_what_the_cells_give(made):
+    assert page.differences(page.page_of(form("reduced")).read_text(encoding="utf-8"), made) == []
+
+
+def test_a_wrong_digit_is_found_wherever_it_stands(made):
+    lines = made.splitlines()
+    with_digits = [place for place, line in enumerate(lines) if re.search(r"\d", line)]
+    assert len(with_digits) > 60
+    for place in with_digits:
+        for found in re.finditer(r"\d", lines[place]):
+            wrong = f"{(int(found[0]) + 1) % 10}"
+            line = lines[place][: found.start()] + wrong + lines[place][found.end() :]
+            assert line != lines[place]
+        assert page.differences("\n".join([*lines[:place], line, *lines[place + 1 :]]), made)
+
+
+def test_the_command_says_where_the_page_is_wrong(tmp_path, made, capsys):
+    right, wrong = tmp_path / "right.md", tmp_path / "wrong.md"
+    right.write_text(made, encoding="utf-8")
+    figure = re.search(r"\| none \| (\d\.\d\d) ", made)[1]
+    wrong.write_text(
+        made.replace(f"| none | {figure} ", f"| none | {figure[:-1]}{9 - int(figure[-1])} "), encoding="utf-8"
+    )
+    assert page.main(["--check", "--page", str(right)]) == 0
+    assert page.main(["--check", "--page", str(wrong)]) == 1
+    assert "| none |" in capsys.readouterr().out
+
+
+def test_a_figure_of_one_document_is_a_figure_of_the_page(tmp_path, made):
+    """What a document scored, changed in the stored cells, is seen: by the cell's own sums, or in the page."""
+    cells = tmp_path / "cells"
+    shutil.copytree(REDUCED, cells)
+    for task, metric in (("edithurt_gsm8k_mc", "gold_logprob"), ("edithurt_efficacy", "em")):
+        file = next(cells.rglob("rome-00010.json"))
+        kept = file.read_bytes()
+        content = json.loads(kept)
+        samples = next(each for each in content["samples"] if each["task"] == task)
+        place = [one["name"] for one in samples["metrics"]].index(metric)
+        row = samples["rows"][0]
+        change = 1 - 2 * row[6 + place] if metric == "em" else -5.0
+        row[6 + place] += change
+        samples["metrics"][place]["value"] += change / len(samples["rows"])
+        file.write_text(json.dumps(content), encoding="utf-8")
+        assert page.made(form("reduced"), cells)[0] != made
+        file.write_bytes(kept)
+    assert page.made(form("reduced"), cells)[0] == made
+
+
+def test_the_stored_cells_hold_no_text_of_anybodys_data():
+    files = sorted(RESULTS.rglob("*.json"))
+    assert sum(file.stat().st_size for file in files) < 5_000_000
+    for file in files:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        for samples in content.get("samples", ()):
+            for row in samples["rows"]:
+                words = [value for value in row if isinstance(value, str)]
+                assert all(re.fullmatch(r"[0-9a-f]{16}", word) for word in words), file
+
+
+def test_every_sweep_found_the_same_unedited_model():
+    """To the bit: nothing of a run depends on the process, or on what was edited before."""
+    cells = Cells(REDUCED)
+    unedited = [cell for name, cell in cells.all.items() if name.endswith("/unedited") and cell.run]
+    for cell in unedited[1:]:
+        for key, samples in cell.run.samples.items():
+            for metric, found in samples.metrics.items():
+                assert (found.counts == unedited[0].run.samples[key].metrics[metric].counts).all()
+    assert len(unedited) >= 2
+
+
+# --------------------------------------------------------------------------------------------------------- the design
+
+
+@pytest.mark.parametrize("name", ["reduced", "full"])
+def test_the_sweeps_of_both_forms_are_designs(name, tmp_path):
+    this = form(name)
+    labels = set()
+    for part, seed in this.sweeps:
+        design = parse_design(this.sweep_design(part, seed, Work(tmp_path), "data"), "study.yaml")
+        labels |= {method.label for method in design.editors}
+    assert labels == set(this.study["methods"])
+    editors = {method["editor"] for method in this.study["methods"].values()}
+    assert {"rome", "r_rome", "memit", "memit_seq", "alphaedit", "emmet", "ultraedit", "ft", "lora", "kn"} <= editors
+    assert {"mend", "rect", "prune", "random"} <= editors and len(this.seeds) >= 2
+
+
+# ----------------------------------------------------------------------------------------------------------- the rules
+
+
+class Told:
+    """Cells whose changes are given: (method, kind) -> [(low, high) of each seed], after ten edits."""
+
+    seeds = (0, 1)
+
+    def __init__(self, changes, efficacy=None, against=None, moved=None, early=None):
+        self.given, self.other, self.norms, self.early = changes, against or {}, moved or {}, early or {}
+        self.em = efficacy or {}
+        self.methods = list(dict.fromkeys(method for method, _ in changes))
+
+    def checkpoints(self, method):
+        return [1, 10]
+
+    def changes(self, method, n, kind, than=None):
+        found = self.other if than else self.early if n == 1 else self.given
+        ends = found.get((method, kind))
+        return Change(0.5, tuple((low + high) / 2 for low, high in ends), tuple(ends)) if ends else None
+
+    def mean(self, method, n, task, metric):
+        return self.em.get(method, 1.0)
+
+    def moved(self, method, n):
+        return self.norms.get(method)
+
+
+DOWN, UP, NARROW, WIDE = [(-0.3, -0.1)] * 2, [(0.1, 0.3)] * 2, [(-0.01, 0.01)] * 2, [(-0.2, 0.2)] * 2
+MIXED = [(-0.3, -0.1), (-0.3, 0.1)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "efficacy", "verdict"),
+    [
+        ({("ft", "score"): NARROW}, {}, hypotheses.HOLDS),
+        ({("ft", "score"): NARROW, ("rome", "score"): WIDE}, {}, hypotheses.OPEN),
+        ({("ft", "score"): WIDE, ("ft", "bits_per_byte"): DOWN}, {}, hypotheses.FAILS),
+        ({("ft", "score"): MIXED}, {}, hypotheses.OPEN),
+        ({("ft", "score"): NARROW, ("kn", "score"): DOWN}, {"kn": 0.0}, hypotheses.HOLDS),
+    ],
+)
+def test_a_handful(changes, efficacy, verdict):
+    assert hypotheses.handful(Told(changes, efficacy)).verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("rome", "memit", "verdict"),
+    [
+        (UP, UP, hypotheses.FAILS),
+        (DOWN, NARROW, hypotheses.HOLDS),
+        (UP, DOWN, hypotheses.OPEN),
+        (WIDE, WIDE, hypotheses.OPEN),
+    ],
+)
+def test_the_control(rome, memit, verdict):
+    against = {("random_rome", "score"): rome, ("random_memit", "score"): memit}
+    assert hypotheses.random_hurts(Told({}, against=against)).verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("rome", "r_rome", "against", "verdict"),
+    [
+        (DOWN, NARROW, UP, hypotheses.HOLDS),
+        (DOWN, DOWN, WIDE, hypotheses.FAILS),
+        (DOWN, DOWN, UP, hypotheses.IN_PART),
+        (WIDE, NARROW, UP, hypotheses.OPEN),
+    ],
+)
+def test_rome_breaks(rome, r_rome, against, verdict):
+    cells = Told({("rome", "score"): rome, ("r_rome", "score"): r_rome}, against={("r_rome", "score"): against})
+    assert hypotheses.rome_breaks(cells).verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("change", "efficacy", "verdict"),
+    [(NARROW, 0.95, hypotheses.HOLDS), (NARROW, 0.5, hypotheses.OPEN), (DOWN, 1.0, hypotheses.FAILS)],
+)
+def test_remembering(change, efficacy, verdict):
+    assert hypotheses.remembering(Told({("memit_seq", "score"): change}, {"memit_seq": efficacy})).verdict == verdict
+
+
+def test_norms_and_damage():
+    methods = [f"m{i}" for i in range(12)]
+
+    def cells(order):
+        losses = {(m, kind): [(-i - 1, -i)] * 2 for m, i in zip(methods, order, strict=True) for kind in tables_kinds}
+        return Told(losses, moved={m: 0.1 * (i + 1) for i, m in enumerate(methods)})
+
+    tables_kinds = ("gold_logprob", "bits_per_byte")
+    assert hypotheses.norm_predicts(cells(range(12))).verdict == hypotheses.HOLDS
+    assert hypotheses.norm_predicts(cells(reversed(range(12)))).verdict == hypotheses.FAILS
+    assert hypotheses.norm_predicts(cells([0, 9, 1, 7, 3, 5, 10, 2, 8, 4, 6, 11])).verdict == hypotheses.OPEN
+
+
+@pytest.mark.parametrize(
+    ("early", "late", "verdict"),
+    [
+        (
+            {("rome", "bits_per_byte"): DOWN},
+            {("rome", "bits_per_byte"): DOWN, ("rome", "score"): DOWN},
+            hypotheses.HOLDS,
+        ),
+        ({("rome", "score"): DOWN}, {("rome", "score"): DOWN, ("rome", "bits_per_byte"): DOWN}, hypotheses.FAILS),
+        ({}, {("rome", "score"): DOWN, ("rome", "bits_per_byte"): DOWN}, hypotheses.OPEN),
+    ],
+)
+def test_perplexity_warns(early, late, verdict):
+    assert hypotheses.perplexity_warns(Told(late, early=early)).verdict == verdict
+
+
+def test_chat():
+    def facts(inside):
+        return {"facts": {str(i): {"text": {"text": {"em": 1}, "chat": {"em": int(i < inside)}}} for i in range(12)}}
+
+    assert hypotheses.not_in_chat(facts(2)).verdict == hypotheses.HOLDS
+    assert hypotheses.not_in_chat(facts(6)).verdict == hypotheses.IN_PART
+    assert hypotheses.not_in_chat(facts(10)).verdict == hypotheses.OPEN
+
+
+def test_a_rule_without_its_methods_has_no_verdict():
+    chat = {"facts": {"0": {"text": {"text": {"em": 1}, "chat": {"em": 1}}}}}
+    cells = Told({("rome", "score"): DOWN, ("r_rome", "score"): DOWN}, against={("r_rome", "score"): WIDE})
+    cells.checkpoints = lambda method: [1, 10] if method in ("rome", "r_rome") else []
+    found = {each.claim: each.verdict for each in hypotheses.all_verdicts(cells, chat)}
+    assert found["A norm-matched random change hurts as much"] == hypotheses.UNMEASURED
+    assert found["ROME breaks and R-ROME does not"] == hypotheses.FAILS
+
+
+def test_a_cell_that_is_missing_is_named(tmp_path):
+    """And its row is no row of the tables: a mean over the seeds that are there would flatter."""
+    cells = tmp_path / "cells"
+    shutil.copytree(REDUCED, cells)
+    for file in cells.glob("all-seed1/memit-*.json"):
+        file.unlink()
+    found = Cells(cells)
+    assert found.at("memit", 10) == [] and found.at("rome", 10)
+    assert any(
+        line.startswith("after 10 edits, seed 1, ") and "`memit`" in line
+        for line in tables.left_out(found, form("reduced"))
+    )
+    assert "| `memit` |" not in tables.main_table(found)
+
+
+# ------------------------------------------------------------------------------------------------------ kill and resume
+
+
+def small_study(folder: Path) -> tuple[Path, Path]:
+    """A study of the demo model in the real one's form, and the data it needs: (design, data)."""
+    data = folder / "data"
+    shutil.copytree(demo.DATA, data)
+    shutil.copyfile(demo.FACTS["demo"], data / "counterfact.jsonl")
+    passages = [json.loads(line)["passage"] for line in (data / "boolq.jsonl").read_text(encoding="utf-8").splitlines()]
+    (data / "corpus.txt").write_text("\n".join(f"{a} {b}" * 3 for a, b in pairwise(passages)))
+    design = yaml.safe_load(FILE.read_text(encoding="utf-8"))
+    tasks = ["edithurt_sst2", "edithurt_sst2_mc", "edithurt_perplexity", "edithurt_efficacy"]
+    design["model"], design["model_args"] = "demo", {}
+    design["methods"] = {"rome": {"editor": "rome"}, "random_rome": {"editor": "random", "like": "rome"}}
+    design["forms"]["reduced"] |= {
+        "of_methods": {}, "contexts": None, "documents": {"sst2": 4, "text": 2}, "items": 2,
+        "parts": {"all": {"n_edits": [1, 3], "tasks": tasks}},
+    }  # fmt: skip
+    file = folder / "study.yaml"
+    file.write_text(yaml.safe_dump(design), encoding="utf-8")
+    return file, data
+
+
+@pytest.mark.slow
+def test_a_study_that_was_killed_goes_on(tmp_path):
+    """Both sweeps are killed in the middle; the same command ends with the cells of a run that was left alone."""
+    design, data = small_study(tmp_path)
+
+    def words(name):
+        given = ["--data", data, "--design", design, "--out", tmp_path / name, "--results", tmp_path / f"{name}-cells"]
+        return [sys.executable, "-m", "examples.study.run", *map(str, given)]
+
+    with subprocess.Popen(words("killed"), cwd=ROOT, start_new_session=True) as running:
+        until = time.monotonic() + 300
+        while not list((tmp_path / "killed").glob("*/demo/rome-*/n00001/cell.json")):
+            assert running.poll() is None and time.monotonic() < until
+            time.sleep(0.05)
+        os.killpg(running.pid, signal.SIGKILL)
+    there = list((tmp_path / "killed").rglob("cell.json"))
+    assert there and not (tmp_path / "killed-cells").exists()
+    made = {file: file.stat().st_mtime_ns for file in there}
+    for name in ("killed", "alone"):
+        done = subprocess.run(words(name), cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert all(file.stat().st_mtime_ns == at for file, at in made.items())
+    gaps, strange = apart(Cells(tmp_path / "killed-cells"), Cells(tmp_path / "alone-cells"))
+    assert not strange and gaps and set(gaps.values()) == {0.0}
+    about = [(tmp_path / f"{name}-cells" / "cells.json").read_bytes() for name in ("killed", "alone")]
+    assert about[0] == about[1]
+
+
+def test_what_the_command_wants_is_told_without_a_traceback(tmp_path):
+    done = python("-m", "examples.study.run", "--form", "huge", "--out", tmp_path / "out", path=ROOT)
+    assert done.returncode == 1 and "no form huge" in done.stderr and "Traceback" not in done.stderr
