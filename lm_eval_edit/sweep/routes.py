@@ -21,6 +21,7 @@ from lm_eval_edit.sweep.folder import COLLAPSED, DONE
 from lm_eval_edit.sweep.prepared import ADAPTER, CHECKPOINT, WaitingRoom
 
 EITHER = "adapter or checkpoint"
+EXPERTS = "the matrices of all experts of a mixture are one parameter, which an adapter does not change"
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,10 @@ def route_lines(checked: Checked) -> list[str]:
     lines = []
     room = WaitingRoom(checked.folder)
     for model in checked.design.models:
-        no_adapters = serving.no_adapters(checked, model)
+        config = checked.configs.get(model.label)
+        shape = None if config is None else Shape.of(config)
+        experts = EXPERTS if shape is not None and shape.routed else None
+        no_adapters = serving.no_adapters(checked, model) or experts
         ways: dict[tuple[str, str], list[tuple[str, Route]]] = {}
         for row in (row for row in checked.rows if row.model == model):
             for cell in checked.edited(row):
@@ -64,7 +68,7 @@ def route_lines(checked: Checked) -> list[str]:
             if kind != ADAPTER:
                 each = "an engine of its own for each" if kind == CHECKPOINT else "decided once the edits are made"
                 lines.append(f"  {kind}, {each} ({why}): {', '.join(path for path, _ in cells)}")
-        lines += [f"  disk while cells wait: {text}" for text in _disk(checked, model, ways)]
+        lines += [f"  disk while cells wait: {text}" for text in _disk(checked, model, shape, ways)]
     if checked.about_schedule:
         tasks = ", ".join(checked.about_schedule)
         lines.append(f"asked of the model that is edited, not of vLLM (they want the weights of every step): {tasks}")
@@ -109,15 +113,14 @@ def _editor(checked: Checked, row: Row) -> type[Editor]:
     return find_editor(row.method.editor)
 
 
-def _disk(checked: Checked, model: Model, ways: Ways) -> Iterator[str]:
+def _disk(checked: Checked, model: Model, shape: Shape | None, ways: Ways) -> Iterator[str]:
     """The bytes of what lies on the disk at once, at most."""
     config = checked.configs.get(model.label)
     counts = {kind: sum(len(cells) for (k, _), cells in ways.items() if k == kind) for kind in (CHECKPOINT, EITHER)}
-    if config is None:
+    if config is None or shape is None:
         if any(counts.values()):
             yield "not known without the model's configuration"
         return
-    shape = Shape.of(config)
     whole = shape.parameters * dtype_of(config, serving.served_dtype(checked, model)).itemsize
     adapters = sum(shape.layers * (shape.hidden + shape.inner) * 4 * (route.rank or 0) for _, route in _adapters(ways))
     certain = adapters + counts[CHECKPOINT] * whole
