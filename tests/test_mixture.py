@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from lm_eval_edit import UserError, edit_model, load_facts
 from lm_eval_edit.demo import evaluate, mixture
 from lm_eval_edit.models.architecture import Architecture
 from tests.support.console_scripts import lm_eval, results_of
@@ -119,17 +120,17 @@ def test_a_sweep_its_report_and_a_comparison(folder, tmp_path):
 
 
 def test_wrong_configurations_have_their_errors(folder, tmp_path):
-    def told(**changes: object) -> str:
-        done = lm_eval(
-            "--model", "edited_hf", "--model_args", joined(schedule(folder, **changes)), "--tasks", "edithurt_efficacy",
-            cwd=tmp_path, ok=False,
-        )  # fmt: skip
-        return done.stderr
-
-    assert "layer 7 is out of range: the model has layers 0 to 2" in told(edit_layers=7)
-    without = schedule(folder, editor="kn", edit_batch_size=1)
-    for name in ("mom2_update_weight", "edit_corpus", "edit_corpus_tokens", "edit_layers"):
-        del without[name]
-    done = lm_eval("--model", "edited_hf", "--model_args", joined(without), "--tasks", "edithurt_efficacy",
-                   cwd=tmp_path, ok=False)  # fmt: skip
-    assert "kn cannot edit the experts" in done.stderr and "Use editor=memit" in done.stderr
+    wrong = schedule(folder, edit_layers=7, edit_experts="both")
+    del wrong["edit_corpus"]
+    done = lm_eval("--model", "edited_hf", "--model_args", joined(wrong), "--tasks", "edithurt_efficacy", cwd=tmp_path,
+                   ok=False)  # fmt: skip
+    assert "edit_experts='both': want shared or routed" in done.stderr
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    facts = list(load_facts(str(folder / mixture.FACTS), tokenizer))[:1]
+    for editor, says in (
+        ("kn", r"kn cannot edit the experts of layers 0, 1, 2: .*Use editor=memit"),
+        ("memit", r"layer 7 is out of range: the model has layers 0 to 2"),
+    ):
+        with pytest.raises(UserError, match=says):
+            edit_model(model, tokenizer, facts, editor, options={"layers": [7]} if editor == "memit" else {})
