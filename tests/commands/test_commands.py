@@ -231,6 +231,23 @@ def test_validate_prints_mixtures_and_what_cannot_edit_them(in_process, tmp_path
         assert status == 1 and why in printed
 
 
+def test_stats_of_shared_and_of_routed_experts(in_process, tmp_path):
+    save_tiny(tmp_path, mixture_model("qwen2_moe", torch.float32))
+    corpus, run = tmp_path / "corpus.txt", f"pretrained={tmp_path},editor=none"
+    corpus.write_text("\n".join([" ".join(WORDS)] * 3))
+    common = ["--layers", "1", "--corpus", corpus, "--tokens", 90]
+    status, printed, _ = in_process("stats", run, *common)
+    assert status == 0 and "model.layers.1.mlp.shared_expert.down_proj: 24 dimensions, 90 tokens of" in printed
+    file = tmp_path / "routed.safetensors"
+    status, printed, _ = in_process("stats", run, *common, "--edit_experts", "routed", "--output", file)
+    assert status == 0 and "model.layers.1.mlp.experts.down_proj: 4 experts, 16 dimensions, 90 tokens of" in printed
+    assert re.search(r"; an expert was picked by \d+ to \d+ of them", printed)
+    facts = write_facts(tmp_path / "facts.jsonl")
+    options = f"pretrained={tmp_path},edit_dataset={facts},n_edits=2,edit_layers=1,editor=memit,edit_experts=routed"
+    status, printed, _ = in_process("validate", f"{options},edit_second_moments={file}")
+    assert status == 0 and "for model.layers.1.mlp.experts.down_proj" in " ".join(printed.split())
+
+
 def test_validate_of_models_that_cannot_be_edited(in_process, tmp_path):
     config = {"model_type": "llama4_text", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
               "num_key_value_heads": 2, "intermediate_size": 64, "vocab_size": 50, "head_dim": 8}  # fmt: skip
