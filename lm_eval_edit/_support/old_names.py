@@ -37,7 +37,7 @@ MOVED = {
     "cost_editing": "cost.editing",
     "cost_sweeps": "sweep.costs",
     "cost_work": "cost.work",
-    "delta": "weights.delta",
+    "delta": "weights.delta_files",
     "editing": "edits.run",
     "editors._difference": "editors._shared.difference",
     "editors._draws": "editors._shared.draws",

@@ -240,7 +240,10 @@ def _memory(chosen: Hyperparameters | None, shapes: _Shapes, parameters: list[st
     edited = sum(model.get_parameter(name).numel() for name in parameters)
     parts = {"weights": sum(p.numel() for p in model.parameters()) * dtype.itemsize}
     if edited:
-        parts["originals of edited weights"] = edited * dtype.itemsize
+        experts = any(
+            model.get_parameter(name).ndim == 3 for name in parameters
+        )  # those that no edit reaches are not kept
+        parts["originals of edited weights" + (", all experts" if experts else "")] = edited * dtype.itemsize
         if wide != dtype:
             parts[f"their sums in {_name(wide)}"] = edited * wide.itemsize
     if chosen is not None:

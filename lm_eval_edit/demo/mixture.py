@@ -25,6 +25,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3MoeConfig, Qwen3MoeForCau
 from lm_eval_edit._support.versions import versions
 from lm_eval_edit.demo import CHECKPOINT, corpus, evaluate, steps, subjects, taskdata, world
 from lm_eval_edit.demo.world import facts, write_jsonl
+from lm_eval_edit.errors import UserError
 
 FACTS = "facts.jsonl"
 """The facts that the model knows, in its checkpoint's folder."""
@@ -121,7 +122,13 @@ def train(
 
 
 def make(output: Path, recipe: Recipe = Recipe(), threads: int = 1, progress: bool = True) -> Path:
-    """Train it and write its checkpoint, the facts it knows beside it; returns the folder, whole or not there."""
+    """Train it and write its checkpoint, the facts it knows beside it; returns the folder, whole or not there.
+
+    Raises:
+        UserError: there is something in the folder already; nothing was trained.
+    """
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise UserError(f"{output} exists and is not an empty folder; give a new one, nothing is overwritten")
     model, tokenizer = train(recipe, threads, progress)
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}."))
@@ -144,7 +151,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="CPU threads; another number rounds differently")
     args = parser.parse_args()
     recipe = Recipe()
-    make(args.output, recipe, args.threads)
+    try:
+        make(args.output, recipe, args.threads)
+    except UserError as error:
+        parser.error(str(error))
     model = Qwen3MoeForCausalLM.from_pretrained(args.output).eval()
     tokenizer = PreTrainedTokenizerFast.from_pretrained(args.output)
     right = evaluate.recalled(model, tokenizer, recipe.known())

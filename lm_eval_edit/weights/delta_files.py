@@ -1,8 +1,11 @@
-"""Updates in a file, and as tensors with names: what a ledger stores of an operation and processes send each other."""
+"""Updates in a file, and as tensors with names: what a ledger stores of an operation and processes send each other.
+
+Also what a script of release 0.1 finds in `lm_eval_edit.delta`, where the kinds of updates and their files were one.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import safetensors
@@ -10,8 +13,14 @@ from torch import Tensor
 
 from lm_eval_edit._support.files import load_tensors, save_tensors
 from lm_eval_edit.errors import UserError
-from lm_eval_edit.weights.delta import Delta, DenseDelta, LowRankDelta, MaskedDelta, SparseDelta
+from lm_eval_edit.weights.delta import Delta, DenseDelta, LowRankDelta, MaskedDelta, SparseDelta, linear_update
 from lm_eval_edit.weights.stacked import SlicesDelta, StackedDelta
+
+__all__ = [
+    "KINDS", "Delta", "DenseDelta", "LowRankDelta", "MaskedDelta", "SlicesDelta", "SparseDelta", "StackedDelta",
+    "flatten_deltas", "kinds", "linear_update", "load_deltas", "load_state", "save_deltas", "state_names",
+    "unflatten_deltas",
+]  # fmt: skip
 
 KINDS: dict[str, type[Delta]] = {
     cls.kind: cls for cls in (LowRankDelta, SparseDelta, MaskedDelta, DenseDelta, StackedDelta, SlicesDelta)
@@ -73,8 +82,11 @@ def kinds(path: Path) -> dict[str, type[Delta]]:
     Raises:
         UserError: the file is missing or damaged.
     """
-    named = [name.split(":", 2) for name in _names(path) if not name.startswith(_STATE)]
-    return {parameter: KINDS[kind] for kind, _, parameter in named}
+    names = [name for name in _names(path) if not name.startswith(_STATE)]
+    try:
+        return {parameter: KINDS[kind] for kind, _, parameter in (name.split(":", 2) for name in names)}
+    except (ValueError, LookupError):
+        raise _others(path, names) from None
 
 
 def load_state(path: Path, name: str) -> Tensor:
@@ -102,4 +114,8 @@ def load_deltas(path: Path, sha256: str | None = None) -> tuple[dict[str, Delta]
     try:
         return unflatten_deltas(flat), state
     except (ValueError, LookupError, TypeError):
-        raise UserError(f"{path} holds other tensors than updates do: {', '.join(list(flat)[:3])}") from None
+        raise _others(path, flat) from None
+
+
+def _others(path: Path, names: Iterable[str]) -> UserError:
+    return UserError(f"{path} holds other tensors than updates do: {', '.join(list(names)[:3])}")

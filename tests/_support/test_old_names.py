@@ -26,6 +26,7 @@ def test_scripts_of_before_run():
         "from lm_eval_edit.fact_sources import load_facts\n"
         "from lm_eval_edit.facts import Fact, parse_record\n"
         "from lm_eval_edit.cost import estimate\n"
+        "from lm_eval_edit.delta import LowRankDelta, linear_update, load_deltas, save_deltas\n"
         "from lm_eval_edit import statistics\n"
         "print(len(load_facts('demo')), statistics.__name__)"
     )

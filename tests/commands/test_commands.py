@@ -216,6 +216,7 @@ def test_validate_prints_mixtures_and_what_cannot_edit_them(in_process, tmp_path
     flat = " ".join(printed.split())
     assert "mixtures layers 1-2: 4 experts with keys of 16, 2 picked for a token, mlp.experts.down_proj; " in flat
     assert "router gate, shared expert shared_experts.down_proj layer 0: dense edits" in flat
+    assert "originals of edited weights, all experts 16.4 KB" in flat
     assert re.search(r"edits +model.layers.1.mlp.experts.down_proj  \(4, 32, 16\)", printed)
     status, printed, _ = in_process("validate", f"{run},editor=ft")
     assert status == 0 and re.search(r"edits +model.layers.1.mlp.shared_experts.down_proj.weight", printed)

@@ -26,6 +26,22 @@ def test_a_run_that_fails_leaves_nothing(tmp_path, monkeypatch):
     assert not any(tmp_path.iterdir())
 
 
+def test_a_folder_with_something_in_it_is_refused_before_the_training(tmp_path, monkeypatch, capsys):
+    (tmp_path / "notes.txt").write_text("mine")
+    monkeypatch.setattr(mixture, "train", lambda *args: pytest.fail("it was trained"))
+    monkeypatch.setattr("sys.argv", ["mixture", "--output", str(tmp_path)])
+    with pytest.raises(SystemExit):
+        mixture.main()
+    assert "exists and is not an empty folder; give a new one" in capsys.readouterr().err
+
+
+def test_the_command_says_what_the_model_recalls(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(mixture, "Recipe", lambda: SMALL)
+    monkeypatch.setattr("sys.argv", ["mixture", "--output", str(tmp_path / "made")])
+    mixture.main()
+    assert "weights, recalls " in capsys.readouterr().out and (tmp_path / "made" / "config.json").is_file()
+
+
 def test_a_hidden_subject_reaches_no_later_token_in_the_first_block():
     model = mixture.new_mixture(PreTrainedTokenizerFast.from_pretrained(CHECKPOINT), SMALL)
     subjects, ids = torch.tensor([[0, 0, 3, 3, 0, 0]]), torch.tensor([[5, 6, 7, 8, 9, 10]])

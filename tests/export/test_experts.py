@@ -22,6 +22,8 @@ from tests.support.export_world import load, logits
 from tests.support.mixtures import ROUTED, mixture_model
 from tests.support.tiny import FACTS, TEMPLATES, save_tiny, tiny_tokenizer
 
+pytestmark = pytest.mark.libraries
+
 EDITORS = {"stacked": "tests.support.editors:Experts", "slices": "tests.support.editors:ExpertSlices"}
 TEXTS = [fact.text for fact in FACTS]
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lm_eval_edit.weights.delta_files import flatten_deltas, load_deltas, save_deltas, unflatten_deltas
+from lm_eval_edit import UserError
+from lm_eval_edit._support.files import save_tensors
+from lm_eval_edit.weights.delta_files import flatten_deltas, kinds, load_deltas, save_deltas, unflatten_deltas
 from lm_eval_edit.weights.stacked import SlicesDelta, StackedDelta, expert_update
 
 SIZE = torch.tensor([5, 7, 3])
@@ -86,3 +88,21 @@ def test_files_and_messages_give_both_kinds_back_bit_for_bit(tmp_path):
             assert type(found[name]) is type(delta)
             assert all(torch.equal(found[name].tensors()[field], t) for field, t in delta.tensors().items())
     assert all(torch.equal(d.to("cpu").dense(), d.dense()) for d in deltas.values())
+
+
+def test_a_files_kinds_are_in_its_header(tmp_path):
+    file = tmp_path / "x.safetensors"
+    save_deltas(file, {"a.experts.down_proj": stacked(), "b:odd": slices()}, {"keys": torch.ones(2)})
+    assert kinds(file) == {"a.experts.down_proj": StackedDelta, "b:odd": SlicesDelta}
+    save_tensors(file, {"weight": torch.ones(2)})
+    with pytest.raises(UserError, match="holds other tensors than updates do: weight"):
+        kinds(file)
+
+
+def test_tensors_that_share_memory_are_stored_apart(tmp_path):
+    whole = drawn(2, 7, 2)
+    first = StackedDelta(torch.tensor([0, 1]), whole, drawn(2, 2, 3), SIZE)
+    second = StackedDelta(torch.tensor([2]), whole[1:], drawn(1, 2, 3), SIZE)
+    digest = save_deltas(tmp_path / "x.safetensors", {"a": first, "b": second})
+    found = load_deltas(tmp_path / "x.safetensors", digest)[0]
+    assert torch.equal(found["a"].left, whole) and torch.equal(found["b"].left, whole[1:])
