@@ -8,6 +8,7 @@ endings         whether, and with what, an output ended
 outputs         what a model said, with what is known of its end
 response_cache  the response cache, kept apart for each state of the weights
 served          lm-eval's vLLM model, which answers for many edits of one model
+left_over       processes of an engine that outlive the killed program that started them
 engines         which engine gave the figures of a results file
 loading         what HFLM is given where the command line's own choice would be a bad one
 our_tasks       our tasks as their YAML files declare them

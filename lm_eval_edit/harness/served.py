@@ -12,9 +12,11 @@ import hashlib
 import importlib.util
 import json
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +26,7 @@ from lm_eval.api.model import CacheHook
 from lm_eval_edit.errors import UserError, in_one_line, nearest
 from lm_eval_edit.facts.tokens import appended, ask_as, without_appended
 from lm_eval_edit.harness.endings import TOKENS_BEFORE, Listener, listening
+from lm_eval_edit.harness.left_over import forget, noted
 from lm_eval_edit.harness.response_cache import keep_apart
 
 logger = logging.getLogger("lm_eval_edit")
@@ -104,7 +107,12 @@ def engine_argument_problems(given: Mapping[str, Any]) -> list[str]:
 
 
 def start(
-    pretrained: str, dtype: str, options: Mapping[str, Any], arguments: Mapping[str, Any], adapters: Adapters | None
+    pretrained: str,
+    dtype: str,
+    options: Mapping[str, Any],
+    arguments: Mapping[str, Any],
+    adapters: Adapters | None,
+    owner: Path,
 ) -> Any:
     """An engine, and lm-eval's model around it.
 
@@ -114,7 +122,10 @@ def start(
         options: Of the model, as lm-eval's class names them.
         arguments: Of the engine.
         adapters: What it is to serve beside the weights in `pretrained`; None for nothing.
+        owner: The folder in which its processes are noted while they live (`left_over`).
     """
+    # Not forked: this process has run a model, with threads and maybe on a GPU, and holds the lock of a folder.
+    os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
     from lm_eval.models.vllm_causallms import VLLM
 
     room: dict[str, Any] = {}
@@ -123,10 +134,11 @@ def start(
         room = {"enable_lora": True, "max_lora_rank": adapters.max_rank, "max_loras": 1}
         room["lora_target_modules"] = list(adapters.modules)
     cls = type("ServedVLLM", (ServedModel, VLLM), {})
-    return cls(pretrained=pretrained, dtype=dtype, **{"batch_size": "auto", **options, **arguments, **room})
+    with noted(owner):
+        return cls(pretrained=pretrained, dtype=dtype, **{"batch_size": "auto", **options, **arguments, **room})
 
 
-def stop(lm: Any) -> None:
+def stop(lm: Any, owner: Path) -> None:
     """End an engine and free what it held, so that another one, or a model of transformers, has room."""
     model = vars(lm).pop("model", None)
     core = getattr(getattr(model, "llm_engine", None), "engine_core", None)
@@ -137,6 +149,7 @@ def stop(lm: Any) -> None:
     from vllm.distributed import cleanup_dist_env_and_memory
 
     cleanup_dist_env_and_memory()
+    forget(owner)
 
 
 class ServedModel:

@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 from lm_eval_edit.errors import CannotWriteError, in_one_line
 from lm_eval_edit.export.commands import vllm_rank
 from lm_eval_edit.harness import served
+from lm_eval_edit.harness.left_over import end_left_over
 from lm_eval_edit.sweep import serving
 from lm_eval_edit.sweep.checking import Checked, loading_args
 from lm_eval_edit.sweep.design import Model, Row
@@ -54,6 +55,8 @@ def run_sweep(checked: Checked, how: Serving, *, progress: bool = True) -> Outco
         todo = missing(checked)
         outcome = Outcome(kept=len(checked.cells()) - len(todo))
         room = WaitingRoom(checked.folder)
+        if count := end_left_over(room.root):
+            logger.warning("%d processes of vLLM, left by a run of this sweep that was killed, are ended", count)
         for cell in checked.cells():
             if cell not in todo:  # computed since by another engine, or by a run killed before it had cleared up
                 room.leave(cell)
@@ -200,12 +203,12 @@ class _Run:
     @contextmanager
     def _engine(self, pretrained: str, dtype: str, adapters: served.Adapters | None) -> Iterator[Any]:
         options = serving.model_options(self.checked, self.model, at_home=pretrained)
-        lm = served.start(pretrained, dtype, options, self.how.arguments, adapters)
+        lm = served.start(pretrained, dtype, options, self.how.arguments, adapters, self.room.root)
         try:
             self.outcome.loads += 1
             yield lm
         finally:
-            served.stop(lm)
+            served.stop(lm, self.room.root)
             _free()
 
     def _evaluate(self, lm: Any, each: Prepared) -> str:

@@ -14,6 +14,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 
@@ -22,6 +23,7 @@ from lm_eval_edit.comparison.compare import Settings, compare_runs
 from lm_eval_edit.comparison.other_engines import noise_floor, warnings
 from lm_eval_edit.comparison.results import load_run
 from lm_eval_edit.export import commands
+from lm_eval_edit.harness import left_over
 from lm_eval_edit.harness.engines import Engine, engine_of
 from lm_eval_edit.sweep import engine, evaluation, routes, serving, vllm_engine
 from tests.conftest import ROOT
@@ -150,10 +152,10 @@ def test_how_outputs_ended_is_known_from_their_tokens(vllm, world):
 
     from lm_eval_edit.harness import served as harness
 
-    lm = harness.start(str(world / "model"), "float32", {}, {}, None)
+    lm = harness.start(str(world / "model"), "float32", {}, {}, None, world)
     how = {"until": ["."], "do_sample": False, "max_gen_toks": 3}
     (said,) = lm.generate_until([Instance("generate_until", {}, ("The weather is", how), 0)], disable_tqdm=True)
-    harness.stop(lm)
+    harness.stop(lm, world)
     assert said.known == "exact" and said.ended is not None and not said.edited
 
 
@@ -354,6 +356,28 @@ def test_what_is_not_said_is_no_difference():
 
 
 # ---------------------------------------------------------------------------------------------------------- interrupted
+
+
+def test_what_a_killed_run_left_of_its_engine_is_ended_and_nothing_else(vllm, world, served, tmp_path):
+    sleep, room = [sys.executable, "-c", "import time; time.sleep(600)"], served / ".serving"
+    bystander = subprocess.Popen(sleep)
+    with left_over.noted(room):
+        left = subprocess.Popen(sleep)
+    try:
+        noted = json.loads((room / left_over.PROCESSES).read_text())
+        assert [number for number, _ in noted["processes"]] == [left.pid]
+        serve(checked_sweep(world, served))
+        assert not psutil.pid_exists(left.pid) and bystander.poll() is None and not room.exists()
+        for other in ({"host": "elsewhere"}, {"processes": [[bystander.pid, 1.0]]}):  # another machine, another birth
+            room.mkdir()
+            (room / left_over.PROCESSES).write_text(json.dumps(noted | {"processes": noted["processes"]} | other))
+            assert left_over.end_left_over(room) == 0
+            left_over.forget(room)
+            room.rmdir()
+        assert bystander.poll() is None
+    finally:
+        left.kill()
+        bystander.kill()
 
 
 def start(world: Path, out: Path, **env: str) -> subprocess.Popen:

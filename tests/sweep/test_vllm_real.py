@@ -45,7 +45,7 @@ def world(tmp_path_factory):
     sizes = {"hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 192}
     make_world(root, **sizes)
     rome, ft = design_of(root)["editors"]
-    editors = [rome, rome | {"editor": "r_rome", "label": "r_rome"}, ft]
+    editors = [rome, rome | {"editor": "r_rome", "label": "r_rome", "v_num_grad_steps": 8}, ft]
     (root / "design.yaml").write_text(yaml.safe_dump(design_of(root, editors=editors, n_edits=[1, 2, 4])))
     return root
 
@@ -67,6 +67,8 @@ def test_a_served_sweep_killed_in_the_middle_says_what_the_sweep_of_one_process_
     assert f"{13 - len(there)} cells computed, {len(there)} kept" in (tmp_path / "served.log").read_text()
 
     found, wanted = answers(out), answers(local)
+    told_apart = {tuple(likelihoods(said)) for said in wanted.values() if "toy_likely" in said}
+    assert len(told_apart) == 10  # so that none can be served in another's place
     assert found.keys() == wanted.keys() and len(found) == 13
     records = cells(out)
     unedited = likelihoods(wanted["tiny/unedited"])
