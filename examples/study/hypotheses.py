@@ -217,8 +217,8 @@ def perplexity_warns(cells: Cells) -> Verdict:
         verdict = HOLDS
     why = (
         f"damage shows in the text at an earlier checkpoint, or in it alone, for {len(first)} methods "
-        f"({names(first)}), in both at the same one for {len(together)} ({names(together)}), in the text later or not at all for "
-        f"{len(later)} ({names(later)})"
+        f"({names(first)}), in both at the same one for {len(together)} ({names(together)}), in the text later or "
+        f"not at all for {len(later)} ({names(later)})"
     )
     rule = (
         "the first checkpoint at which a method has done damage by bits per byte beside the first at which it has by "
