@@ -216,14 +216,14 @@ def perplexity_warns(cells: Cells) -> Verdict:
     elif first and not later and len(first) >= len(together):
         verdict = HOLDS
     why = (
-        f"damage shows in the text at an earlier checkpoint, or in it alone, for {len(first)} methods ({names(first)}), "
-        f"in both at the same one for {len(together)} ({names(together)}), in the text later or not at all for "
-        f"{len(later)} ({names(later)})"
+        f"damage shows in the text at an earlier checkpoint, or in it alone, for {len(first)} methods "
+        f"({names(first)}), in both at the same one for {len(together)} ({names(together)}), in the text later or "
+        f"not at all for {len(later)} ({names(later)})"
     )
     rule = (
         "the first checkpoint at which a method has done damage by bits per byte beside the first at which it has by "
-        "mean score or log-probability: holds if the text is never later and earlier at least as often as not; fails if "
-        "it is later more often than earlier"
+        "mean score or log-probability: holds if the text is never later and earlier at least as often as not; fails "
+        "if it is later more often than earlier"
     )
     return Verdict("Perplexity warns before the tasks do", rule, verdict, why)
 

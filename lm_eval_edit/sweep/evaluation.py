@@ -79,7 +79,8 @@ def find_tasks(names: Sequence[str], include_path: str | None) -> tuple[tuple[st
     manager = task_manager(names, include_path, {})
     found: list[str] = []
     for name in names:
-        matches = manager.match_tasks([name])
+        with _hooks.only_names():
+            matches = manager.match_tasks([name])
         if not matches:
             raise UserError(f"no task or group is called {name!r}.{nearest(name, manager.all_tasks)}")
         found += [match for match in matches if match not in found]

@@ -22,6 +22,7 @@ from lm_eval_edit.errors import CannotWriteError
 from lm_eval_edit.model import EditedHFLM
 from lm_eval_edit.sweep import checking, engine, folder
 from lm_eval_edit.sweep.estimate import estimate_lines
+from lm_eval_edit.sweep.evaluation import find_tasks
 from lm_eval_edit.sweep.parsing import KEYS, preset_names, read_design
 from lm_eval_edit.sweep.reading import load_sweep
 from tests.conftest import ROOT
@@ -231,6 +232,14 @@ def test_the_estimate_counts_what_is_left_out_for_nothing(tmp_path):
 def test_what_loads_the_model_is_no_option_of_one_editor(tmp_path):
     with pytest.raises(ConfigurationError, match="editors: rome-dtype_bfloat16: dtype is about loading the model"):
         checking.check(small(editors=[{"editor": "rome", "dtype": "bfloat16"}]), folder.SweepFolder(tmp_path))
+
+
+def test_tasks_are_found_whatever_the_demo_has(tmp_path):
+    """The index knows no model yet; what the demo lacks (a chat template, facts with inverse questions) others have."""
+    names = ("edithurt_wild_chat", "edithurt_reversed")
+    assert find_tasks(names, None) == ((), names)
+    with pytest.raises(ConfigurationError, match=r"edithurt_wild_chat.*no chat template"):
+        checking.check(small(tasks=list(names)), folder.SweepFolder(tmp_path))  # of the demo itself it is told
 
 
 def test_a_models_own_arguments_win(tmp_path):
