@@ -275,6 +275,7 @@ def test_the_last_mlp_runs_where_it_is_read_and_gradients_are_the_same(kind, who
     def read():
         partial = PartialForward(model, architecture, rows, 1)
         entering = partial.entering.clone().requires_grad_()
+        partial.logits(at_rows, at_columns)  # the first time the module is tried
         handle = projection.register_forward_hook(lambda module, args, output: seen.append(args[0].shape[:-1].numel()))
         logits = partial.logits(at_rows, at_columns, entering)
         handle.remove()
@@ -303,7 +304,7 @@ def test_an_mlp_that_looks_at_other_positions_runs_whole(whole):
         wanted = PartialForward(model, architecture, rows, 1).logits(rows.label_rows, rows.label_columns)
         forward = PartialForward(model, architecture, rows, 1)
     torch.testing.assert_close(forward.logits(rows.label_rows, rows.label_columns), wanted)
-    assert forward._last_mlp._by_itself == [False]
+    assert forward._last_mlp._by_itself is False
 
 
 @every_model
@@ -324,3 +325,18 @@ def test_what_is_seen_of_the_last_block_is_of_the_pass_and_not_of_the_trial_of_i
         found = (capture.keys if name == "keys" else capture.mlp_outputs)[last]
         wanted = wanted.reshape(len(rows), -1, wanted.shape[-1])[:, rows.column]
         torch.testing.assert_close(found, wanted, rtol=ROUNDS.get(kind, 1e-10), atol=ROUNDS.get(kind, 1e-10))
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_the_last_block_may_be_the_edited_one(kind, whole):
+    model = MODELS[kind](torch.float64)
+    context = EditContext(model, tiny_tokenizer(), Architecture.discover(model), TEMPLATES, SecondMoments())
+    editor = Rome(RomeOptions(**ROME | {"layers": (2,)}))
+    for facts in (FACTS[:1], FACTS[:1]):
+        found = editor.compute(context, facts).deltas
+        with whole():
+            wanted = editor.compute(context, facts).deltas
+        for name, delta in wanted.items():
+            torch.testing.assert_close(
+                found[name].dense(torch.float64), delta.dense(torch.float64), rtol=1e-8, atol=1e-9
+            )

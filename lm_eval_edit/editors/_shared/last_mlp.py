@@ -28,29 +28,45 @@ class LastMlp:
         path = architecture.down_projections[-1].rpartition(".")[0]
         # In some decoders the projection stands in the block itself, which mixes positions.
         self._module = model.get_submodule(path) if path.startswith(architecture.blocks[-1] + ".") else None
-        self._by_itself: list[bool] = []
+        # What a pass has given it in the last column, and what it gave there; None for something else than (R, T, d).
+        self._seen: list[tuple[Tensor, Tensor] | None] = []
+        self._by_itself: bool | None = None
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
-        """Within the block a pass shows whether the module takes one tensor, and maps each position by itself.
-
-        That is tried when the block ends: enter it before hooks that must not hear of the trial.
-        """
+        """Within the block a pass shows what the module takes and gives."""
         if self._module is None:
             yield
             return
-        seen: list[tuple[Any, Any]] = []
 
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            alone = not kwargs and len(args) == 1 and _of_positions(args[0], output)
-            seen.append((args[0][:, -1:].detach(), output[:, -1:].detach()) if alone else (None, None))
+            given = args[0] if len(args) == 1 and not kwargs else None
+            if (
+                isinstance(given, Tensor)
+                and isinstance(output, Tensor)
+                and output.shape == given.shape
+                and output.ndim == 3
+            ):
+                self._seen.append((given[:, -1:].detach(), output[:, -1:].detach()))
+            else:
+                self._seen.append(None)
 
         handle = self._module.register_forward_hook(hook, with_kwargs=True)
         try:
             yield
         finally:
             handle.remove()
-        self._by_itself += [given is not None and _by_itself(self._module, given, output) for given, output in seen]
+
+    def _maps_each_by_itself(self, module: nn.Module) -> bool:
+        """Whether the module takes one tensor and maps each position by itself: tried once, on what it was given.
+
+        Not within the pass itself, whose other observers would see this as well.
+        """
+        if self._by_itself is None:
+            seen = self._seen[0] if len(self._seen) == 1 else None
+            self._by_itself = seen is not None and _each_by_itself(module, *seen)
+            self._seen.clear()
+        return self._by_itself
 
     @contextlib.contextmanager
     def only_at(self, rows: Tensor, columns: Tensor, width: int) -> Iterator[None]:
@@ -61,7 +77,7 @@ class LastMlp:
             width: How many columns run.
         """
         module = self._module
-        if module is None or self._by_itself != [True]:
+        if module is None or not self._maps_each_by_itself(module):
             yield
             return
         own, previous = module.forward, module.__dict__.get("forward")
@@ -83,14 +99,9 @@ class LastMlp:
                 module.forward = previous
 
 
-def _of_positions(given: Any, output: Any) -> bool:
-    """Whether a module was handed one state for each position, (R, T, d), and gave as many."""
-    return isinstance(given, Tensor) and isinstance(output, Tensor) and given.ndim == 3 and output.shape == given.shape
-
-
 @torch.no_grad()
-def _by_itself(module: nn.Module, given: Tensor, output: Tensor) -> bool:
-    """Whether a column (R, 1, d) alone gives what it gave among the others."""
+def _each_by_itself(module: nn.Module, given: Tensor, output: Tensor) -> bool:
+    """Whether a column alone (R, 1, d) gives what it gave among the others."""
     alone = module.forward(given)
     if not isinstance(alone, Tensor):
         return False
