@@ -21,7 +21,7 @@ from lm_eval_edit._support.files import read_json, write_bytes
 from . import tables
 from .cells import ALPHA, METRICS, Cells
 from .design import HERE, RESULTS, ROOT, Form, form
-from .hypotheses import DELTA, HANDFUL, MEASURES, all_verdicts, damage, harmless, names
+from .hypotheses import DELTA, DIGITS, HANDFUL, MEASURES, all_verdicts, damage, harmless, names, signed
 from .pictures import pictures
 
 DOCS = ROOT / "docs"
@@ -136,7 +136,7 @@ def _certain(cells: Cells) -> str:
     for n in counts:
         here = [method for method in cells.methods if n in cells.checkpoints(method)]
         by = {method: damage(cells, method, n) for method in here}
-        hurt = [f"`{method}` ({', '.join(MEASURES[kind] for kind in kinds)})" for method, kinds in by.items() if kinds]
+        hurt = [f"`{method}` ({_sizes(cells, method, n, kinds)})" for method, kinds in by.items() if kinds]
         safe = [method for method in here if not by[method] and harmless(cells, method, n)]
         rest = [method for method in here if not by[method] and method not in safe]
         lines.append(
@@ -144,6 +144,14 @@ def _certain(cells: Cells) -> str:
             f"Damage: {'; '.join(hurt) or 'none shown'}. Shown harmless: {names(safe)}. Neither shown: {names(rest)}."
         )
     return "\n".join(lines)
+
+
+def _sizes(cells: Cells, method: str, n: int, kinds: list[str]) -> str:
+    """What was lost by each measure: a loss that is certain may be small."""
+    found = [(kind, cells.changes(method, n, kind)) for kind in kinds]
+    return ", ".join(
+        f"{MEASURES[kind]} {signed(change.value, DIGITS.get(kind, 2))}" for kind, change in found if change is not None
+    )
 
 
 # --------------------------------------------------------------------------------------------------------------- files

@@ -12,6 +12,7 @@ from .hypotheses import HANDFUL, MEASURES
 
 PREFIX = "study-"
 _TALL, _WIDE = 5.4, 5.2
+TICKS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 
 
 def pictures(cells: Cells) -> Iterator[Picture]:
@@ -32,7 +33,8 @@ def ability(cells: Cells) -> Picture:
     methods = list(reversed(cells.methods))
     figure_look = {1: ("#56B4E9", "o"), 10: ("#0072B2", "s"), 50: ("#D55E00", "^")}
     _, axes = panel(_WIDE, _TALL)
-    told, drawn = [], set()
+    told: dict[str, list[str]] = {method: [] for method in cells.methods}
+    drawn = set()
     for height, method in enumerate(methods):
         counts = cells.checkpoints(method)
         for place, n in enumerate(counts):
@@ -47,7 +49,7 @@ def ability(cells: Cells) -> Picture:
                 label=None if n in drawn else f"after {n} edit{'s' if n > 1 else ''}",
             )  # fmt: skip
             drawn.add(n)
-            told.append(f"{method} after {n}: {change.value:.2f} ({change.low:.2f} to {change.high:.2f})")
+            told[method].append(f"{method} after {n}: {change.value:.2f} ({change.low:.2f} to {change.high:.2f})")
     axes.axvline(0, color="#888888", lw=0.8, ls=(0, (4, 3)), zorder=1)
     axes.set_yticks(range(len(methods)), methods)
     axes.set_ylim(-0.7, len(methods) - 0.3)
@@ -58,7 +60,8 @@ def ability(cells: Cells) -> Picture:
     axes.set_title(title, loc="left")
     notes = ["mean of the tasks asked by likelihood; mean of the seeds, with the mean of their 95 % intervals"]
     footer(axes, notes, _TALL)
-    return Picture(f"{PREFIX}ability", "ability", title, f"{title}. {'; '.join(told)}.", figure_of(axes))
+    words = "; ".join(each for method in told.values() for each in method)
+    return Picture(f"{PREFIX}ability", "ability", title, f"{title}. {words}.", figure_of(axes))
 
 
 def tradeoff(cells: Cells, n: int = HANDFUL) -> Picture:
@@ -109,6 +112,11 @@ def _scatter(
     for method, (across, up) in found.items():
         style = styles[method]
         axes.plot([across], [up], color=style.colour, marker=style.marker, ms=8, mec="black", mew=0.5, ls="none")
+    if log:
+        low, high = axes.get_xlim()
+        ticks = [each for each in TICKS if low <= each <= high]
+        axes.set_xticks(ticks, [f"{each:g}" for each in ticks])
+        axes.minorticks_off()
     axes.axhline(0, color="#888888", lw=0.8, ls=(0, (4, 3)), zorder=1)
     axes.set_xlabel(x)
     axes.set_ylabel(y)
