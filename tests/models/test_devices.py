@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from lm_eval_edit import EditedHFLM, UserError, edit_model
+from lm_eval_edit.editors._shared import left
 from lm_eval_edit.editors.mend.archive import save_archive
 from lm_eval_edit.editors.mend.network import MendNetwork
 from lm_eval_edit.editors.mend.training import train_mend
@@ -140,14 +141,21 @@ def same_deltas(a, b) -> bool:
 
 @pytest.fixture(scope="module")
 def whole(mend_archive):
-    """What an editor gives on a model without hooks."""
-    return functools.cache(lambda kind, editor: edits(MODELS[kind](), editor, mend_archive[kind]))
+    """What an editor gives on a model without hooks, its passes cut as they are on some kind of device."""
+
+    def edited(kind, editor, device="cpu"):
+        with pytest.MonkeyPatch.context() as patched:
+            if device not in left.KEPT_ON:
+                patched.setattr(left, "KEPT_ON", frozenset())
+            return edits(MODELS[kind](), editor, mend_archive[kind])
+
+    return functools.cache(edited)
 
 
 @pytest.mark.parametrize("editor", EDITORS)
 @pytest.mark.parametrize("kind", MODELS)
 def test_no_editor_mixes_devices(kind, editor, mend_archive, whole):
-    wanted, fingerprints = whole(kind, editor)
+    wanted, fingerprints = whole(kind, editor, "cuda")
     model, mode = MODELS[kind](), PretendedDevices()
     with mode:
         split_over(mode, model, "three")

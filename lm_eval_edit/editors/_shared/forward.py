@@ -233,7 +233,7 @@ class PartialForward:
         if not left.keeps_all(model, len(self._blocks)):
             return 0, []
         cut = left.shared_cut(rows)
-        alone = not cut and bool(capture) and rows.input_ids.device.type == "cpu"
+        alone = not cut and bool(capture) and rows.input_ids.device.type in left.KEPT_ON
         if alone:
             cut = rows.input_ids.shape[1] - int(rows.attention_mask[0].sum())
         if not cut:

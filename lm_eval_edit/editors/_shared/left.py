@@ -25,6 +25,8 @@ from lm_eval_edit.weights.fingerprint import model_fingerprint, tensor_hash
 KeysValues = list[tuple[Tensor, Tensor]]
 
 SAVED = 0.9  # a cut leaves at most this share of the positions; a pass more is not worth less
+KEPT_ON = frozenset({"cpu"})
+"""The kinds of devices on which they are: on others a hash of all weights costs a copy of them to main memory."""
 KEPT_BYTES = 2**28
 """What may be kept of one model's beginnings between operations."""
 
