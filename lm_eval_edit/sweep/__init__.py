@@ -12,11 +12,15 @@ worker       one loaded model: edit a row to a checkpoint, evaluate a cell
 engine       all rows of a sweep in this process
 vllm_engine  all rows edited in this process, then served by vLLM
 preparing    one loaded model: make the edits, write what a served model needs of them
+edited_rows  rows of one loaded model, until each of their cells waits
 prepared     cells whose edits are made, until they are served
 serving      what is asked of vLLM, what is refused before, what comes back
+served_cells one engine after another, asked for the cells that wait
 routes       which cells will be adapters and which checkpoints, for `--dry_run`
 ray_engine   the same as Ray tasks, on this machine or a cluster
 ray_tasks    what a Ray worker does
+ray_serving  rows edited as Ray tasks, then served by vLLM in an actor on each node
+ray_actors   what a Ray worker does for that
 reading      a sweep's folder as values, for plots and reports
 
 `presets/` holds the paper's figures 3-8, one design for each panel, and protocols of other papers.
