@@ -87,8 +87,10 @@ def end_all_left_over(folder: Path, at_work: Callable[[str], bool] = lambda name
     Returns:
         How many processes there still were.
     """
-    count = 0
-    for each in sorted(folder.iterdir()) if folder.is_dir() else ():
+    count, found = 0, list[Path]()
+    with contextlib.suppress(FileNotFoundError):  # another program may be clearing up as well
+        found = sorted(folder.iterdir())
+    for each in found:
         if at_work(each.name):
             continue
         with contextlib.suppress(UserError, LookupError, TypeError):

@@ -34,6 +34,7 @@ from lm_eval_edit.sweep.serving import Serving
 logger = logging.getLogger("lm_eval_edit")
 
 _FAREWELL = 60  # seconds that an actor has to end its engine
+_LAG = 60.0  # seconds after which a network file system shows what another machine has written, where it was not before
 
 
 def run_sweep(checked: Checked, resources: Resources, how: Serving, *, progress: bool = True) -> Outcome:
@@ -116,21 +117,23 @@ class _Run(Tasks):
             mine = [c for c in lacking if c.row is not None and c.n_edits and (c.model, c.row.name) == (label, name)]
             parts += [[cell for cell in mine if cell.n_edits in schedule.checkpoints] for schedule in schedules]
         for part in filter(None, parts):
-            self.submit(partial(self._prepared, part), ray_actors.prepare, model.label, no_adapters, part)
+            self.submit(partial(self._prepared, part, no_adapters), ray_actors.prepare, model.label, no_adapters, part)
         self.wait()
 
-    def _prepared(self, cells: Sequence[Cell], answer: Answer) -> None:
+    def _prepared(self, cells: Sequence[Cell], no_adapters: str | None, answer: Answer) -> None:
         """An editing task is done: its cells wait, but for those whose end has come."""
         for cell in cells:
             if answer.error is None and cell.path in answer.value:
                 self.done(cell, answer.value[cell.path])
-            elif answer.error is not None and self.room.read(cell) is None:
+            elif answer.error is not None and waiting(self.room, cell, no_adapters) is None:
                 self.finish(cell, answer)
 
     def _serve(self, model: Model, cells: Sequence[Cell], no_adapters: str | None) -> None:
-        wait = []
+        wait, until = [], time.monotonic() + _LAG
         for cell in (cell for cell in cells if cell.path not in self.outcome.statuses):
-            if (found := waiting(self.room, cell, no_adapters)) is not None:
+            while (found := waiting(self.room, cell, no_adapters)) is None and time.monotonic() < until:
+                time.sleep(1)
+            if found is not None:
                 wait.append(found)
             else:
                 why = f"a worker has edited it and it is not seen to wait in {self.room.root}; do all nodes share it?"

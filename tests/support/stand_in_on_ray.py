@@ -1,4 +1,7 @@
-"""`python -m tests.support.stand_in_on_ray ADDRESS ARGUMENTS`: `lm-eval-edit` with `stand_in_vllm` on the nodes of a Ray."""
+"""A Ray whose nodes have `stand_in_vllm`: `python -m tests.support.stand_in_on_ray ADDRESS ARGUMENTS`.
+
+The arguments are those of `lm-eval-edit`.
+"""
 
 from __future__ import annotations
 
@@ -45,9 +48,8 @@ def main(address: str, arguments: list[str]) -> int:
     from lm_eval_edit.cli import main as command
 
     set_up()
-    told = {"PYTHONPATH": str(ROOT)} | {
-        name: value for name, value in os.environ.items() if name.startswith("STAND_IN")
-    }
+    told = {name: value for name, value in os.environ.items() if name.startswith("STAND_IN")}
+    told["PYTHONPATH"] = str(ROOT)
     hook = {"worker_process_setup_hook": "tests.support.stand_in_on_ray.set_up", "env_vars": told}
     ray.init(address=address, log_to_driver=False, runtime_env=hook)
     try:

@@ -13,6 +13,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 
@@ -81,15 +82,27 @@ def wait_for(pattern: str, out: Path, process: subprocess.Popen) -> None:
         time.sleep(0.02)
 
 
-def kill_an_actor() -> None:
-    import psutil
-
+def workers(name: str) -> list[tuple[int, str]]:
+    """(number, title) of the processes of Ray's workers that this test's cluster has for a task or an actor."""
+    found = []
     for child in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
-            if "ray::EngineActor.serve" in " ".join(child.cmdline()):
-                os.kill(child.pid, signal.SIGKILL)
-                return
-    raise AssertionError("no actor was at work")
+            if (title := " ".join(child.cmdline())).startswith(f"ray::{name}"):
+                found.append((child.pid, title))
+    return found
+
+
+def kill_one_of_two_actors(process: subprocess.Popen) -> None:
+    """Kill an actor that serves a cell, while there is one on each node."""
+    deadline = time.monotonic() + 280
+    while True:
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[1][-3000:]
+        actors = workers("EngineActor")
+        busy = [number for number, title in actors if "EngineActor.serve" in title]
+        if len(actors) == 2 and busy:
+            os.kill(busy[0], signal.SIGKILL)
+            return
+        time.sleep(0.05)
 
 
 def assert_same(out: Path, here: Path) -> None:
@@ -114,18 +127,17 @@ def assert_same(out: Path, here: Path) -> None:
 @pytest.mark.slow
 def test_cells_are_those_of_one_machine_also_when_an_actor_is_lost(world, here, two_nodes, tmp_path):
     out = tmp_path / "out"
-    process = start(world, out, two_nodes, **{stand_in_vllm.SLEEP: "0.3"})
-    wait_for("tiny/unedited/cell.json", out, process)
-    kill_an_actor()
+    process = start(world, out, two_nodes, **{stand_in_vllm.SLEEP: "0.5"})
+    kill_one_of_two_actors(process)
     printed, said = process.communicate(timeout=280)
     assert process.returncode == 0, said[-3000:]
     assert "7 cells computed, 0 kept" in printed and "is lost" in said
     assert_same(out, here)
     engines = (tmp_path / "notes").read_text().splitlines()
     assert all("held=0" in line for line in engines)
-    # One for the unedited weights on each node, and in the place of the one that was lost; of these the last may have
-    # found nothing left to do for it. Each checkpoint had one, or two where it was at work when it was lost.
-    assert 2 <= len([line for line in engines if line.startswith("model ")]) <= 3
+    # At most one for the unedited weights in each actor, of which there were three; each checkpoint had one, or two
+    # where it was being served when the actor was lost.
+    assert 1 <= len([line for line in engines if line.startswith("model ")]) <= 3
     assert 2 <= len([line for line in engines if line.startswith("checkpoint ")]) <= 3
 
 
@@ -136,7 +148,8 @@ def test_a_sweep_that_is_killed_goes_on(world, here, two_nodes, tmp_path):
     wait_for("tiny/rome-facts-file_order/n00001/cell.json", out, process)
     process.kill()
     process.communicate()
-    time.sleep(5)  # until Ray has ended the actors of a driver that is gone
+    while workers("EngineActor"):  # Ray ends the actors of a driver that is gone
+        time.sleep(0.1)
     there = {name: (out / name / "cell.json").stat().st_mtime_ns for name in cells(out)}
     again = start(world, out, two_nodes)
     printed, said = again.communicate(timeout=280)
@@ -193,8 +206,6 @@ def test_a_design_that_cannot_be_served_is_told_before_ray_is_asked(world, tmp_p
 
 
 def test_engines_of_other_nodes_are_left_alone_and_those_of_killed_runs_ended(tmp_path):
-    import psutil
-
     left = [subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]) for _ in range(3)]
     try:
         names = ("old-node", "new-node", "new-other")
