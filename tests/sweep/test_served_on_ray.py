@@ -19,9 +19,11 @@ import yaml
 
 from lm_eval_edit.cli import main
 from lm_eval_edit.harness import left_over
-from lm_eval_edit.sweep import evaluation, serving, vllm_engine
+from lm_eval_edit.sweep import evaluation, ray_serving, serving, vllm_engine
+from lm_eval_edit.sweep.ray_engine import RETRIES, Resources
 from tests.conftest import ROOT
 from tests.support import stand_in_vllm
+from tests.support.ray_here import RayHere
 from tests.support.served_sweeps import answers, cells, checked_sweep, design_of, likelihoods, make_world, quick_index
 
 pytest.importorskip("ray")
@@ -157,6 +159,67 @@ def test_a_sweep_that_is_killed_goes_on(world, here, two_nodes, tmp_path):
     assert f"{7 - len(there)} cells computed, {len(there)} kept" in printed and len(there) < 7
     assert {name: (out / name / "cell.json").stat().st_mtime_ns for name in there} == there
     assert_same(out, here)
+
+
+# --------------------------------------------------------------------------------------------- what may go wrong inside
+
+ONE_CELL_EACH = {"n_edits": [1], "tasks": ["toy_likely"]}
+UNEDITED, ROME, FT = "tiny/unedited", "tiny/rome-facts-file_order/n00001", "tiny/ft-facts-file_order/n00001"
+
+
+def run_here(world: Path, root: Path, ray: RayHere):
+    """The sweep of three cells, with all that Ray's nodes do done in this process."""
+    checked, how = checked_sweep(world, root, **ONE_CELL_EACH), serving.Serving({})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ray_serving, "find_ray", lambda: ray)
+        patch.setattr(ray_serving, "connected", lambda *_: contextlib.nullcontext())
+        return ray_serving.run_sweep(checked, Resources(cpus=1, device="cpu"), how, progress=False)
+
+
+def test_an_engine_that_does_not_start_on_one_node_costs_no_cell(world, tmp_path, monkeypatch):
+    ranks = iter([()])  # at the first start none will do, then those of vLLM
+    began = stand_in_vllm.LLM.__init__
+
+    def start(self, *args, **more):
+        monkeypatch.setattr(stand_in_vllm, "RANKS", next(ranks, (1,)))
+        began(self, *args, **more)
+
+    monkeypatch.setattr(stand_in_vllm.LLM, "__init__", start)
+    ray = RayHere()
+    outcome = run_here(world, tmp_path / "sweep", ray)
+    assert outcome.statuses == dict.fromkeys((UNEDITED, ROME, FT), "done") and ray.started == ["a", "b"]
+    assert not (tmp_path / "sweep/.serving").exists()
+
+
+def test_an_engine_that_starts_nowhere_fails_its_cells_and_no_others_and_nothing_is_edited_again(world, tmp_path):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stand_in_vllm, "RANKS", ())
+        outcome = run_here(world, tmp_path / "sweep", RayHere())
+    assert outcome.statuses == {UNEDITED: "failed", ROME: "failed", FT: "done"}
+    assert "max_lora_rank 1 is none of" in cells(tmp_path / "sweep")[ROME]["reason"]
+    outcome = run_here(world, tmp_path / "sweep", RayHere())  # two engines, and no model to be edited
+    assert (outcome.statuses, outcome.kept, outcome.loads) == ({UNEDITED: "done", ROME: "done"}, 1, 2)
+
+
+def test_actors_that_are_lost_are_replaced_and_their_cells_served_by_others(world, tmp_path):
+    losses = iter([True, True])
+    ray = RayHere(lambda node, method: method == "serve" and next(losses, False))
+    assert not run_here(world, tmp_path / "sweep", ray).failed
+    assert sorted(ray.started) == ["a", "a", "b", "b"]
+
+
+def test_nodes_that_lose_every_actor_end(world, tmp_path):
+    ray = RayHere(lambda node, method: method == "serve")
+    outcome = run_here(world, tmp_path / "sweep", ray)
+    assert sorted(outcome.failed) == sorted((UNEDITED, ROME, FT))
+    assert "died" in cells(tmp_path / "sweep")[FT]["reason"] and len(ray.started) <= 2 * (1 + RETRIES)
+    assert run_here(world, tmp_path / "sweep", RayHere()).loads == 2 + 1  # engines alone: two nodes, a checkpoint
+
+
+def test_a_node_without_vllm_is_told(world, tmp_path, monkeypatch):
+    monkeypatch.setattr("lm_eval_edit.sweep.ray_actors.served.vllm_version", lambda: 1 / 0)
+    outcome = run_here(world, tmp_path / "sweep", RayHere())
+    assert len(outcome.failed) == 3 and "ZeroDivisionError" in cells(tmp_path / "sweep")[ROME]["reason"]
 
 
 # ------------------------------------------------------------------------------------------------- what is known before
