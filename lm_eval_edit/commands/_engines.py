@@ -43,6 +43,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=LOCAL,
         help="local: in this process; ray: as tasks of Ray; vllm: edited in this process, then served by vLLM",
     )
+    parser.add_argument(
+        "--serve",
+        choices=(VLLM,),
+        help="with --engine ray: rows are edited as tasks, then served by one vLLM on each node that has room for it",
+    )
     parser.add_argument("--address", help="of a Ray cluster, or auto; default: a Ray on this machine, for this run")
     parser.add_argument(
         "--gpus_per_task", type=float, metavar="N", help="of a Ray task; default: 1 where the cluster has any"
@@ -66,17 +71,23 @@ def check_options(args: argparse.Namespace) -> None:
     Raises:
         UserError: naming them.
     """
+    if args.serve is not None and args.engine != RAY:
+        raise UserError(
+            f"--serve {args.serve}: only with --engine ray, whose nodes serve; on this machine alone: --engine vllm"
+        )
+    chosen = {args.engine, args.serve}
     for engine, flags in _ONLY.items():
         given = [f"--{flag}" for flag in flags if getattr(args, flag) is not None]
-        if engine == args.engine or not given:
+        if engine in chosen or not given:
             continue
         said = f"{', '.join(given)}: only with --engine {engine}"
         if (args.engine, engine) == (VLLM, RAY):
             said += (
                 "; the rows of a sweep are served by one vLLM on this machine, over several GPUs with "
-                "--tensor_parallel_size or --data_parallel_size. For several machines run one sweep on each, with some "
-                "of the models, editors or seeds and a folder of its own"
+                "--tensor_parallel_size or --data_parallel_size. For several machines: --engine ray --serve vllm"
             )
+        if (args.engine, engine) == (RAY, VLLM):
+            said += ", or with --engine ray --serve vllm"
         raise UserError(said)
 
 
@@ -91,6 +102,8 @@ def choose(args: argparse.Namespace) -> Engine:
 
         ray_engine.find_ray()
         resources = ray_engine.Resources(args.address, args.gpus_per_task, args.cpus_per_task, args.device)
+        if args.serve == VLLM:
+            return _vllm_on_ray(args, resources)
         ray_engine.check_resources(resources)
         return Engine("transformers", lambda checked: ray_engine.run_sweep(checked, resources))
     from lm_eval_edit.models.devices import find_device
@@ -122,6 +135,40 @@ def _vllm(args: argparse.Namespace, device: str) -> Engine:
         return vllm_engine.run_sweep(checked, how)
 
     return Engine(VLLM, compute, lambda checked: serving.problems(checked, how), routes.route_lines, problems)
+
+
+def _vllm_on_ray(args: argparse.Namespace, resources: Any) -> Engine:
+    from lm_eval_edit.sweep import ray_engine, routes, serving
+
+    arguments = _engine_args(args)
+    problems: list[str] = []
+    for check in (
+        lambda: ray_engine.check_resources(resources),
+        lambda: serving.check_arguments(arguments),
+        lambda: serving.check_for_actors(arguments, resources.gpus),
+    ):
+        try:
+            check()
+        except UserError as error:
+            problems += problems_of(error)
+    if problems and not args.dry_run:
+        raise ConfigurationError(problems)
+    how = serving.Serving(arguments)
+    gpus, on_gpu = args.gpus_per_task, None if args.device is None else args.device == "cuda"
+    on_gpu = on_gpu if gpus is None else gpus > 0
+
+    def compute(checked: Any) -> Any:
+        from lm_eval_edit.sweep import ray_serving
+
+        return ray_serving.run_sweep(checked, resources, how)
+
+    return Engine(
+        VLLM,
+        compute,
+        lambda checked: serving.problems(checked, how),
+        lambda checked: [*serving.actor_lines(arguments, on_gpu), *routes.route_lines(checked, on_gpu)],
+        problems,
+    )
 
 
 def _engine_args(args: argparse.Namespace) -> dict[str, Any]:

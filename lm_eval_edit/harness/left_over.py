@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -76,6 +76,31 @@ def end_left_over(folder: Path) -> int:
     psutil.wait_procs(left, timeout=60)
     forget(folder)
     return len(left)
+
+
+def end_all_left_over(folder: Path, at_work: Callable[[str], bool] = lambda name: False) -> int:
+    """End what is noted in the folders in a folder, each of another program, by those that ran on this machine.
+
+    Args:
+        at_work: Whether the program of the folder of a name may be at work.
+
+    Returns:
+        How many processes there still were.
+    """
+    count, found = 0, list[Path]()
+    with contextlib.suppress(FileNotFoundError):  # another program may be clearing up as well
+        found = sorted(folder.iterdir())
+    for each in found:
+        if at_work(each.name):
+            continue
+        with contextlib.suppress(UserError, LookupError, TypeError):
+            if read_json(each / PROCESSES)["host"] == socket.gethostname():
+                count += end_left_over(each)
+        with contextlib.suppress(OSError):  # of another machine, whose own next run ends it
+            each.rmdir()
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+    return count
 
 
 def _family() -> list[list[float]]:

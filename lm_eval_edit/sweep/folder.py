@@ -8,6 +8,7 @@
     MODEL/ROW/n00000/                 cell: before the edits, only for tasks that ask about the row's own facts
     MODEL/ROW/edits/                  the row's ledger: every edit, replayable (at once: edits/n00005/ for each cell)
     .serving/                         cells that wait for vLLM, until they are served (see `prepared`)
+    .engines/                         processes of vLLM on Ray's nodes, while they live
 
 A cell holds what `lm_eval --output_path --log_samples` writes, `results_DATE.json` and `samples_TASK_DATE.jsonl`, and
 `cell.json`, written last: status, reason, hashes of the other files. Without it, or with a file that does not have its

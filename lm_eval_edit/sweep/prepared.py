@@ -11,7 +11,7 @@ others, so that nothing is edited or written twice.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from lm_eval_edit.sweep.worker import Checkpoint
 FORMAT = 1
 BASE, ADAPTER, CHECKPOINT = "base", "adapter", "checkpoint"
 RECORD = "ready.json"
-FOLDER = ".serving"
+FOLDER, ENGINES = ".serving", ".engines"
 
 
 @dataclass(frozen=True)
@@ -68,10 +68,27 @@ class WaitingRoom:
 
     Args:
         folder: The sweep's.
+
+    Attributes:
+        root: Where they wait.
+        engines: Where Ray's actors note the processes of their engines, a folder each.
     """
 
     def __init__(self, folder: SweepFolder):
         self.root = folder.root / FOLDER
+        self.engines = folder.root / ENGINES
+
+    def begin(self, cells: Sequence[Cell], todo: Sequence[Cell]) -> None:
+        """Clear up before a run: what waits for cells that are there, and what killed runs left half written.
+
+        Args:
+            cells: Of the whole sweep.
+            todo: Those of them that are missing.
+        """
+        for cell in cells:
+            if cell not in todo:  # computed since by another engine, or by a run killed before it had cleared up
+                self.leave(cell)
+        self.tidy()
 
     def path(self, cell: Cell) -> Path:
         """Where a cell waits."""

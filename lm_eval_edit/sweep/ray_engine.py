@@ -101,7 +101,7 @@ def run_sweep(checked: Checked, resources: Resources, *, progress: bool = True) 
         outcome = Outcome(kept=len(checked.cells()) - len(todo))
         if todo:
             with (
-                _connected(ray, resources.address),
+                connected(ray, resources.address),
                 tqdm(total=len(todo), desc="cells", unit="cell", disable=not progress) as bar,
             ):
                 _Run(ray, checked, resources, outcome, bar).run(todo)
@@ -110,7 +110,7 @@ def run_sweep(checked: Checked, resources: Resources, *, progress: bool = True) 
 
 
 @contextmanager
-def _connected(ray: Any, address: str | None) -> Iterator[None]:
+def connected(ray: Any, address: str | None) -> Iterator[None]:
     """A connection to Ray; what is begun here is ended here."""
     if ray.is_initialized():
         yield
@@ -130,8 +130,31 @@ def _connected(ray: Any, address: str | None) -> Iterator[None]:
         ray.shutdown()
 
 
-class _Run:
-    """The tasks of one run: hands them out, takes what comes back, stores what has no task."""
+def nodes_for(ray: Any, cpus: float, gpus: float, what: str = "a task") -> list[str]:
+    """The ids of the nodes that have room for a task or an actor.
+
+    Raises:
+        UserError: there is none.
+    """
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    fit = [n for n in alive if n["Resources"].get("CPU", 0) >= cpus and n["Resources"].get("GPU", 0) >= gpus]
+    if not fit:
+        there = [node["Resources"] for node in alive]
+        sizes = ", ".join(f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in there)
+        raise UserError(
+            f"{what} that needs {cpus:g} CPUs and {gpus:g} GPUs fits no node ({sizes}); "
+            "give smaller --cpus_per_task, --gpus_per_task"
+        )
+    return [node["NodeID"] for node in fit]
+
+
+class Tasks:
+    """The tasks of one run: hands them out, takes what comes back.
+
+    Attributes:
+        options: What each task needs, as Ray takes it.
+        job: What all tasks have in common, as a Ray object.
+    """
 
     def __init__(self, ray: Any, checked: Checked, resources: Resources, outcome: Outcome, bar: tqdm):
         self.ray, self.checked, self.outcome, self.bar = ray, checked, outcome, bar
@@ -143,30 +166,24 @@ class _Run:
         threads = torch.get_num_threads()
         if cpus is None:
             cpus = 1 if gpus else min(threads, max(1, int(there.get("CPU", 1))))
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        if not any(node.get("CPU", 0) >= cpus and node.get("GPU", 0) >= gpus for node in nodes):
-            sizes = ", ".join(f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in nodes)
-            raise UserError(
-                f"a task that needs {cpus:g} CPUs and {gpus:g} GPUs fits no node ({sizes}); "
-                "give smaller --cpus_per_task, --gpus_per_task"
-            )
+        nodes_for(ray, cpus, gpus)
         self.options = {"num_cpus": cpus, "num_gpus": gpus, "max_retries": RETRIES}
         device = resources.device or ("cuda" if gpus else "cpu")
         root = str(Path(checked.folder.root).resolve())
         job = ray_tasks.Job(uuid.uuid4().hex, checked.design, root, os.getcwd(), device, threads)
         self.job = ray.put(job)
 
-    def run(self, todo: list[Cell]) -> None:
-        """Compute these cells."""
-        for cell in todo:
-            if cell.n_edits == 0:
-                self._submit(partial(self._finish, cell), ray_tasks.evaluate, cell)
-        for (label, name), schedules in self.checked.schedules.items():
-            edited = [cell for cell in todo if cell.n_edits]
-            cells = [c for c in edited if c.row is not None and (c.model, c.row.name) == (label, name)]
-            for schedule in schedules:
-                if mine := [cell for cell in cells if cell.n_edits in schedule.checkpoints]:
-                    self._edit(schedule, mine)
+    def submit(self, take: Callable[[ray_tasks.Answer], None], function: Callable, *args: Any) -> None:
+        """Hand out a task; `take` is given its answer."""
+        task = self.ray.remote(**self.options)(function)
+        self.pending[task.remote(self.job, *args)] = take
+
+    def wait(self) -> None:
+        """Take answers until no task is left, those of tasks that answers have led to among them.
+
+        Raises:
+            CannotWriteError: the folder cannot be written.
+        """
         while self.pending:
             (first, *_), _ = self.ray.wait(list(self.pending), num_returns=1)
             take = self.pending.pop(first)
@@ -174,14 +191,54 @@ class _Run:
                 answer = self.ray.get(first)
             except Exception as error:  # Ray gave up on it: the worker was lost again and again
                 answer = ray_tasks.Answer(error=in_one_line(error), details=str(error))
-            if answer.fatal:
-                raise CannotWriteError(answer.error.partition(": ")[2])
-            self.outcome.loads += answer.loads
-            take(answer)
+            take(self.counted(answer))
 
-    def _submit(self, take: Callable[[ray_tasks.Answer], None], function: Callable, *args: Any) -> None:
-        task = self.ray.remote(**self.options)(function)
-        self.pending[task.remote(self.job, *args)] = take
+    def counted(self, answer: ray_tasks.Answer) -> ray_tasks.Answer:
+        """An answer, what it has loaded being counted.
+
+        Raises:
+            CannotWriteError: nothing that follows could be kept.
+        """
+        if answer.fatal:
+            assert answer.error is not None, "what is fatal is an error"
+            raise CannotWriteError(answer.error.partition(": ")[2])
+        self.outcome.loads += answer.loads
+        return answer
+
+    def finish(self, cell: Cell, answer: ray_tasks.Answer) -> None:
+        """A task has computed a cell, or failed to."""
+        if answer.error is None:
+            self.done(cell, answer.value)
+        else:
+            logger.error("%s failed\n%s", cell.path, answer.details)
+            self.mark(cell, FAILED, answer.error)
+
+    def mark(self, cell: Cell, status: str, reason: str) -> None:
+        """Store a cell without figures."""
+        mark(self.checked, cell, status, reason)
+        self.done(cell, status)
+
+    def done(self, cell: Cell, status: str) -> None:
+        """A cell has come to its end."""
+        self.outcome.statuses[cell.path] = status
+        self.bar.update()
+
+
+class _Run(Tasks):
+    """Edits, then evaluates what they have reached."""
+
+    def run(self, todo: list[Cell]) -> None:
+        """Compute these cells."""
+        for cell in todo:
+            if cell.n_edits == 0:
+                self.submit(partial(self.finish, cell), ray_tasks.evaluate, cell)
+        for (label, name), schedules in self.checked.schedules.items():
+            edited = [cell for cell in todo if cell.n_edits]
+            cells = [c for c in edited if c.row is not None and (c.model, c.row.name) == (label, name)]
+            for schedule in schedules:
+                if mine := [cell for cell in cells if cell.n_edits in schedule.checkpoints]:
+                    self._edit(schedule, mine)
+        self.wait()
 
     def _edit(self, schedule: Schedule, cells: list[Cell]) -> None:
         row = cells[0].row
@@ -189,42 +246,27 @@ class _Run:
         wanted = []
         for cell in cells:
             if reason := collapsed_before(self.checked, row, cell.n_edits):
-                self._mark(cell, COLLAPSED, reason)
+                self.mark(cell, COLLAPSED, reason)
             else:
                 wanted.append(cell)
         if wanted:
             numbers = [cell.n_edits for cell in wanted]
             take = partial(self._edited, schedule, wanted)
-            self._submit(take, ray_tasks.edit, row.model.label, row.name, schedule.checkpoints, numbers)
+            self.submit(take, ray_tasks.edit, row.model.label, row.name, schedule.checkpoints, numbers)
 
     def _edited(self, schedule: Schedule, cells: list[Cell], answer: ray_tasks.Answer) -> None:
         """An editing task is done: evaluate what it reached; what lies beyond a collapse is marked."""
         reached, collapsed = dict(answer.value or ()), None
         for cell in cells:
             if collapsed is not None:
-                self._mark(cell, COLLAPSED, collapsed)
+                self.mark(cell, COLLAPSED, collapsed)
             elif answer.error is not None:
-                self._finish(cell, answer)
+                self.finish(cell, answer)
             elif isinstance(at := reached[cell.n_edits], str):
-                self._mark(cell, FAILED, at)
+                self.mark(cell, FAILED, at)
             else:
                 collapsed = at.collapsed
                 if at.unreached is not None:
-                    self._mark(cell, COLLAPSED, at.unreached)
+                    self.mark(cell, COLLAPSED, at.unreached)
                 else:
-                    self._submit(partial(self._finish, cell), ray_tasks.evaluate, cell, schedule.checkpoints, at)
-
-    def _finish(self, cell: Cell, answer: ray_tasks.Answer) -> None:
-        if answer.error is None:
-            self._done(cell, answer.value)
-        else:
-            logger.error("%s failed\n%s", cell.path, answer.details)
-            self._mark(cell, FAILED, answer.error)
-
-    def _mark(self, cell: Cell, status: str, reason: str) -> None:
-        mark(self.checked, cell, status, reason)
-        self._done(cell, status)
-
-    def _done(self, cell: Cell, status: str) -> None:
-        self.outcome.statuses[cell.path] = status
-        self.bar.update()
+                    self.submit(partial(self.finish, cell), ray_tasks.evaluate, cell, schedule.checkpoints, at)

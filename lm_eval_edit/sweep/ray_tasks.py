@@ -19,7 +19,7 @@ import torch
 
 from lm_eval_edit.errors import CannotWriteError, in_one_line
 from lm_eval_edit.sweep import checking
-from lm_eval_edit.sweep.design import Design, Row
+from lm_eval_edit.sweep.design import Design, Model, Row
 from lm_eval_edit.sweep.folder import COLLAPSED, Cell, SweepFolder
 from lm_eval_edit.sweep.worker import Checkpoint, Worker
 
@@ -65,7 +65,8 @@ class Answer:
 
 _job: str | None = None
 _checked: checking.Checked | None = None
-_worker: Worker | None = None
+_label: str | None = None
+_worker: Any = None  # of one kind in a run
 
 
 def edit(job: Job, label: str, row_name: str, counts: tuple[int, ...], wanted: list[int]) -> Answer:
@@ -92,7 +93,7 @@ def edit(job: Job, label: str, row_name: str, counts: tuple[int, ...], wanted: l
         worker.lm.restore()
         return reached
 
-    return _answer(job, label, through)
+    return answer(job, label, through)
 
 
 def evaluate(job: Job, cell: Cell, counts: tuple[int, ...] | None = None, reached: Checkpoint | None = None) -> Answer:
@@ -108,29 +109,49 @@ def evaluate(job: Job, cell: Cell, counts: tuple[int, ...] | None = None, reache
             return worker.mark(cell, COLLAPSED, now.unreached)
         return worker.evaluate(cell, reached)
 
-    return _answer(job, cell.model, compute)
+    return answer(job, cell.model, compute)
 
 
-def _answer(job: Job, label: str, compute: Callable[[Worker], Any]) -> Answer:
+def answer(
+    job: Job, label: str, compute: Callable[[Any], Any], make: Callable[[checking.Checked, Model, str], Any] = Worker
+) -> Answer:
+    """What comes of asking the loaded model of this process, which is loaded if it is not.
+
+    Args:
+        label: The model's.
+        compute: What is asked of it.
+        make: Loads it; one and the same in all tasks of a run.
+    """
     loads = 0
     try:
-        worker = _held(job, label)
+        worker = _worker if (_job, _label) == (job.run, label) else None
         if worker is None:
-            worker = _load(job, label)
+            worker = _load(job, label, make)
             loads = 1
         return Answer(compute(worker), loads)
     except Exception as error:
-        return Answer(None, loads, in_one_line(error), traceback.format_exc(), isinstance(error, CannotWriteError))
+        return failed(error, loads)
 
 
-def _held(job: Job, label: str) -> Worker | None:
-    return _worker if _job == job.run and _worker is not None and _worker.model.label == label else None
+def failed(error: Exception, loads: int = 0) -> Answer:
+    """What a task that failed gives back."""
+    return Answer(None, loads, in_one_line(error), traceback.format_exc(), isinstance(error, CannotWriteError))
 
 
-def _load(job: Job, label: str) -> Worker:
-    global _job, _checked, _worker
-    _worker = None
+def release() -> None:
+    """Let go of the model that this process holds."""
+    global _label, _worker
+    _label = _worker = None
     gc.collect()  # a model held in cycles would keep its memory while the next one is loaded
+
+
+def checked_here(job: Job) -> checking.Checked:
+    """The sweep, checked in this process.
+
+    Raises:
+        CannotWriteError: this machine does not see the folder.
+    """
+    global _job, _checked
     torch.set_num_threads(job.threads)
     if os.path.isdir(job.cwd):
         os.chdir(job.cwd)
@@ -142,8 +163,16 @@ def _load(job: Job, label: str) -> Worker:
             )
         _checked = checking.check(job.design, SweepFolder(job.folder))
         _job = job.run
-    model = next(model for model in _checked.design.models if model.label == label)
-    _worker = Worker(_checked, model, job.device)
+    return _checked
+
+
+def _load(job: Job, label: str, make: Callable[[checking.Checked, Model, str], Any]) -> Any:
+    global _label, _worker
+    release()
+    checked = checked_here(job)
+    model = next(model for model in checked.design.models if model.label == label)
+    _worker = make(checked, model, job.device)
+    _label = label
     return _worker
 
 

@@ -39,15 +39,19 @@ class Route:
     rank: int | None = None
 
 
-def route_lines(checked: Checked) -> list[str]:
-    """The cells of every model by how they will be served, why, and the disk that they take while they wait."""
+def route_lines(checked: Checked, on_gpu: bool | None = None) -> list[str]:
+    """The cells of every model by how they will be served, why, and the disk that they take while they wait.
+
+    Args:
+        on_gpu: As `serving.no_adapters` takes it.
+    """
     lines = []
     room = WaitingRoom(checked.folder)
     for model in checked.design.models:
         config = checked.configs.get(model.label)
         shape = None if config is None else Shape.of(config)
         experts = EXPERTS if shape is not None and shape.routed else None
-        no_adapters = serving.no_adapters(checked, model) or experts
+        no_adapters = serving.no_adapters(checked, model, on_gpu) or experts
         ways: dict[tuple[str, str], list[tuple[str, Route]]] = {}
         for row in (row for row in checked.rows if row.model == model):
             for cell in checked.edited(row):

@@ -99,6 +99,50 @@ def check_arguments(arguments: Mapping[str, Any]) -> str:
     return version
 
 
+def check_for_actors(arguments: Mapping[str, Any], gpus: float | None) -> None:
+    """Check what an engine in an actor of Ray cannot have.
+
+    Args:
+        gpus: As `--gpus_per_task`.
+
+    Raises:
+        UserError: replicas of its own; a part of a GPU.
+    """
+    problems = []
+    if arguments.get("data_parallel_size", 1) != 1:
+        problems.append(
+            f"--data_parallel_size {arguments['data_parallel_size']} with --engine ray: every node has an engine of "
+            "its own, and the cells are shared out among them; leave it out"
+        )
+    if gpus and gpus != int(gpus):
+        problems.append(
+            f"--gpus_per_task {gpus:g} with --serve vllm: an engine has its GPUs to itself; give a whole number"
+        )
+    if problems:
+        raise in_one_error(problems)
+
+
+def actor_lines(arguments: Mapping[str, Any], on_gpu: bool | None) -> list[str]:
+    """What a dry run says of engines in actors of Ray, which is not asked for its nodes.
+
+    Args:
+        on_gpu: Whether an actor has GPUs; None where that is for the cluster to say.
+    """
+    gpus = arguments.get("tensor_parallel_size", 1)
+    lines = [
+        "with Ray: rows are edited as its tasks; then each node that has room for it starts one engine of the model, "
+        "in an actor with its GPUs to itself, and cells go to the engine that is free"
+    ]
+    if gpus != 1 and on_gpu is not False:
+        lines.append(f"an actor has at least {gpus} GPUs of one node (--tensor_parallel_size)")
+    if on_gpu is None:
+        lines.append(
+            "whether the nodes have GPUs is asked when it runs; below, they are as this machine is (a float32 model "
+            "takes no adapters on a GPU). --gpus_per_task says it now"
+        )
+    return lines
+
+
 def problems(checked: Checked, how: Serving) -> list[str]:
     """Why a design cannot be served, as sentences."""
     found = []
@@ -169,13 +213,17 @@ def model_options(checked: Checked, model: Model, at_home: str) -> dict[str, Any
     return found
 
 
-def no_adapters(checked: Checked, model: Model) -> str | None:
-    """Why vLLM takes no adapter of a model, whatever its edits; None where it does, as far as is known."""
+def no_adapters(checked: Checked, model: Model, on_gpu: bool | None = None) -> str | None:
+    """Why vLLM takes no adapter of a model, whatever its edits; None where it does, as far as is known.
+
+    Args:
+        on_gpu: Whether the engine has a GPU; None where it runs on this machine and takes what is there.
+    """
     config = checked.configs.get(model.label)
     for architecture in getattr(config, "architectures", None) or ():
         if architecture in VLLM_WITHOUT_LORA:
             return no_lora(architecture)
-    if served_dtype(checked, model) == "float32" and torch.cuda.is_available():
+    if served_dtype(checked, model) == "float32" and (torch.cuda.is_available() if on_gpu is None else on_gpu):
         return GPU_LORA
     return None
 

@@ -1,0 +1,288 @@
+"""A sweep edited as Ray tasks and served by an actor on each node: what comes of it, also when something is killed.
+
+vLLM is a stand-in here (`tests.support.stand_in_vllm`), and the nodes are processes of one machine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+
+from lm_eval_edit.cli import main
+from lm_eval_edit.harness import left_over
+from lm_eval_edit.sweep import evaluation, ray_serving, serving, vllm_engine
+from lm_eval_edit.sweep.ray_engine import RETRIES, Resources
+from tests.conftest import ROOT
+from tests.support import stand_in_vllm
+from tests.support.ray_here import RayHere
+from tests.support.served_sweeps import answers, cells, checked_sweep, design_of, likelihoods, make_world, quick_index
+
+pytest.importorskip("ray")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def stand_in(tmp_path_factory):
+    """The stand-in is the installed vLLM, and the tests' tasks are all tasks, while the tests of this module run."""
+    folder = tmp_path_factory.mktemp("vllm")
+    before = {name: sys.modules.get(name) for name in (*stand_in_vllm.NAMES, "lm_eval.models.vllm_causallms")}
+    stand_in_vllm.install(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluation, "task_manager", quick_index)
+        yield
+    sys.path.remove(str(folder))
+    for name, module in before.items():
+        sys.modules.pop(name, None)
+        if module is not None:
+            sys.modules[name] = module
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return make_world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="module")
+def here(world, tmp_path_factory) -> Path:
+    """The same sweep by `--engine vllm`."""
+    root = tmp_path_factory.mktemp("here") / "sweep"
+    how = serving.Serving({}, "cpu", stand_in_vllm.VERSION)
+    assert not vllm_engine.run_sweep(checked_sweep(world, root), how, progress=False).failed
+    return root
+
+
+@pytest.fixture(scope="module")
+def two_nodes():
+    from tests.support.stand_in_on_ray import nodes_of_ray
+
+    with nodes_of_ray(2) as address:
+        yield address
+
+
+def start(world: Path, out: Path, address: str, **env: str) -> subprocess.Popen:
+    (out.parent / "design.yaml").write_text(yaml.safe_dump(design_of(world)))
+    command = [sys.executable, "-m", "tests.support.stand_in_on_ray", address, "sweep", str(out.parent / "design.yaml")]
+    flags = ["-o", str(out), "--engine", "ray", "--serve", "vllm", "--cpus_per_task", "1", "--device", "cpu"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), stand_in_vllm.NOTES: str(out.parent / "notes"), **env}
+    return subprocess.Popen(
+        [*command, *flags], env=env, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def wait_for(pattern: str, out: Path, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 280
+    while not any(out.glob(pattern)):
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[1][-3000:]
+        time.sleep(0.02)
+
+
+def workers(name: str) -> list[tuple[int, str]]:
+    """(number, title) of the processes of Ray's workers that this test's cluster has for a task or an actor."""
+    found = []
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if (title := " ".join(child.cmdline())).startswith(f"ray::{name}"):
+                found.append((child.pid, title))
+    return found
+
+
+def kill_one_of_two_actors(process: subprocess.Popen) -> None:
+    """Kill an actor that serves a cell, while there is one on each node."""
+    deadline = time.monotonic() + 280
+    while True:
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[1][-3000:]
+        actors = workers("EngineActor")
+        busy = [number for number, title in actors if "EngineActor.serve" in title]
+        if len(actors) == 2 and busy:
+            os.kill(busy[0], signal.SIGKILL)
+            return
+        time.sleep(0.05)
+
+
+def assert_same(out: Path, here: Path) -> None:
+    """All cells, log-probabilities within an engine's noise and texts; the same records but for what takes time."""
+    found, wanted = answers(out), answers(here)
+    assert found.keys() == wanted.keys() and len(found) == 7
+    for cell in wanted:
+        for task in wanted[cell]:
+            if task == "toy_says":
+                assert found[cell][task] == wanted[cell][task]
+            else:
+                assert likelihoods(found[cell], task) == pytest.approx(likelihoods(wanted[cell], task), abs=1e-3)
+    told, records = cells(out), cells(here)
+    for cell in records:
+        for name in ("status", "weights_fingerprint", "perplexity", "collapsed"):
+            assert told[cell][name] == records[cell][name], (cell, name)
+        engines = [{k: v for k, v in each[cell]["engine"].items() if k != "check"} for each in (told, records)]
+        assert engines[0] == engines[1]
+    assert not (out / ".serving").exists() and not (out / ".engines").exists()
+
+
+@pytest.mark.slow
+def test_cells_are_those_of_one_machine_also_when_an_actor_is_lost(world, here, two_nodes, tmp_path):
+    out = tmp_path / "out"
+    process = start(world, out, two_nodes, **{stand_in_vllm.SLEEP: "0.5"})
+    kill_one_of_two_actors(process)
+    printed, said = process.communicate(timeout=280)
+    assert process.returncode == 0, said[-3000:]
+    assert "7 cells computed, 0 kept" in printed and "is lost" in said
+    assert_same(out, here)
+    engines = (tmp_path / "notes").read_text().splitlines()
+    assert all("held=0" in line for line in engines)
+    # At most one for the unedited weights in each actor, of which there were three; each checkpoint had one, or two
+    # where it was being served when the actor was lost.
+    assert 1 <= len([line for line in engines if line.startswith("model ")]) <= 3
+    assert 2 <= len([line for line in engines if line.startswith("checkpoint ")]) <= 3
+
+
+@pytest.mark.slow
+def test_a_sweep_that_is_killed_goes_on(world, here, two_nodes, tmp_path):
+    out = tmp_path / "out"
+    process = start(world, out, two_nodes, **{stand_in_vllm.SLEEP: "0.5"})
+    wait_for("tiny/rome-facts-file_order/n00001/cell.json", out, process)
+    process.kill()
+    process.communicate()
+    while workers("EngineActor"):  # Ray ends the actors of a driver that is gone
+        time.sleep(0.1)
+    there = {name: (out / name / "cell.json").stat().st_mtime_ns for name in cells(out)}
+    again = start(world, out, two_nodes)
+    printed, said = again.communicate(timeout=280)
+    assert again.returncode == 0, said[-3000:]
+    assert f"{7 - len(there)} cells computed, {len(there)} kept" in printed and len(there) < 7
+    assert {name: (out / name / "cell.json").stat().st_mtime_ns for name in there} == there
+    assert_same(out, here)
+
+
+# --------------------------------------------------------------------------------------------- what may go wrong inside
+
+ONE_CELL_EACH = {"n_edits": [1], "tasks": ["toy_likely"]}
+UNEDITED, ROME, FT = "tiny/unedited", "tiny/rome-facts-file_order/n00001", "tiny/ft-facts-file_order/n00001"
+
+
+def run_here(world: Path, root: Path, ray: RayHere):
+    """The sweep of three cells, with all that Ray's nodes do done in this process."""
+    checked, how = checked_sweep(world, root, **ONE_CELL_EACH), serving.Serving({})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ray_serving, "find_ray", lambda: ray)
+        patch.setattr(ray_serving, "connected", lambda *_: contextlib.nullcontext())
+        return ray_serving.run_sweep(checked, Resources(cpus=1, device="cpu"), how, progress=False)
+
+
+def test_an_engine_that_does_not_start_on_one_node_costs_no_cell(world, tmp_path, monkeypatch):
+    ranks = iter([()])  # at the first start none will do, then those of vLLM
+    began = stand_in_vllm.LLM.__init__
+
+    def start(self, *args, **more):
+        monkeypatch.setattr(stand_in_vllm, "RANKS", next(ranks, (1,)))
+        began(self, *args, **more)
+
+    monkeypatch.setattr(stand_in_vllm.LLM, "__init__", start)
+    ray = RayHere()
+    outcome = run_here(world, tmp_path / "sweep", ray)
+    assert outcome.statuses == dict.fromkeys((UNEDITED, ROME, FT), "done") and ray.started == ["a", "b"]
+    assert not (tmp_path / "sweep/.serving").exists()
+
+
+def test_an_engine_that_starts_nowhere_fails_its_cells_and_no_others_and_nothing_is_edited_again(world, tmp_path):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stand_in_vllm, "RANKS", ())
+        outcome = run_here(world, tmp_path / "sweep", RayHere())
+    assert outcome.statuses == {UNEDITED: "failed", ROME: "failed", FT: "done"}
+    assert "max_lora_rank 1 is none of" in cells(tmp_path / "sweep")[ROME]["reason"]
+    outcome = run_here(world, tmp_path / "sweep", RayHere())  # two engines, and no model to be edited
+    assert (outcome.statuses, outcome.kept, outcome.loads) == ({UNEDITED: "done", ROME: "done"}, 1, 2)
+
+
+def test_actors_that_are_lost_are_replaced_and_their_cells_served_by_others(world, tmp_path):
+    losses = iter([True, True])
+    ray = RayHere(lambda node, method: method == "serve" and next(losses, False))
+    assert not run_here(world, tmp_path / "sweep", ray).failed
+    assert sorted(ray.started) == ["a", "a", "b", "b"]
+
+
+def test_nodes_that_lose_every_actor_end(world, tmp_path):
+    ray = RayHere(lambda node, method: method == "serve")
+    outcome = run_here(world, tmp_path / "sweep", ray)
+    assert sorted(outcome.failed) == sorted((UNEDITED, ROME, FT))
+    assert "died" in cells(tmp_path / "sweep")[FT]["reason"] and len(ray.started) <= 2 * (1 + RETRIES)
+    assert run_here(world, tmp_path / "sweep", RayHere()).loads == 2 + 1  # engines alone: two nodes, a checkpoint
+
+
+def test_a_node_without_vllm_is_told(world, tmp_path, monkeypatch):
+    monkeypatch.setattr("lm_eval_edit.sweep.ray_actors.served.vllm_version", lambda: 1 / 0)
+    outcome = run_here(world, tmp_path / "sweep", RayHere())
+    assert len(outcome.failed) == 3 and "ZeroDivisionError" in cells(tmp_path / "sweep")[ROME]["reason"]
+
+
+# ------------------------------------------------------------------------------------------------- what is known before
+
+
+def test_the_dry_run_says_that_nodes_serve(world, tmp_path, capsys):
+    (tmp_path / "design.yaml").write_text(yaml.safe_dump(design_of(world)))
+    flags = ["--engine", "ray", "--serve", "vllm", "--tensor_parallel_size", "2", "--dry_run", "--device_rate", "h100"]
+    assert main(["sweep", str(tmp_path / "design.yaml"), *flags]) == 0
+    said = capsys.readouterr().out
+    assert "each node that has room for it starts one engine of the model" in said
+    assert "at least 2 GPUs of one node" in said and "whether the nodes have GPUs is asked when it runs" in said
+    assert "one engine: unedited, 2 LoRA adapters (max_lora_rank 8; tiny/rome-facts-file_order/n00001, " in said
+    assert main(["sweep", str(tmp_path / "design.yaml"), *flags, "--gpus_per_task", "1"]) == 0
+    said = capsys.readouterr().out
+    assert "whether the nodes" not in said and "LoRA adapters" not in said and "on a GPU is for float16" in said
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--serve", "vllm"], ["--serve vllm: only with --engine ray", "--engine vllm"]),
+        (["--engine", "vllm", "--serve", "vllm"], ["--serve vllm: only with --engine ray"]),
+        (["--engine", "vllm", "--address", "auto"], ["--address: only with --engine ray", "--engine ray --serve vllm"]),
+        (["--engine", "ray", "--engine_args", "enforce_eager=True"], ["or with --engine ray --serve vllm"]),
+        (
+            ["--engine", "ray", "--serve", "vllm", "--device", "cuda:1", "--data_parallel_size", "2",
+             "--gpus_per_task", "0.5", "--engine_args", "enforce_eagr=True"],
+            ["--device cuda:1", "--data_parallel_size 2 with --engine ray", "--gpus_per_task 0.5 with --serve vllm",
+             "Did you mean 'enforce_eager'?"],
+        ),
+    ],
+)  # fmt: skip
+def test_wrong_flags_are_told_at_once(flags, said, tmp_path, capsys):
+    args = ["sweep", "--pretrained", "demo", "--editors", "rome", "--n_edits", "1", "-o", str(tmp_path / "out")]
+    assert main([*args, *flags]) == 1
+    found = capsys.readouterr().err
+    assert all(text in found for text in said), found
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_design_that_cannot_be_served_is_told_before_ray_is_asked(world, tmp_path, capsys):
+    (tmp_path / "design.yaml").write_text(yaml.safe_dump(design_of(world, tasks=["edithurt_efficacy"])))
+    flags = ["-o", str(tmp_path / "out"), "--engine", "ray", "--serve", "vllm", "--address", "nowhere:1"]
+    assert main(["sweep", str(tmp_path / "design.yaml"), *flags]) == 1
+    assert "all about the rows' own facts" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_engines_of_other_nodes_are_left_alone_and_those_of_killed_runs_ended(tmp_path):
+    left = [subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]) for _ in range(3)]
+    try:
+        names = ("old-node", "new-node", "new-other")
+        for process, name in zip(left, names, strict=True):
+            (tmp_path / name).mkdir()
+            born = psutil.Process(process.pid).create_time()
+            content = {"host": left_over.socket.gethostname(), "processes": [[process.pid, born]]}
+            left_over.write_json(tmp_path / name / left_over.PROCESSES, content)
+        (tmp_path / "far").mkdir()
+        left_over.write_json(tmp_path / "far" / left_over.PROCESSES, {"host": "elsewhere", "processes": [[1, 1.0]]})
+        at_work = lambda name: name.startswith("new") and name != "new-node"  # noqa: E731
+        assert left_over.end_all_left_over(tmp_path, at_work) == 2
+        assert [process.poll() is None for process in left] == [False, False, True]
+        assert sorted(each.name for each in tmp_path.iterdir()) == ["far", "new-other"]
+    finally:
+        for process in left:
+            process.kill()
