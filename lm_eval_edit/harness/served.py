@@ -184,7 +184,7 @@ class ServedModel:
     def set_cache_hook(self, cache_hook: CacheHook) -> None:
         """As in the harness, with the response cache kept apart for each of the weights served."""
         keep_apart(cache_hook, self._served.fingerprint)
-        super().set_cache_hook(cache_hook)  # type: ignore[misc]
+        super().set_cache_hook(cache_hook)  # type: ignore[misc]  # the class beside this one has it
 
     @property
     def device(self) -> str:
