@@ -202,6 +202,7 @@ class ServedModel:
     def tok_encode(self, string: str | Sequence[str], add_special_tokens: bool | None = None, **kwargs: Any) -> Any:
         """As in lm-eval, without a token that the tokenizer would put behind every text."""
         lm: Any = self
+        # The class beside this one has it.
         ids = super().tok_encode(string, add_special_tokens=add_special_tokens, **kwargs)  # type: ignore[misc]
         if not self._appended:
             return ids
@@ -212,11 +213,13 @@ class ServedModel:
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """As in lm-eval, each text with what its tokens tell of its end (`harness.outputs.Output`)."""
         with listening(self, edited=self._served.edited, ends=self._ends, key=self._key) as listener:
+            # The class beside this one has it.
             texts = super().generate_until(requests, disable_tqdm=disable_tqdm)  # type: ignore[misc]
         return listener.outputs(requests, texts)
 
     def _model_generate(self, requests: list[list[int]], generate: bool = False, sampling_params: Any = None) -> Any:
         lm: Any = self
+        # The class beside this one has it.
         found = super()._model_generate(requests, generate=generate, sampling_params=sampling_params)  # type: ignore[misc]
         if not generate:
             return found
