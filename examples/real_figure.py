@@ -7,6 +7,7 @@ It draws what `sequential_methods.py` measured and measures nothing itself.
 
 from __future__ import annotations
 
+import argparse
 import math
 import re
 from statistics import NormalDist, mean, stdev
@@ -90,6 +91,7 @@ def picture(found: dict[str, dict[str, tuple[float, float, float]]]) -> Picture:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     drawn = picture(figures(read(KEPT)))
     for ending in FORMATS:
         drawn.save(FOLDER / f"{drawn.name}.{ending}")
