@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shlex
 from pathlib import Path
@@ -13,19 +12,10 @@ from lm_eval_edit import demo
 from tests.conftest import ROOT
 from tests.support.printed_commands import evaluate, in_the_card, make_exports
 from tests.support.processes import python
+from tests.support.real_vllm import ENVIRONMENT, MARKS
 from tests.support.tiny import LEARNABLE, tiny_llama, tiny_tokenizer
 
-pytestmark = [
-    pytest.mark.vllm,
-    pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed: `make test-vllm`"),
-]
-
-# What a CPU build of vLLM wants besides; nothing that changes what is computed.
-ENVIRONMENT = {
-    "VLLM_CPU_KVCACHE_SPACE": "1",
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    "VLLM_NO_USAGE_STATS": "1",
-}
+pytestmark = MARKS
 
 
 @pytest.fixture(scope="module")

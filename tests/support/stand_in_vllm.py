@@ -7,6 +7,7 @@ edited was still held then. `python -m tests.support.stand_in_vllm ARGUMENTS` is
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib.machinery
 import os
@@ -15,16 +16,19 @@ import tempfile
 import time
 import types
 import warnings
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from lm_eval.api.registry import model_registry
 
 from tests.support.served_sweeps import quick_index
 
 VERSION = "0.32.0+standin"
+HARNESS_MODEL = "lm_eval.models.vllm_causallms"
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 WITHOUT_LORA = ("GPT2LMHeadModel",)
 
@@ -198,6 +202,25 @@ NAMES = (
     "vllm", "vllm.lora", "vllm.lora.request", "vllm.renderers", "vllm.renderers.hf", "vllm.tokenizers", "vllm.engine",
     "vllm.engine.arg_utils", "vllm.distributed",
 )  # fmt: skip
+
+
+@contextlib.contextmanager
+def installed(folder: Path) -> Iterator[None]:
+    """Within the block the stand-in is the installed vLLM of this process; `folder` as for `install`."""
+    before = {name: sys.modules.get(name) for name in (*NAMES, HARNESS_MODEL)}
+    registered = dict(model_registry._objs)  # the harness registers its class when that module is imported
+    install(folder)
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
+        for alias, target in model_registry._objs.items():
+            if getattr(target, "__module__", "") == HARNESS_MODEL:
+                model_registry._objs[alias] = registered[alias]
+        for name, module in before.items():
+            sys.modules.pop(name, None)
+            if module is not None:
+                sys.modules[name] = module
 
 
 def install(folder: Path) -> None:

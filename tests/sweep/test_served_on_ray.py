@@ -19,43 +19,23 @@ import yaml
 
 from lm_eval_edit.cli import main
 from lm_eval_edit.harness import left_over
-from lm_eval_edit.sweep import evaluation, ray_serving, serving, vllm_engine
+from lm_eval_edit.sweep import ray_serving, serving, vllm_engine
 from lm_eval_edit.sweep.ray_engine import RETRIES, Resources
 from tests.conftest import ROOT
 from tests.support import stand_in_vllm
 from tests.support.ray_here import RayHere
-from tests.support.served_sweeps import answers, cells, checked_sweep, design_of, likelihoods, make_world, quick_index
+from tests.support.served_sweeps import answers, cells, checked_sweep, design_of, likelihoods
 
 pytest.importorskip("ray")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def stand_in(tmp_path_factory):
-    """The stand-in is the installed vLLM, and the tests' tasks are all tasks, while the tests of this module run."""
-    folder = tmp_path_factory.mktemp("vllm")
-    before = {name: sys.modules.get(name) for name in (*stand_in_vllm.NAMES, "lm_eval.models.vllm_causallms")}
-    stand_in_vllm.install(folder)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluation, "task_manager", quick_index)
-        yield
-    sys.path.remove(str(folder))
-    for name, module in before.items():
-        sys.modules.pop(name, None)
-        if module is not None:
-            sys.modules[name] = module
+pytestmark = pytest.mark.usefixtures("tasks_at_hand", "vllm")
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    return make_world(tmp_path_factory.mktemp("world"))
-
-
-@pytest.fixture(scope="module")
-def here(world, tmp_path_factory) -> Path:
+def here(served_world, tmp_path_factory) -> Path:
     """The same sweep by `--engine vllm`."""
     root = tmp_path_factory.mktemp("here") / "sweep"
     how = serving.Serving({}, "cpu", stand_in_vllm.VERSION)
-    assert not vllm_engine.run_sweep(checked_sweep(world, root), how, progress=False).failed
+    assert not vllm_engine.run_sweep(checked_sweep(served_world, root), how, progress=False).failed
     return root
 
 
@@ -67,8 +47,8 @@ def two_nodes():
         yield address
 
 
-def start(world: Path, out: Path, address: str, **env: str) -> subprocess.Popen:
-    (out.parent / "design.yaml").write_text(yaml.safe_dump(design_of(world)))
+def start(served_world: Path, out: Path, address: str, **env: str) -> subprocess.Popen:
+    (out.parent / "design.yaml").write_text(yaml.safe_dump(design_of(served_world)))
     command = [sys.executable, "-m", "tests.support.stand_in_on_ray", address, "sweep", str(out.parent / "design.yaml")]
     flags = ["-o", str(out), "--engine", "ray", "--serve", "vllm", "--cpus_per_task", "1", "--device", "cpu"]
     env = {**os.environ, "PYTHONPATH": str(ROOT), stand_in_vllm.NOTES: str(out.parent / "notes"), **env}
@@ -127,9 +107,9 @@ def assert_same(out: Path, here: Path) -> None:
 
 
 @pytest.mark.slow
-def test_cells_are_those_of_one_machine_also_when_an_actor_is_lost(world, here, two_nodes, tmp_path):
+def test_cells_are_those_of_one_machine_also_when_an_actor_is_lost(served_world, here, two_nodes, tmp_path):
     out = tmp_path / "out"
-    process = start(world, out, two_nodes, **{stand_in_vllm.SLEEP: "0.5"})
+    process = start(served_world, out, two_nodes, **{stand_in_vllm.SLEEP: "0.5"})
     kill_one_of_two_actors(process)
     printed, said = process.communicate(timeout=280)
     assert process.returncode == 0, said[-3000:]
@@ -144,16 +124,16 @@ def test_cells_are_those_of_one_machine_also_when_an_actor_is_lost(world, here, 
 
 
 @pytest.mark.slow
-def test_a_sweep_that_is_killed_goes_on(world, here, two_nodes, tmp_path):
+def test_a_sweep_that_is_killed_goes_on(served_world, here, two_nodes, tmp_path):
     out = tmp_path / "out"
-    process = start(world, out, two_nodes, **{stand_in_vllm.SLEEP: "0.5"})
+    process = start(served_world, out, two_nodes, **{stand_in_vllm.SLEEP: "0.5"})
     wait_for("tiny/rome-facts-file_order/n00001/cell.json", out, process)
     process.kill()
     process.communicate()
     while workers("EngineActor"):  # Ray ends the actors of a driver that is gone
         time.sleep(0.1)
     there = {name: (out / name / "cell.json").stat().st_mtime_ns for name in cells(out)}
-    again = start(world, out, two_nodes)
+    again = start(served_world, out, two_nodes)
     printed, said = again.communicate(timeout=280)
     assert again.returncode == 0, said[-3000:]
     assert f"{7 - len(there)} cells computed, {len(there)} kept" in printed and len(there) < 7
@@ -167,16 +147,16 @@ ONE_CELL_EACH = {"n_edits": [1], "tasks": ["toy_likely"]}
 UNEDITED, ROME, FT = "tiny/unedited", "tiny/rome-facts-file_order/n00001", "tiny/ft-facts-file_order/n00001"
 
 
-def run_here(world: Path, root: Path, ray: RayHere):
+def run_here(served_world: Path, root: Path, ray: RayHere):
     """The sweep of three cells, with all that Ray's nodes do done in this process."""
-    checked, how = checked_sweep(world, root, **ONE_CELL_EACH), serving.Serving({})
+    checked, how = checked_sweep(served_world, root, **ONE_CELL_EACH), serving.Serving({})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ray_serving, "find_ray", lambda: ray)
         patch.setattr(ray_serving, "connected", lambda *_: contextlib.nullcontext())
         return ray_serving.run_sweep(checked, Resources(cpus=1, device="cpu"), how, progress=False)
 
 
-def test_an_engine_that_does_not_start_on_one_node_costs_no_cell(world, tmp_path, monkeypatch):
+def test_an_engine_that_does_not_start_on_one_node_costs_no_cell(served_world, tmp_path, monkeypatch):
     ranks = iter([()])  # at the first start none will do, then those of vLLM
     began = stand_in_vllm.LLM.__init__
 
@@ -186,47 +166,51 @@ def test_an_engine_that_does_not_start_on_one_node_costs_no_cell(world, tmp_path
 
     monkeypatch.setattr(stand_in_vllm.LLM, "__init__", start)
     ray = RayHere()
-    outcome = run_here(world, tmp_path / "sweep", ray)
+    outcome = run_here(served_world, tmp_path / "sweep", ray)
     assert outcome.statuses == dict.fromkeys((UNEDITED, ROME, FT), "done") and ray.started == ["a", "b"]
     assert not (tmp_path / "sweep/.serving").exists()
 
 
-def test_an_engine_that_starts_nowhere_fails_its_cells_and_no_others_and_nothing_is_edited_again(world, tmp_path):
+def test_an_engine_that_starts_nowhere_fails_its_cells_and_no_others_and_nothing_is_edited_again(
+    served_world, tmp_path
+):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stand_in_vllm, "RANKS", ())
-        outcome = run_here(world, tmp_path / "sweep", RayHere())
+        outcome = run_here(served_world, tmp_path / "sweep", RayHere())
     assert outcome.statuses == {UNEDITED: "failed", ROME: "failed", FT: "done"}
     assert "max_lora_rank 1 is none of" in cells(tmp_path / "sweep")[ROME]["reason"]
-    outcome = run_here(world, tmp_path / "sweep", RayHere())  # two engines, and no model to be edited
+    outcome = run_here(served_world, tmp_path / "sweep", RayHere())  # two engines, and no model to be edited
     assert (outcome.statuses, outcome.kept, outcome.loads) == ({UNEDITED: "done", ROME: "done"}, 1, 2)
 
 
-def test_actors_that_are_lost_are_replaced_and_their_cells_served_by_others(world, tmp_path):
+def test_actors_that_are_lost_are_replaced_and_their_cells_served_by_others(served_world, tmp_path):
     losses = iter([True, True])
     ray = RayHere(lambda node, method: method == "serve" and next(losses, False))
-    assert not run_here(world, tmp_path / "sweep", ray).failed
+    assert not run_here(served_world, tmp_path / "sweep", ray).failed
     assert sorted(ray.started) == ["a", "a", "b", "b"]
 
 
-def test_nodes_that_lose_every_actor_end(world, tmp_path):
+def test_nodes_that_lose_every_actor_end(served_world, tmp_path):
     ray = RayHere(lambda node, method: method == "serve")
-    outcome = run_here(world, tmp_path / "sweep", ray)
+    outcome = run_here(served_world, tmp_path / "sweep", ray)
     assert sorted(outcome.failed) == sorted((UNEDITED, ROME, FT))
     assert "died" in cells(tmp_path / "sweep")[FT]["reason"] and len(ray.started) <= 2 * (1 + RETRIES)
-    assert run_here(world, tmp_path / "sweep", RayHere()).loads == 2 + 1  # engines alone: two nodes, a checkpoint
+    assert (
+        run_here(served_world, tmp_path / "sweep", RayHere()).loads == 2 + 1
+    )  # engines alone: two nodes, a checkpoint
 
 
-def test_a_node_without_vllm_is_told(world, tmp_path, monkeypatch):
+def test_a_node_without_vllm_is_told(served_world, tmp_path, monkeypatch):
     monkeypatch.setattr("lm_eval_edit.sweep.ray_actors.served.vllm_version", lambda: 1 / 0)
-    outcome = run_here(world, tmp_path / "sweep", RayHere())
+    outcome = run_here(served_world, tmp_path / "sweep", RayHere())
     assert len(outcome.failed) == 3 and "ZeroDivisionError" in cells(tmp_path / "sweep")[ROME]["reason"]
 
 
 # ------------------------------------------------------------------------------------------------- what is known before
 
 
-def test_the_dry_run_says_that_nodes_serve(world, tmp_path, capsys):
-    (tmp_path / "design.yaml").write_text(yaml.safe_dump(design_of(world)))
+def test_the_dry_run_says_that_nodes_serve(served_world, tmp_path, capsys):
+    (tmp_path / "design.yaml").write_text(yaml.safe_dump(design_of(served_world)))
     flags = ["--engine", "ray", "--serve", "vllm", "--tensor_parallel_size", "2", "--dry_run", "--device_rate", "h100"]
     assert main(["sweep", str(tmp_path / "design.yaml"), *flags]) == 0
     said = capsys.readouterr().out
@@ -261,8 +245,8 @@ def test_wrong_flags_are_told_at_once(flags, said, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_design_that_cannot_be_served_is_told_before_ray_is_asked(world, tmp_path, capsys):
-    (tmp_path / "design.yaml").write_text(yaml.safe_dump(design_of(world, tasks=["edithurt_efficacy"])))
+def test_a_design_that_cannot_be_served_is_told_before_ray_is_asked(served_world, tmp_path, capsys):
+    (tmp_path / "design.yaml").write_text(yaml.safe_dump(design_of(served_world, tasks=["edithurt_efficacy"])))
     flags = ["-o", str(tmp_path / "out"), "--engine", "ray", "--serve", "vllm", "--address", "nowhere:1"]
     assert main(["sweep", str(tmp_path / "design.yaml"), *flags]) == 1
     assert "all about the rows' own facts" in capsys.readouterr().err and not (tmp_path / "out").exists()

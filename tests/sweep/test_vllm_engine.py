@@ -25,43 +25,19 @@ from lm_eval_edit.comparison.results import load_run
 from lm_eval_edit.export import commands
 from lm_eval_edit.harness import left_over
 from lm_eval_edit.harness.engines import Engine, engine_of
-from lm_eval_edit.sweep import engine, evaluation, routes, serving, vllm_engine
+from lm_eval_edit.sweep import engine, routes, serving, vllm_engine
 from tests.conftest import ROOT
 from tests.support import stand_in_vllm
-from tests.support.served_sweeps import answers, cells, checked_sweep, design_of, likelihoods, make_world, quick_index
+from tests.support.served_sweeps import answers, cells, checked_sweep, design_of, likelihoods
 
-
-@pytest.fixture(scope="module", autouse=True)
-def tasks_at_hand():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluation, "task_manager", quick_index)
-        yield
+pytestmark = pytest.mark.usefixtures("tasks_at_hand")
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    return make_world(tmp_path_factory.mktemp("world"))
-
-
-@pytest.fixture(scope="module")
-def local(world, tmp_path_factory) -> Path:
+def local(served_world, tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("local") / "sweep"
-    assert not engine.run_sweep(checked_sweep(world, root), device="cpu", progress=False).failed
+    assert not engine.run_sweep(checked_sweep(served_world, root), device="cpu", progress=False).failed
     return root
-
-
-@pytest.fixture(scope="module")
-def vllm(tmp_path_factory):
-    """The stand-in is the installed vLLM while the tests of this module run."""
-    folder = tmp_path_factory.mktemp("vllm")
-    before = {name: sys.modules.get(name) for name in (*stand_in_vllm.NAMES, "lm_eval.models.vllm_causallms")}
-    stand_in_vllm.install(folder)
-    yield
-    sys.path.remove(str(folder))
-    for name, module in before.items():
-        sys.modules.pop(name, None)
-        if module is not None:
-            sys.modules[name] = module
 
 
 def serve(checked, monkeypatch=None, notes: Path | None = None, **arguments):
@@ -82,9 +58,9 @@ def assert_same(found: dict, wanted: dict) -> None:
 
 
 @pytest.fixture(scope="module")
-def served(vllm, world, tmp_path_factory) -> Path:
+def served(vllm, served_world, tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("served") / "sweep"
-    outcome = serve(checked_sweep(world, root), notes=root.parent / "notes", enforce_eager=True)
+    outcome = serve(checked_sweep(served_world, root), notes=root.parent / "notes", enforce_eager=True)
     assert not outcome.failed and len(outcome.statuses) == 7 and outcome.loads == 1 + 1 + 2
     return root
 
@@ -141,56 +117,56 @@ def test_one_engine_serves_the_unedited_model_and_all_adapters_and_no_edited_mod
     ]
 
 
-def test_nothing_waits_in_the_end_and_nothing_is_done_twice(world, served):
+def test_nothing_waits_in_the_end_and_nothing_is_done_twice(served_world, served):
     assert not (served / ".serving").exists()
-    outcome = serve(checked_sweep(world, served))
+    outcome = serve(checked_sweep(served_world, served))
     assert (outcome.kept, outcome.statuses, outcome.loads) == (7, {}, 0)
 
 
-def test_how_outputs_ended_is_known_from_their_tokens(vllm, world):
+def test_how_outputs_ended_is_known_from_their_tokens(vllm, served_world):
     from lm_eval.api.instance import Instance
 
     from lm_eval_edit.harness import served as harness
 
-    lm = harness.start(str(world / "model"), "float32", {}, {}, None, world)
+    lm = harness.start(str(served_world / "model"), "float32", {}, {}, None, served_world)
     how = {"until": ["."], "do_sample": False, "max_gen_toks": 3}
     (said,) = lm.generate_until([Instance("generate_until", {}, ("The weather is", how), 0)], disable_tqdm=True)
-    harness.stop(lm, world)
+    harness.stop(lm, served_world)
     assert said.known == "exact" and said.ended is not None and not said.edited
 
 
 # --------------------------------------------------------------------------------------------- what may go wrong inside
 
 
-def test_an_engine_that_ignores_adapters_is_found_out(vllm, world, tmp_path, monkeypatch):
-    changes = {"editors": [design_of(world)["editors"][0]], "n_edits": [1], "tasks": ["toy_likely"]}
+def test_an_engine_that_ignores_adapters_is_found_out(vllm, served_world, tmp_path, monkeypatch):
+    changes = {"editors": [design_of(served_world)["editors"][0]], "n_edits": [1], "tasks": ["toy_likely"]}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(stand_in_vllm.IGNORE, "1")
-        outcome = serve(checked_sweep(world, tmp_path / "sweep", **changes))
+        outcome = serve(checked_sweep(served_world, tmp_path / "sweep", **changes))
     assert outcome.failed == ["tiny/rome-facts-file_order/n00001"]
     record = cells(tmp_path / "sweep")["tiny/rome-facts-file_order/n00001"]
     assert record["status"] == "failed" and "as if the adapter were ignored" in record["reason"]
     # What had been edited still waits: the second try edits nothing.
-    outcome = serve(checked_sweep(world, tmp_path / "sweep", **changes))
+    outcome = serve(checked_sweep(served_world, tmp_path / "sweep", **changes))
     assert not outcome.failed and outcome.loads == 1 and outcome.kept == 1
 
 
-def test_an_engine_that_does_not_start_fails_its_cells_and_no_others(vllm, world, tmp_path):
+def test_an_engine_that_does_not_start_fails_its_cells_and_no_others(vllm, served_world, tmp_path):
     changes = {"n_edits": [1], "tasks": ["toy_likely"]}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stand_in_vllm, "RANKS", ())
-        outcome = serve(checked_sweep(world, tmp_path / "sweep", **changes))
+        outcome = serve(checked_sweep(served_world, tmp_path / "sweep", **changes))
     assert sorted(outcome.failed) == ["tiny/rome-facts-file_order/n00001", "tiny/unedited"]
     assert outcome.statuses["tiny/ft-facts-file_order/n00001"] == "done"
     assert "max_lora_rank 1 is none of" in cells(tmp_path / "sweep")["tiny/unedited"]["reason"]
-    assert serve(checked_sweep(world, tmp_path / "sweep", **changes)).loads == 1
+    assert serve(checked_sweep(served_world, tmp_path / "sweep", **changes)).loads == 1
 
 
-def test_an_adapter_of_too_high_a_rank_is_a_checkpoint(vllm, world, tmp_path, monkeypatch):
+def test_an_adapter_of_too_high_a_rank_is_a_checkpoint(vllm, served_world, tmp_path, monkeypatch):
     monkeypatch.setattr(commands, "VLLM_RANKS", (1,))
     monkeypatch.setattr(stand_in_vllm, "RANKS", (1,))
-    changes = {"editors": [design_of(world)["editors"][0]], "tasks": ["toy_likely"]}
-    checked = checked_sweep(world, tmp_path / "sweep", **changes)
+    changes = {"editors": [design_of(served_world)["editors"][0]], "tasks": ["toy_likely"]}
+    checked = checked_sweep(served_world, tmp_path / "sweep", **changes)
     lines = "\n".join(routes.route_lines(checked))
     assert "rank 2 is above vLLM's limit of 1" in lines and "max_lora_rank 1" in lines
     assert not serve(checked).failed
@@ -199,97 +175,14 @@ def test_an_adapter_of_too_high_a_rank_is_a_checkpoint(vllm, world, tmp_path, mo
     assert told["tiny/rome-facts-file_order/n00002"] == "checkpoint"
 
 
-def test_a_collapsed_row_stops(vllm, world, tmp_path, monkeypatch):
+def test_a_collapsed_row_stops(vllm, served_world, tmp_path, monkeypatch):
     found = iter([10.0, 50.0])  # of the unedited model and after the first edit; nobody looks after the second
     monkeypatch.setattr("lm_eval_edit.sweep.worker.perplexity", lambda *_: next(found))
-    changes = {"editors": [design_of(world)["editors"][0]], "tasks": ["toy_likely"], "stop_at_perplexity": 3}
-    outcome = serve(checked_sweep(world, tmp_path / "sweep", **changes))
+    changes = {"editors": [design_of(served_world)["editors"][0]], "tasks": ["toy_likely"], "stop_at_perplexity": 3}
+    outcome = serve(checked_sweep(served_world, tmp_path / "sweep", **changes))
     found = {name.rpartition("/")[2]: record for name, record in cells(tmp_path / "sweep").items()}
     assert found["n00001"]["status"] == "done" and "stop_at_perplexity" in found["n00001"]["collapsed"]
     assert found["n00002"]["status"] == "collapsed" and len(outcome.statuses) == 3
-
-
-# ------------------------------------------------------------------------------------------------- what is known before
-
-
-def test_the_dry_run_says_which_cells_go_which_way(vllm, world, tmp_path, capsys):
-    editors = [*design_of(world)["editors"], {"editor": "lora", "label": "lora"}]
-    (tmp_path / "design.yaml").write_text(yaml.safe_dump(design_of(world, editors=editors)))
-    flags = ("--engine", "vllm", "--dry_run", "--device", "cpu", "--device_rate", "h100")
-    assert main(["sweep", str(tmp_path / "design.yaml"), *flags]) == 0
-    said = capsys.readouterr().out
-    assert "one engine: unedited, 2 LoRA adapters (max_lora_rank 8; tiny/rome-facts-file_order/n00001, " in said
-    assert "checkpoint, an engine of its own for each (the updates of ft are not low rank): tiny/ft-" in said
-    assert (
-        "adapter or checkpoint, decided once the edits are made (what rank the updates of lora have shows then)" in said
-    )
-    assert "disk while cells wait: up to " in said and "MiB more if no adapter is exact" in said
-    assert "asked of the model that is edited, not of vLLM" in said
-
-
-def test_the_demo_is_served_from_checkpoints(vllm, tmp_path, capsys):
-    flags = ("--n_edits", "1,2", "--engine", "vllm", "--dry_run", "--device", "cpu", "--device_rate", "h100")
-    assert main(["sweep", "--pretrained", "demo", "--editors", "rome", *flags]) == 0
-    said = capsys.readouterr().out
-    assert "(vLLM has no LoRA for GPT2LMHeadModel): demo/rome-demo-seed0/n00001, demo/rome-demo-seed0/n00002" in said
-    assert "unedited: an engine of its own" in said
-
-
-def test_float32_adapters_are_not_for_gpus(vllm, world, tmp_path, monkeypatch):
-    checked = checked_sweep(world, tmp_path / "sweep")
-    (model,) = checked.design.models
-    assert serving.no_adapters(checked, model) is None
-    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    assert "on a GPU is for float16 and bfloat16" in serving.no_adapters(checked, model)
-
-
-def test_without_vllm_the_error_says_how_to_get_it(world, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name, *more: None)
-    (tmp_path / "design.yaml").write_text(yaml.safe_dump(design_of(world)))
-    assert main(["sweep", str(tmp_path / "design.yaml"), "-o", str(tmp_path / "out"), "--engine", "vllm"]) == 1
-    said = capsys.readouterr().err
-    assert "pip install vllm" in said and "docs/engines.md" in said and not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize(
-    ("flags", "said"),
-    [
-        (("--tensor_parallel_size", "2"), ["--tensor_parallel_size: only with --engine vllm"]),
-        (("--engine", "vllm", "--address", "auto"), ["--address: only with --engine ray", "--tensor_parallel_size"]),
-        (
-            ("--engine", "vllm", "--engine_args", "enforce_eagr=True,max_lora_rank=8", "dtype=half",
-             "--tensor_parallel_size", "0"),
-            ["Did you mean 'enforce_eager'?", "max_lora_rank: the edits decide it", "dtype: the design says it",
-             "--tensor_parallel_size 0"],
-        ),
-        (("--engine", "vllm", "--engine_args", "enforce_eager"), ["want name=value"]),
-        (
-            ("--engine", "vllm", "--engine_args", "tensor_parallel_size=2", "--tensor_parallel_size", "4"),
-            ["give one of them"],
-        ),
-    ],
-)  # fmt: skip
-def test_wrong_flags_are_told_at_once(vllm, flags, said, tmp_path, capsys):
-    args = ["sweep", "--pretrained", "demo", "--editors", "rome", "--n_edits", "1", "-o", str(tmp_path / "out")]
-    assert main([*args, "--device", "cpu", *flags]) == 1
-    found = capsys.readouterr().err
-    assert all(text in found for text in said), found
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize(
-    ("changes", "arguments", "said"),
-    [
-        ({"tasks": ["edithurt_efficacy"]}, {}, "all about the rows' own facts"),
-        ({"model_args": {"layers": [1], "truncation": True}}, {}, "truncation=True is an option of transformers"),
-        ({"model_args": {"layers": [1], "dtype": "float64"}}, {}, "vLLM takes float32, float16, bfloat16"),
-        ({"model_args": {"layers": [1], "max_length": 64}}, {"max_model_len": 64}, "give one of them"),
-    ],
-)
-def test_designs_that_cannot_be_served(vllm, world, tmp_path, changes, arguments, said):
-    checked = checked_sweep(world, tmp_path / "sweep", **changes)
-    (problem,) = serving.problems(checked, serving.Serving(arguments))
-    assert said in problem
 
 
 # ------------------------------------------------------------------------------------------------ two engines, compared
@@ -317,13 +210,13 @@ def test_tasks_answered_by_the_edited_model_itself_are_of_one_engine(local, serv
     assert warnings(compare_runs(*runs, Settings()), Settings())
 
 
-def test_a_folder_of_two_engines_is_told_when_it_goes_on_and_in_its_report(local, served, world, tmp_path, capsys):
+def test_a_folder_of_two_engines_is_told_when_it_goes_on_and_reported(local, served, served_world, tmp_path, capsys):
     import shutil
 
     root = tmp_path / "both"
     shutil.copytree(local, root)
     shutil.rmtree(root / "tiny/rome-facts-file_order/n00002")
-    checked = checked_sweep(world, root)
+    checked = checked_sweep(served_world, root)
     (notice,) = engine.mixed(checked, "vllm")
     assert "4 of the cells that are there were evaluated by transformers, those to come by vllm" in notice
     assert engine.mixed(checked, "transformers") == []
@@ -358,7 +251,7 @@ def test_what_is_not_said_is_no_difference():
 # ---------------------------------------------------------------------------------------------------------- interrupted
 
 
-def test_what_a_killed_run_left_of_its_engine_is_ended_and_nothing_else(vllm, world, served, tmp_path):
+def test_what_a_killed_run_left_of_its_engine_is_ended_and_nothing_else(vllm, served_world, served, tmp_path):
     sleep, room = [sys.executable, "-c", "import time; time.sleep(600)"], served / ".serving"
     bystander = subprocess.Popen(sleep)
     with left_over.noted(room):
@@ -366,7 +259,7 @@ def test_what_a_killed_run_left_of_its_engine_is_ended_and_nothing_else(vllm, wo
     try:
         noted = json.loads((room / left_over.PROCESSES).read_text())
         assert [number for number, _ in noted["processes"]] == [left.pid]
-        serve(checked_sweep(world, served))
+        serve(checked_sweep(served_world, served))
         assert not psutil.pid_exists(left.pid) and bystander.poll() is None and not room.exists()
         for other in ({"host": "elsewhere"}, {"processes": [[bystander.pid, 1.0]]}):  # another machine, another birth
             room.mkdir()
@@ -380,8 +273,8 @@ def test_what_a_killed_run_left_of_its_engine_is_ended_and_nothing_else(vllm, wo
         bystander.kill()
 
 
-def start(world: Path, out: Path, **env: str) -> subprocess.Popen:
-    (out.parent / "design.yaml").write_text(yaml.safe_dump(design_of(world)))
+def start(served_world: Path, out: Path, **env: str) -> subprocess.Popen:
+    (out.parent / "design.yaml").write_text(yaml.safe_dump(design_of(served_world)))
     command = [
         sys.executable,
         "-m",
@@ -417,14 +310,14 @@ def stop_when(process: subprocess.Popen, pattern: str, out: Path, with_signal: i
         ("tiny/unedited/cell.json", signal.SIGINT),
     ],
 )
-def test_a_sweep_that_is_stopped_goes_on(world, local, tmp_path, pattern, with_signal):
+def test_a_sweep_that_is_stopped_goes_on(served_world, local, tmp_path, pattern, with_signal):
     out = tmp_path / "out"
-    said = stop_when(start(world, out, **{stand_in_vllm.SLEEP: "0.5"}), pattern, out, with_signal)
+    said = stop_when(start(served_world, out, **{stand_in_vllm.SLEEP: "0.5"}), pattern, out, with_signal)
     if with_signal == signal.SIGINT:
         assert "interrupted: every finished cell and every edit is kept in" in said and "Traceback" not in said
     there = {name: (out / name / "cell.json").stat().st_mtime_ns for name in cells(out)}
     waited = {file: file.stat().st_mtime_ns for file in out.glob(".serving/**/ready.json")}
-    again = start(world, out, **{stand_in_vllm.NOTES: str(tmp_path / "notes")})
+    again = start(served_world, out, **{stand_in_vllm.NOTES: str(tmp_path / "notes")})
     printed, said = again.communicate(timeout=280)
     assert again.returncode == 0, said[-3000:]
     assert f"{7 - len(there)} cells computed, {len(there)} kept" in printed

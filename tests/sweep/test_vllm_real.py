@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import signal
 import subprocess
@@ -15,19 +14,10 @@ import pytest
 import yaml
 
 from tests.conftest import ROOT
+from tests.support.real_vllm import ENVIRONMENT, MARKS
 from tests.support.served_sweeps import answers, cells, design_of, likelihoods, make_world
 
-pytestmark = [
-    pytest.mark.vllm,
-    pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed: `make test-vllm`"),
-]
-
-# What a CPU build of vLLM wants besides; nothing that changes what is computed.
-ENVIRONMENT = {
-    "VLLM_CPU_KVCACHE_SPACE": "1",
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    "VLLM_NO_USAGE_STATS": "1",
-}
+pytestmark = MARKS
 VLLM = ("--engine", "vllm", "--engine_args", "enforce_eager=True", "gpu_memory_utilization=0.1")
 
 
