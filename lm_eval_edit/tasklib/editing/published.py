@@ -9,6 +9,7 @@ after the prompt and the object's tokens before it.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -69,9 +70,9 @@ class SeveralPromptsTask(EditingTask):
             for question in self._after(doc, kind, number, context)
         ]
 
+    @abstractmethod
     def _after(self, doc: Document, kind: str, number: int, prompt: str) -> list[Question]:
         """What is asked after one of the prompts."""
-        raise NotImplementedError
 
 
 class CounterFactTask(SeveralPromptsTask):
