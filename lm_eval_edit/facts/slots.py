@@ -53,12 +53,13 @@ def subject_place(prompt: str, subject: str) -> tuple[int, int] | str:
     part of the subject are no place, nor are several beside the subject in clear.
     """
     span = subject_span(prompt, subject)
+    if subject.strip() in SLOT and subject.strip() != SLOT:  # a single brace: those of `{}` are no subject in clear
+        slots = [found.start() for found in re.finditer(re.escape(SLOT), prompt)]
+        span = None if slots else span
+    else:
+        pattern = rf"(?P<own>{re.escape(subject)})|{re.escape(SLOT)}"
+        slots = [found.start() for found in re.finditer(pattern, prompt) if found["own"] is None]
     word = span is not None and may_be_word(prompt, *span)
-    slots = [
-        found.start()
-        for found in re.finditer(rf"(?P<own>{re.escape(subject)})|{re.escape(SLOT)}", prompt)
-        if found["own"] is None
-    ]
     if len(slots) == 1 and word and span is not None:
         return (
             f"the prompt {prompt!r} holds {SLOT} and the subject {subject!r} in clear: say in subject_at which is the "

@@ -53,7 +53,7 @@ def read(name: str) -> list[dict]:
 
 def test_generator_reproduces_the_committed_files(tmp_path):
     made = world.generate(tmp_path)
-    assert sorted(p.name for p in made) == sorted(p.name for p in DATA.iterdir())
+    assert sorted(p.name for p in made) == sorted(p.name for p in DATA.iterdir() if p.name != "README.md")
     for path in made:
         assert path.read_bytes() == (DATA / path.name).read_bytes(), path.name
 

@@ -25,6 +25,13 @@ def subject_of(fact):
     return fact.text.encode()[: row.subject_last + 1].decode()
 
 
+@pytest.mark.parametrize("subject", ["{", "}", " }"])
+def test_the_place_is_not_a_subject_that_is_one_of_its_braces(subject):
+    fact = Fact(subject, "The {} is", " one", " two", id="1")
+    assert fact.template.sides == ("The ", " is") and fact.text == f"The {subject} is"
+    assert Fact(subject, f"The {subject} is", " one", " two", id="1").text == f"The {subject} is"
+
+
 def test_braces_beside_the_subject_in_clear():
     flat = read(subject="dict", prompt=DICT, target_new="list", ground_truth="type")
     assert flat.text == DICT and subject_of(flat) == "In Python, {} is an empty dict"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from lm_eval_edit import ConfigurationError
@@ -223,7 +223,7 @@ def test_an_object_of_articles_is_said_too():
     assert said.is_said("A") and not said.is_said("!?")
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.text(max_size=30), st.text(max_size=30))
 def test_properties_of_answers(text, other):
     assert said.normalise(said.normalise(text)) == said.normalise(text)
@@ -237,7 +237,7 @@ def test_properties_of_answers(text, other):
 WORDS = st.text(st.characters(categories=("L", "M", "N", "P", "S", "Zs")), min_size=1, max_size=20).filter(str.strip)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     WORDS.filter(lambda text: "{" not in text),
     WORDS,
@@ -246,6 +246,7 @@ WORDS = st.text(st.characters(categories=("L", "M", "N", "P", "S", "Zs")), min_s
 )
 def test_properties_of_documents(subject, new, true, prompt):
     """Whatever the characters, the fact's own words stand in every text, and both objects are treated alike."""
+    assume(subject.strip() not in prompt.replace("{}", ""))  # refused: which of the two is the place
     fact = Fact(subject, prompt, new, true, id="1")
     for doc in documents.negation(fact, 0):
         assert fact.text.strip() in doc["prompt"] and doc["target"].strip() == new.strip()
