@@ -16,11 +16,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from examples.study import hypotheses, page, tables
+from examples.study import hypotheses, page, run, tables
 from examples.study.cells import Cells, Change
+from examples.study.collect import collect
 from examples.study.design import FILE, RESULTS, Work, form
 from examples.study.same import apart
 from lm_eval_edit import demo
+from lm_eval_edit.errors import UserError
 from lm_eval_edit.sweep.parsing import parse_design
 from tests.conftest import ROOT
 from tests.support.processes import python
@@ -38,18 +40,6 @@ def made():
 
 def test_the_page_is_what_the_cells_give(made):
     assert page.differences(page.page_of(form("reduced")).read_text(encoding="utf-8"), made) == []
-
-
-def test_a_wrong_digit_is_found_wherever_it_stands(made):
-    lines = made.splitlines()
-    with_digits = [place for place, line in enumerate(lines) if re.search(r"\d", line)]
-    assert len(with_digits) > 60
-    for place in with_digits:
-        for found in re.finditer(r"\d", lines[place]):
-            wrong = f"{(int(found[0]) + 1) % 10}"
-            line = lines[place][: found.start()] + wrong + lines[place][found.end() :]
-            assert line != lines[place]
-        assert page.differences("\n".join([*lines[:place], line, *lines[place + 1 :]]), made)
 
 
 def test_the_command_says_where_the_page_is_wrong(tmp_path, made, capsys):
@@ -84,15 +74,75 @@ def test_a_figure_of_one_document_is_a_figure_of_the_page(tmp_path, made):
     assert page.made(form("reduced"), cells)[0] == made
 
 
+#: Every word of the stored cells that is no digest or version and no name of the design.
+WORDS = set(
+    re.findall(
+        r"\S+",
+        """
+    about ability acc acc_norm aggregation answer answered answered_old bits_per_byte cells chance class_mcc
+    cluster cluster_field columns config configs corpus correct data delta_norm direction_known do_sample
+    doc_hash doc_id documents done edit edit_quality edited_hf edithurt_efficacy edithurt_generalization
+    edithurt_locality effective em ended evaluate f1_new fact_id facts fewshot_as_multiturn fewshot_seed filter
+    folder:jsonl form format generate_until generation_kwargs gold_logprob group_subtasks groups gsm8k headline
+    higher_is_better identity incorrect invalid known_mean left_out likelier_f1 lm_eval lm_eval_edit
+    lm_eval_version loglikelihood loglikelihood_rolling main max_gen_toks mcc mean measures method metrics model
+    model_dtype model_name model_revision model_sha model_source moved multiple_choice n n-samples n-shot
+    n_edits name negated none nq num_fewshot original output_type part perplexity prob_answered prob_negated
+    prob_success processor_seconds prompt_hash reason reduced repeats results retained rows runs sample_len
+    samples score score,none score_stderr,none script seed sha256 shortcut shortcut_old shortened source sources
+    sst2 status target_hash task text torch torch.float32 transformers transformers_version until valid value
+    version versions wall_seconds wanted weight_norm weighted_f1 weighted_perplexity word_perplexity
+        """,
+    )
+)
+WORDS |= {"", "lm-eval-edit baseline"}
+WORDS |= {f"its aggregation ({kind}) is not one that can be recomputed" for kind in ("count", "share")}
+DIGEST_OR_VERSION = re.compile(r"[0-9a-f]{16}|[0-9a-f]{64}|\d+(\.\d+)+(\+cpu)?")
+
+
+def strings(content):
+    """Every string of a JSON document, the keys too."""
+    if isinstance(content, str):
+        yield content
+    elif isinstance(content, dict):
+        yield from content
+        for value in content.values():
+            yield from strings(value)
+    elif isinstance(content, list):
+        for value in content:
+            yield from strings(value)
+
+
+def foreign(content):
+    """The strings that are no digest or version, no known word and no name of the design."""
+    this = form("reduced")
+    names = WORDS | {*this.study["methods"], *this.parts, this.study["model"]}
+    names |= {task for part in this.parts.values() for task in part["tasks"]}
+    labels = "|".join(this.study["methods"])
+    cell = re.compile(rf"({'|'.join(this.parts)})-seed\d/(unedited|({labels})-(before|\d{{5}}))")
+    return {
+        word
+        for word in set(strings(content)) - names
+        if not DIGEST_OR_VERSION.fullmatch(word) and not cell.fullmatch(word)
+    }
+
+
 def test_the_stored_cells_hold_no_text_of_anybodys_data():
-    files = sorted(RESULTS.rglob("*.json"))
+    files = sorted(REDUCED.rglob("*.json"))
     assert sum(file.stat().st_size for file in files) < 5_000_000
     for file in files:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        for samples in content.get("samples", ()):
-            for row in samples["rows"]:
-                words = [value for value in row if isinstance(value, str)]
-                assert all(re.fullmatch(r"[0-9a-f]{16}", word) for word in words), file
+        assert foreign(json.loads(file.read_text(encoding="utf-8"))) == set(), file
+
+
+def test_a_text_is_found_wherever_it_lies_in_a_stored_cell():
+    content = json.loads((REDUCED / "all-seed0" / "rome-00010.json").read_text(encoding="utf-8"))
+    until = content["results"]["configs"]["edithurt_sst2"]["generation_kwargs"]["until"]
+    for place in (content["samples"][0]["rows"][0], until):
+        place.append("Paris")
+        assert foreign(content) == {"Paris"}
+        place.pop()
+    content["results"]["config"]["a fact"] = 1
+    assert foreign(content) == {"a fact"}
 
 
 def test_every_sweep_found_the_same_unedited_model():
@@ -320,3 +370,110 @@ def test_a_study_that_was_killed_goes_on(tmp_path):
 def test_what_the_command_wants_is_told_without_a_traceback(tmp_path):
     done = python("-m", "examples.study.run", "--form", "huge", "--out", tmp_path / "out", path=ROOT)
     assert done.returncode == 1 and "no form huge" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_what_the_pictures_need_is_asked_for_before_anything_is_run(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert run.main(["--out", str(tmp_path / "out"), "--data", str(tmp_path)]) == 1
+    assert "lm-eval-edit[plots]" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    assert page.main(["--page", str(tmp_path / "page.md")]) == 1
+    assert "lm-eval-edit[plots]" in capsys.readouterr().err
+
+
+def test_the_page_says_what_it_lacks_without_a_traceback(tmp_path, capsys):
+    assert page.main(["--form", "huge"]) == 1
+    assert "no form huge" in capsys.readouterr().err
+    assert page.main(["--results", str(tmp_path / "none")]) == 1
+    assert "cells.json" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------------------------------------------- what is collected
+
+
+@pytest.fixture
+def work(tmp_path, monkeypatch):
+    """A folder of a study in which nothing is prepared or trained; whose sweeps end with `statuses`."""
+    made = Work(tmp_path / "work")
+    made.folder.mkdir()
+    (made.folder / "prepared.json").write_text("{}")
+    monkeypatch.setattr(run, "prepare", lambda *given: None)
+    monkeypatch.setattr(run, "train", lambda *given: None)
+    return made
+
+
+@pytest.mark.parametrize("statuses", [(-9, 0), (0, 1), (-15, -9)])
+def test_a_sweep_that_failed_or_was_killed_is_a_failure(work, tmp_path, monkeypatch, statuses):
+    ends = iter([*statuses, 0, 0, 0, 0])
+    monkeypatch.setattr(run, "sweep", lambda *given: next(ends))
+    monkeypatch.setattr(run, "collect", lambda *given: None)
+    assert run.run(form("reduced"), work, None, 1, tmp_path / "cells") == 1
+
+
+def test_results_that_are_there_outlive_a_run_that_failed(work, tmp_path, monkeypatch, capsys):
+    """The stored ones are collected anew only from a run without a failure, others from what there is."""
+    stored = tmp_path / "stored"
+    monkeypatch.setattr(run, "RESULTS", stored)
+    monkeypatch.setattr(run, "sweep", lambda *given: 1)
+    monkeypatch.setattr(run, "collect", lambda this, work, results: results.mkdir(parents=True))
+    assert run.run(form("reduced"), work, None, 1, stored / "reduced") == 1
+    assert not stored.exists() and "--results" in capsys.readouterr().out
+    assert run.run(form("reduced"), work, None, 1, tmp_path / "other") == 1
+    assert (tmp_path / "other").is_dir()
+
+
+def test_nothing_is_collected_over_what_is_there_where_there_are_no_cells(work, tmp_path):
+    results = tmp_path / "cells"
+    results.mkdir()
+    (results / "cells.json").write_text("{}")
+    for _ in range(2):
+        with pytest.raises(UserError, match="no cell"):
+            collect(form("reduced"), work, results)
+        assert [each.name for each in results.iterdir()] == ["cells.json"]
+        results.rename(tmp_path / ".cells.old")  # as a kill between the two renames leaves it
+    assert sorted(each.name for each in tmp_path.iterdir()) == [".cells.old", "work"]
+
+
+def test_a_folder_of_something_else_is_not_emptied(work, tmp_path, capsys):
+    """And that is told before the run, not after it."""
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "letter.txt").write_text("dear")
+    with pytest.raises(UserError, match="letter"):
+        collect(form("reduced"), work, other)
+    assert run.main(["--results", str(other), "--out", str(tmp_path / "out")]) == 1
+    assert "cells.json" in capsys.readouterr().err
+    assert (other / "letter.txt").read_text() == "dear" and not (tmp_path / "out").exists()
+
+
+# ---------------------------------------------------------------------------------------------- how far two runs differ
+
+
+def test_two_runs_are_held_against_each_other_from_both_sides(tmp_path):
+    """A task that only the other has, and a figure that only one of them could not compute, are differences."""
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    keep = {"all-seed0/unedited", "all-seed0/rome-00010"}
+    for folder in (ours, theirs):
+        (folder / "all-seed0").mkdir(parents=True)
+        content = json.loads((REDUCED / "cells.json").read_text(encoding="utf-8"))
+        content["cells"] = {name: known for name, known in content["cells"].items() if name in keep}
+        (folder / "cells.json").write_text(json.dumps(content), encoding="utf-8")
+        for name in keep:
+            shutil.copyfile(REDUCED / f"{name}.json", folder / f"{name}.json")
+    assert apart(Cells(ours), Cells(theirs))[1] == []
+
+    file = ours / "all-seed0" / "rome-00010.json"
+    content = json.loads(file.read_text(encoding="utf-8"))
+    lost = content["samples"].pop(0)["task"]
+    file.write_text(json.dumps(content), encoding="utf-8")
+    for one, other in ((ours, theirs), (theirs, ours)):
+        assert apart(Cells(one), Cells(other))[1] == [f"all-seed0/rome-00010: {lost}"]
+
+    shutil.copyfile(REDUCED / "all-seed0/rome-00010.json", file)
+    content = json.loads(file.read_text(encoding="utf-8"))
+    samples = next(each for each in content["samples"] if each["task"] == "edithurt_gsm8k_mc")
+    place = [metric["name"] for metric in samples["metrics"]].index("gold_logprob")
+    samples["rows"][0][6 + place] = float("nan")
+    samples["metrics"][place]["value"] = float("nan")
+    file.write_text(json.dumps(content), encoding="utf-8")
+    for one, other in ((ours, theirs), (theirs, ours)):
+        assert apart(Cells(one), Cells(other))[1] == ["all-seed0/rome-00010: edithurt_gsm8k_mc gold_logprob"]

@@ -16,7 +16,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from lm_eval_edit._support.files import read_json, write_bytes
+from lm_eval_edit._support.files import read_json, read_text, write_bytes
+from lm_eval_edit.errors import UserError
 
 from . import tables
 from .cells import ALPHA, METRICS, Cells
@@ -183,11 +184,19 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--page", type=Path, help="default: docs/study.md, for another form build/study/FORM/study.md")
     parser.add_argument("--check", action="store_true", help="write nothing, say where the page differs")
     given = parser.parse_args(argv)
+    try:
+        return _main(given)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 1
+
+
+def _main(given: argparse.Namespace) -> int:
     this = form(given.form)
     page = given.page or page_of(this)
     wanted, drawn = made(this, given.results or RESULTS / this.name)
     if given.check:
-        found = differences(page.read_text(encoding="utf-8"), wanted)
+        found = differences(read_text(page), wanted)
         print("\n".join(found) or f"{page} is what the cells give")
         return 1 if found else 0
     write_bytes(page, wanted.encode())

@@ -25,8 +25,9 @@ import yaml
 
 from lm_eval_edit._support.files import read_json, sha256, write_bytes, write_json
 from lm_eval_edit.errors import UserError
+from lm_eval_edit.plots.picture import drawing
 
-from .collect import collect
+from .collect import collect, only_cells_in
 from .design import FILE, RESULTS, ROOT, Form, Work, form
 from .prepare import prepare
 
@@ -76,7 +77,10 @@ def sweep(this: Form, work: Work, part: str, seed: int, data: str | None) -> int
 
 
 def run(this: Form, work: Work, data: str | None, jobs: int, results: Path) -> int:
-    """Everything; the exit status is that of the worst sweep."""
+    """Everything; the exit status is 1 if any sweep failed or was killed.
+
+    Results that lie where the page is made from are replaced only if none did; elsewhere, what there is is collected.
+    """
     started = time.time()
     if jobs > 1:
         os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -99,12 +103,18 @@ def run(this: Form, work: Work, data: str | None, jobs: int, results: Path) -> i
         if status:
             print(f"{part}, seed {seed}: exit status {status}; {work.folder / f'{part}-seed{seed}.log'} says why")
     _note(work, time.time() - started)
-    collect(this, work, results)
-    return max(statuses.values())
+    failed = any(statuses.values())  # a signal's are below 0
+    if failed and results.resolve() == (RESULTS / this.name).resolve():
+        print(
+            f"{results} stays as it is; run the command again to go on, or give --results FOLDER for the cells so far"
+        )
+    else:
+        collect(this, work, results)
+    return 1 if failed else 0
 
 
 def _note(work: Work, wall: float) -> None:
-    """What this run took, beside what earlier ones of the same folder did."""
+    """What this start took, beside earlier ones of the same folder that came to their end."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     own = resource.getrusage(resource.RUSAGE_SELF)
     line = {
@@ -129,7 +139,10 @@ def main(argv: list[str] | None = None) -> int:
     try:
         this = form(given.form, given.design)
         work = Work((given.out or ROOT / "build" / "study" / this.name).resolve())
-        return run(this, work, data, given.jobs, given.results or RESULTS / this.name)
+        results = given.results or RESULTS / this.name
+        with drawing():  # what the page needs in the end is asked for before the hours
+            only_cells_in(results)
+        return run(this, work, data, given.jobs, results)
     except UserError as error:
         print(error, file=sys.stderr)
         return 1
