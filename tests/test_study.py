@@ -16,12 +16,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from examples.study import hypotheses, page, run, tables
+from examples.study import hypotheses, page, run, sentences, tables
 from examples.study.cells import Cells, Change
 from examples.study.collect import collect
 from examples.study.design import FILE, RESULTS, Work, form
 from examples.study.same import apart
 from lm_eval_edit import demo
+from lm_eval_edit.editors.base import BUILT_IN
 from lm_eval_edit.errors import UserError
 from lm_eval_edit.sweep.parsing import parse_design
 from tests.conftest import ROOT
@@ -40,6 +41,69 @@ def made():
 
 def test_the_page_is_what_the_cells_give(made):
     assert page.differences(page.page_of(form("reduced")).read_text(encoding="utf-8"), made) == []
+
+
+def test_the_page_says_which_of_the_methods_are_not_in_it(made):
+    """The package has more than the study, and two controls and three variants are no methods of it."""
+    methods = form("reduced").study["methods"].values()
+    absent = set(BUILT_IN) - {method["editor"] for method in methods}
+    said = re.search(
+        r"\*\*Methods:\*\* (\d+) rows: (\d+) of this package's methods, two controls and three .*?not here: (.*?)\.",
+        made,
+    )
+    assert set(re.findall(r"`(\w+)`", said[3])) == absent and len(absent) >= 4
+    assert int(said[1]) == len(methods) == int(said[2]) + 2 + 3
+    assert int(said[2]) == len(set(BUILT_IN) - absent - {"random"})
+    assert "every method" not in made.lower()
+
+
+def test_the_page_says_how_few_documents_the_mean_score_is_of(made):
+    assert "The mean score is of 16 documents: 10 of `edithurt_gsm8k_mc`, 6 of `edithurt_nq_mc`." in " ".join(
+        made.split()
+    )
+
+
+def cells_of_everything(folder: Path) -> Cells:
+    """Cells of two methods that were asked every task, as of the full form: the others stand in for the missing."""
+    keep = ("unedited", "rome", "random_rome")
+    for file in sorted(REDUCED.glob("all-seed*/*.json")):
+        if file.stem.partition("-")[0] not in keep:
+            continue
+        content = json.loads(file.read_text(encoding="utf-8"))
+        given = {each["task"]: each for each in content["samples"]}
+        like = given.get("edithurt_gsm8k_mc")
+        wanted = [task for task in (*sentences.TASKS, sentences.FACTCHECK) if like and task not in given]
+        content["samples"] += [{**like, "task": task} for task in wanted]
+        (folder / file.parent.name).mkdir(parents=True, exist_ok=True)
+        (folder / file.parent.name / file.name).write_text(json.dumps(content), encoding="utf-8")
+    content = json.loads((REDUCED / "cells.json").read_text(encoding="utf-8"))
+    content["cells"] = {name: known for name, known in content["cells"].items() if (folder / f"{name}.json").is_file()}
+    (folder / "cells.json").write_text(json.dumps(content), encoding="utf-8")
+    shutil.copyfile(REDUCED / "timings.json", folder / "timings.json")
+    return Cells(folder)
+
+
+def test_the_page_of_another_form_says_what_is_true_of_it(tmp_path, made):
+    """Its documents are counted from the cells, as a group of tasks has none; nothing is left out that was asked."""
+    this = form("full")
+    alts = {"ability": "a", "tradeoff": "b", "norms": "c"}
+    page_of_it = page.text(cells_of_everything(tmp_path / "cells"), this, json.loads(page.CHAT.read_text()), alts)
+    assert "results/full" in page_of_it and "edit seeds 0 to 4" in page_of_it and "2000 steps" in page_of_it
+    assert "10 of `edithurt_gsm8k_mc`, 6 of `edithurt_nq_mc`" in page_of_it and "`edithurt_boolq`" in page_of_it
+    assert "--check --form full" in page_of_it and "100 edits are the most" in page_of_it
+    assert "Context templates are sampled" in page_of_it and "documents: ." not in page_of_it
+    for untrue in (
+        "on a CPU",
+        "small study",
+        "Left out",
+        "negation alone",
+        "no second moments",
+        "Minutes",
+        "fixed texts",
+    ):
+        assert untrue not in page_of_it, untrue
+    for true in ("small study", "Left out", "negation alone", "no second moments", "fixed texts", "edit seeds 0 and 1"):
+        assert true in made, true
 
 
 def test_the_command_says_where_the_page_is_wrong(tmp_path, made, capsys):
@@ -180,9 +244,9 @@ class Told:
 
     seeds = (0, 1)
 
-    def __init__(self, changes, efficacy=None, against=None, moved=None, early=None):
+    def __init__(self, changes, efficacy=None, against=None, moved=None, early=None, same=None):
         self.given, self.other, self.norms, self.early = changes, against or {}, moved or {}, early or {}
-        self.em = efficacy or {}
+        self.em, self.same = efficacy or {}, same or {}
         self.methods = list(dict.fromkeys(method for method, _ in changes))
 
     def checkpoints(self, method):
@@ -195,6 +259,9 @@ class Told:
 
     def mean(self, method, n, task, metric):
         return self.em.get(method, 1.0)
+
+    def equals(self, n):
+        return self.same
 
     def moved(self, method, n):
         return self.norms.get(method)
@@ -211,11 +278,20 @@ MIXED = [(-0.3, -0.1), (-0.3, 0.1)]
         ({("ft", "score"): NARROW, ("rome", "score"): WIDE}, {}, hypotheses.OPEN),
         ({("ft", "score"): WIDE, ("ft", "bits_per_byte"): DOWN}, {}, hypotheses.FAILS),
         ({("ft", "score"): MIXED}, {}, hypotheses.OPEN),
+        ({("ft", "score"): NARROW, ("ft", "bits_per_byte"): MIXED}, {}, hypotheses.OPEN),
+        ({("ft", "score"): [(-0.02, -0.01), (-0.01, 0.01)]}, {}, hypotheses.OPEN),
         ({("ft", "score"): NARROW, ("kn", "score"): DOWN}, {"kn": 0.0}, hypotheses.HOLDS),
     ],
 )
 def test_a_handful(changes, efficacy, verdict):
     assert hypotheses.handful(Told(changes, efficacy)).verdict == verdict
+
+
+def test_a_handful_tells_the_sizes_and_counts_equal_cells_once():
+    changes = {("memit", "score"): DOWN, ("prune_memit", "score"): DOWN, ("ft", "bits_per_byte"): [(-0.03, -0.01)] * 2}
+    why = hypotheses.handful(Told(changes, same={"prune_memit": "memit"})).why
+    assert why.startswith("2 methods wrote") and "`prune_memit`" not in why
+    assert "`memit` (mean score −0.20)" in why and "`ft` (bits per byte −0.020)" in why
 
 
 @pytest.mark.parametrize(
@@ -254,17 +330,48 @@ def test_remembering(change, efficacy, verdict):
     assert hypotheses.remembering(Told({("memit_seq", "score"): change}, {"memit_seq": efficacy})).verdict == verdict
 
 
-def test_norms_and_damage():
-    methods = [f"m{i}" for i in range(12)]
+TEXT_AND_ANSWERS = ("gold_logprob", "bits_per_byte")
 
-    def cells(order):
-        losses = {(m, kind): [(-i - 1, -i)] * 2 for m, i in zip(methods, order, strict=True) for kind in tables_kinds}
-        return Told(losses, moved={m: 0.1 * (i + 1) for i, m in enumerate(methods)})
 
-    tables_kinds = ("gold_logprob", "bits_per_byte")
-    assert hypotheses.norm_predicts(cells(range(12))).verdict == hypotheses.HOLDS
-    assert hypotheses.norm_predicts(cells(reversed(range(12)))).verdict == hypotheses.FAILS
-    assert hypotheses.norm_predicts(cells([0, 9, 1, 7, 3, 5, 10, 2, 8, 4, 6, 11])).verdict == hypotheses.OPEN
+def losses(order, **same):
+    """Methods of growing norms, and what they lost."""
+    methods = [f"m{i}" for i in range(len(order))]
+    given = {(m, kind): [(-i - 1, -i)] * 2 for m, i in zip(methods, order, strict=True) for kind in TEXT_AND_ANSWERS}
+    return Told(given, moved={m: 0.1 * (i + 1) for i, m in enumerate(methods)}, same=same)
+
+
+@pytest.mark.parametrize(
+    ("order", "verdict"),
+    [
+        (range(12), hypotheses.HOLDS),
+        (range(12)[::-1], hypotheses.FAILS),
+        ([0, 9, 1, 7, 3, 5, 10, 2, 8, 4, 6, 11], hypotheses.OPEN),
+    ],
+)
+def test_norms_and_damage(order, verdict):
+    cells = losses(order)
+    assert hypotheses.norm_predicts(cells, cells.methods).verdict == verdict
+
+
+def test_norms_and_damage_are_told_of_what_is_an_observation_of_its_own():
+    cells = losses(range(12), m3="m2", m4="m2")
+    found = hypotheses.norm_predicts(cells, cells.methods[1:])
+    assert "over 9 methods" in found.why and not {"`m0`", "`m3`", "`m4`"} & set(re.findall("`m[0-9]+`", found.why))
+    this = form("reduced")
+    labels = list(this.study["methods"])
+    assert this.controls(labels) == ["random_rome", "random_memit"]
+    assert set(labels) - set(this.bases(labels)) == {
+        "random_rome", "random_memit", "locft", "prune_memit", "rect_memit", "blue", "nas",
+    }  # fmt: skip
+    assert this.variants(labels) == ["locft", "blue", "nas"]
+
+
+def test_cells_that_are_equal_to_the_bit_are_known():
+    """PRUNE's threshold is not reached by ten edits, and memit_seq has no keys to remember at the first."""
+    cells = Cells(REDUCED)
+    assert cells.equals(1) == {"memit_seq": "memit", "prune_memit": "memit"}
+    assert cells.equals(10) == {"prune_memit": "memit"}
+    assert hypotheses.distinct(cells, ["rome", "prune_memit", "memit", "nas"], 10) == ["rome", "prune_memit", "nas"]
 
 
 @pytest.mark.parametrize(
@@ -277,6 +384,7 @@ def test_norms_and_damage():
         ),
         ({("rome", "score"): DOWN}, {("rome", "score"): DOWN, ("rome", "bits_per_byte"): DOWN}, hypotheses.FAILS),
         ({}, {("rome", "score"): DOWN, ("rome", "bits_per_byte"): DOWN}, hypotheses.OPEN),
+        ({("rome", "bits_per_byte"): DOWN}, {("rome", "bits_per_byte"): DOWN}, hypotheses.OPEN),
     ],
 )
 def test_perplexity_warns(early, late, verdict):
@@ -296,7 +404,7 @@ def test_a_rule_without_its_methods_has_no_verdict():
     chat = {"facts": {"0": {"text": {"text": {"em": 1}, "chat": {"em": 1}}}}}
     cells = Told({("rome", "score"): DOWN, ("r_rome", "score"): DOWN}, against={("r_rome", "score"): WIDE})
     cells.checkpoints = lambda method: [1, 10] if method in ("rome", "r_rome") else []
-    found = {each.claim: each.verdict for each in hypotheses.all_verdicts(cells, chat)}
+    found = {each.claim: each.verdict for each in hypotheses.all_verdicts(cells, chat, form("reduced"))}
     assert found["A norm-matched random change hurts as much"] == hypotheses.UNMEASURED
     assert found["ROME breaks and R-ROME does not"] == hypotheses.FAILS
 
