@@ -61,7 +61,7 @@ test-real: venv real
 FORM ?= reduced
 JOBS ?= 2
 study: venv real  # the page's pictures need matplotlib, which the package alone does not bring
-	$(VENV)/bin/python -m examples.study.run --form $(FORM) --jobs $(JOBS) $(if $(DATA),--data $(DATA))
+	$(VENV)/bin/python -m examples.study.run --form $(FORM) --jobs $(JOBS) $(if $(DATA),--data "$(DATA)")
 	$(VENV)/bin/python -m examples.study.page --form $(FORM)
 
 figures: venv

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from itertools import pairwise
 from pathlib import Path
@@ -525,8 +526,52 @@ def test_results_that_are_there_outlive_a_run_that_failed(work, tmp_path, monkey
     monkeypatch.setattr(run, "collect", lambda this, work, results: results.mkdir(parents=True))
     assert run.run(form("reduced"), work, None, 1, stored / "reduced") == 1
     assert not stored.exists() and "--results" in capsys.readouterr().out
-    assert run.run(form("reduced"), work, None, 1, tmp_path / "other") == 1
-    assert (tmp_path / "other").is_dir()
+    other = tmp_path / "other"
+    assert run.run(form("reduced"), work, None, 1, other) == 1
+    (other / "cells.json").write_text("{}")  # is_dir: collected, and not a second time, as mkdir would say
+    assert run.run(form("reduced"), work, None, 1, other) == 1
+
+
+def test_what_could_not_be_trained_is_a_failure_that_hides_no_other(work, tmp_path, monkeypatch, capsys):
+    def fails(*given):
+        raise UserError("MEND could not be trained")
+
+    monkeypatch.setattr(run, "train", fails)
+    monkeypatch.setattr(run, "sweep", lambda this, work, part, seed, data: 3 * (seed == 1))
+    monkeypatch.setattr(run, "RESULTS", tmp_path)
+    assert run.run(form("reduced"), work, None, 2, tmp_path / "reduced") == 1
+    said = capsys.readouterr().out
+    assert "trained, seed 0: MEND could not be trained" in said and "all, seed 1: exit status 3" in said
+
+
+def test_an_interruption_ends_what_runs_and_begins_nothing(work, tmp_path, monkeypatch):
+    """Otherwise sweeps would go on with nobody to wait for them, and lock the folders against the next start."""
+    begun = []
+
+    def sweep(*given):
+        begun.append(given)
+        return run.called([sys.executable, "-c", "import time; time.sleep(300)"], work.folder / "log")
+
+    def interrupt():
+        while not run._running:
+            time.sleep(0.01)
+        begun.extend(run._running)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(run, "sweep", sweep)
+    threading.Thread(target=interrupt).start()
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        run.run(form("reduced"), work, None, 1, tmp_path / "cells")
+    assert time.monotonic() - started < 100 and len(begun) == 2
+    assert begun[1].returncode == -signal.SIGTERM and not run._running
+
+
+def test_another_design_does_not_write_over_the_study(tmp_path, capsys):
+    assert run.main(["--design", str(tmp_path / "mine.yaml"), "--out", str(tmp_path / "out")]) == 1
+    assert "--results" in capsys.readouterr().err
+    assert run.main(["--jobs", "0"]) == 1
+    assert "--jobs 0" in capsys.readouterr().err
 
 
 def test_nothing_is_collected_over_what_is_there_where_there_are_no_cells(work, tmp_path):
