@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from examples.study import hypotheses, page, run, sentences, tables
+from examples.study import hypotheses, page, run, same, sentences, tables
 from examples.study.cells import Cells, Change
 from examples.study.collect import collect
 from examples.study.design import FILE, RESULTS, Work, form
@@ -80,7 +80,6 @@ def cells_of_everything(folder: Path) -> Cells:
     content = json.loads((REDUCED / "cells.json").read_text(encoding="utf-8"))
     content["cells"] = {name: known for name, known in content["cells"].items() if (folder / f"{name}.json").is_file()}
     (folder / "cells.json").write_text(json.dumps(content), encoding="utf-8")
-    shutil.copyfile(REDUCED / "timings.json", folder / "timings.json")
     return Cells(folder)
 
 
@@ -492,8 +491,20 @@ def test_what_the_pictures_need_is_asked_for_before_anything_is_run(tmp_path, ca
 def test_the_page_says_what_it_lacks_without_a_traceback(tmp_path, capsys):
     assert page.main(["--form", "huge"]) == 1
     assert "no form huge" in capsys.readouterr().err
-    assert page.main(["--results", str(tmp_path / "none")]) == 1
+    assert page.main(["--results", str(tmp_path / "none"), "--page", str(tmp_path / "page.md")]) == 1
     assert "cells.json" in capsys.readouterr().err
+    assert same.main([str(tmp_path / "none")]) == 1
+    assert "cells.json" in capsys.readouterr().err
+
+
+def test_the_page_of_the_study_is_of_its_own_cells(tmp_path, capsys):
+    """Cells of another run or form go to a page of their own."""
+    assert page.main(["--results", str(REDUCED)]) == 1
+    assert "--page" in capsys.readouterr().err
+    other = tmp_path / "study.md"
+    assert page.main(["--form", "full", "--results", str(REDUCED), "--page", str(other)]) == 1
+    assert "form reduced" in capsys.readouterr().err and not other.exists()
+    assert page.page_of(form("full")) != page.page_of(form("reduced")) == ROOT / "docs" / "study.md"
 
 
 # ---------------------------------------------------------------------------------------------------- what is collected

@@ -144,12 +144,6 @@ class Cells:
         }
 
     @cached_property
-    def seconds(self) -> float:
-        """What editing and evaluating took, over all cells."""
-        each = read_json(self.folder / "timings.json")["cells"].values()
-        return float(sum(sum(seconds.values()) for seconds in each if seconds))
-
-    @cached_property
     def asked(self) -> set[str]:
         """The tasks that any cell has figures of."""
         return {task for cell in self.all.values() if cell.run for task, _ in cell.run.samples}

@@ -82,7 +82,6 @@ def text(cells: Cells, this: Form, chat: Any, drawn: dict[str, str]) -> str:
         "longer": sentences.longer(this),
         "missing": "".join(f"- **Not in the tables** {line}.\n" for line in missing),
         "check": "" if this.name == REDUCED else f" --form {this.name}",
-        "hours": f"{cells.seconds / 3600:.1f}",
         **{f"alt_{name}": alt for name, alt in drawn.items()},
     }
     return TEMPLATE.read_text(encoding="utf-8").format_map(values).replace("\n\n\n", "\n\n")
@@ -97,8 +96,14 @@ def page_of(this: Form) -> Path:
 
 
 def made(this: Form, results: Path) -> tuple[str, dict[str, Any]]:
-    """The page, and its pictures by name."""
+    """The page, and its pictures by name.
+
+    Raises:
+        UserError: there are no cells, or those of another form.
+    """
     cells = Cells(results)
+    if cells.about["form"] != this.name:
+        raise UserError(f"{results} holds cells of the form {cells.about['form']}, and the page is of {this.name}")
     drawn = {picture.kind: picture for picture in pictures(cells)}
     alts = {kind: re.sub(r"[\[\]]", "", picture.alt) for kind, picture in drawn.items()}
     return text(cells, this, read_json(CHAT), alts), {picture.name: picture for picture in drawn.values()}
@@ -126,6 +131,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def _main(given: argparse.Namespace) -> int:
     this = form(given.form)
+    if given.results and not (given.page or given.check):
+        raise UserError("--results: give --page FILE too, or --check; the page of the study is of the stored cells")
     page = given.page or page_of(this)
     wanted, drawn = made(this, given.results or RESULTS / this.name)
     if given.check:

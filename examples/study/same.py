@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from lm_eval_edit.comparison.runs import TaskSamples
+from lm_eval_edit.errors import UserError
 
 from .cells import Cells
 from .design import RESULTS
@@ -64,7 +65,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("other", type=Path, help="collected cells of another run")
     parser.add_argument("--results", type=Path, default=RESULTS / "reduced")
     given = parser.parse_args(argv)
-    largest, strange = apart(Cells(given.results), Cells(given.other))
+    try:
+        largest, strange = apart(Cells(given.results), Cells(given.other))
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 1
     for metric, gap in sorted(largest.items()):
         print(f"{metric}: {gap:.3g}")
     for name in strange:
