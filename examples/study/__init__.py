@@ -11,6 +11,7 @@ collect   the sweeps' cells without texts, in `results`: what the page is made o
 cells     the collected cells as values, each beside the unedited model
 hypotheses  what papers say, and whether it holds here: rules on the cells
 tables    the tables of the page
+sentences  its sentences that depend on the form and the cells
 pictures  its pictures
 same      how far two runs lie apart
 page      writes the page, or says where it is not what the cells give

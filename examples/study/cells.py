@@ -9,6 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from lm_eval_edit._support.files import read_json
 from lm_eval_edit.comparison.baseline import thaw
 from lm_eval_edit.comparison.combined import weighted_mean
@@ -63,6 +65,11 @@ class Change:
     def worse(self) -> bool:
         """Whether every seed's interval lies below 0."""
         return all(high < 0 for _, high in self.ends)
+
+    @property
+    def worse_once(self) -> bool:
+        """Whether any seed's interval lies below 0."""
+        return any(high < 0 for _, high in self.ends)
 
     @property
     def better(self) -> bool:
@@ -137,6 +144,11 @@ class Cells:
         }
 
     @cached_property
+    def asked(self) -> set[str]:
+        """The tasks that any cell has figures of."""
+        return {task for cell in self.all.values() if cell.run for task, _ in cell.run.samples}
+
+    @cached_property
     def methods(self) -> list[str]:
         """The methods with an evaluated cell, in the design's order."""
         return list(dict.fromkeys(method for (method, _, _), cell in self._edited.items() if cell.run))
@@ -155,6 +167,22 @@ class Cells:
         """The cells of all seeds; none where one of them was not evaluated."""
         found = [self._edited.get((method, n, seed)) for seed in self.seeds]
         return [cell for cell in found if cell] if found and all(cell and cell.run for cell in found) else []
+
+    def equals(self, n: int) -> dict[str, str]:
+        """Method -> the first method whose cells are equal to its own to the bit, in every seed, after so many edits:
+        a threshold that was not reached, or nothing to remember yet. What did the same to the model is one observation.
+        """
+        found: dict[str, str] = {}
+        here = [method for method in self.methods if self.at(method, n)]
+        for place, method in enumerate(here):
+            first = next((each for each in here[:place] if self._equal(each, method, n)), None)
+            if first is not None:
+                found[method] = first
+        return found
+
+    def _equal(self, one: str, other: str, n: int) -> bool:
+        pairs = zip(self.at(one, n), self.at(other, n), strict=True)
+        return all(a.known["moved"] == b.known["moved"] and same_figures(a.run, b.run) for a, b in pairs)
 
     def unedited(self, cell: Cell) -> Cell:
         """The unedited model as the same sweep found it."""
@@ -226,6 +254,21 @@ class Cells:
     def moved(self, method: str, n: int) -> float | None:
         """The mean ‖Δ‖ / ‖W‖ over the seeds."""
         return mean_of(cell.moved for cell in self.at(method, n))
+
+
+def same_figures(one: Run | None, other: Run | None) -> bool:
+    """Whether two runs have the same figures for every document, to the bit."""
+    if one is None or other is None or one.samples.keys() != other.samples.keys():
+        return False
+    for key, a in one.samples.items():
+        b = other.samples[key]
+        if a.metrics.keys() != b.metrics.keys():
+            return False
+        if not all(
+            np.array_equal(a.metrics[name].counts, b.metrics[name].counts, equal_nan=True) for name in a.metrics
+        ):
+            return False
+    return True
 
 
 def able_mean(comparison: Comparison) -> Row | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,6 +89,32 @@ class Form:
     def trained(self, part: str) -> bool:
         """Whether a part needs the hypernetwork."""
         return any(self.study["methods"][label].get("archive") == TRAINED for label in self.labels(part))
+
+    def controls(self, labels: Sequence[str]) -> list[str]:
+        """Those that imitate another method's update instead of writing anything."""
+        return [label for label in labels if "like" in self.study["methods"][label]]
+
+    def bases(self, labels: Sequence[str]) -> list[str]:
+        """Those that are neither a control nor a variant: of the ones that build on the same editor only the first."""
+        found: dict[str, str] = {}
+        for label in labels:
+            method = self.study["methods"][label]
+            if "like" not in method:
+                found.setdefault(method.get("over") or method["editor"], label)
+        return list(found.values())
+
+    def editors(self, labels: Sequence[str]) -> list[str]:
+        """The package's methods that they are, the controls apart."""
+        without = set(self.controls(labels))
+        return list(dict.fromkeys(self.study["methods"][label]["editor"] for label in labels if label not in without))
+
+    def variants(self, labels: Sequence[str]) -> list[str]:
+        """Those that are a method of the package which an earlier one is already, with other options."""
+        found: dict[str, str] = {}
+        for label in labels:
+            found.setdefault(self.study["methods"][label]["editor"], label)
+        without = {*found.values(), *self.controls(labels)}
+        return [label for label in labels if label not in without]
 
     def method(self, label: str, work: Work) -> dict[str, Any]:
         """A method as a sweep's design takes it."""

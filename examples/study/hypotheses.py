@@ -1,9 +1,11 @@
 """What papers say, and whether it holds here: rules on the cells, so that nobody has typed a verdict.
 
 Two words recur. A method has **done damage** at a checkpoint if the interval of one and the same measure lies on the
-worse side of 0 in every seed: the mean score of the tasks that are not at floor, the mean log-probability of the right
-answers, or the bits per byte of the text. It has been shown **harmless** if every seed's interval of that mean score
-ends above −δ.
+worse side of 0 in every seed, of whatever size: the mean score of the tasks that are not at floor, the mean
+log-probability of the right answers, or the bits per byte of the text. It shows **no drop** of the mean score
+beyond δ if every seed's interval of it ends above −δ and no seed's interval of any measure lies below 0.
+
+Methods whose cells are equal to the bit are one observation, and counted once.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from scipy import stats
 from lm_eval_edit.comparison.statistics import mcnemar
 
 from .cells import BITS, LOGPROB, METRICS, SCORE, Cells, Change
+from .design import Form
 
 HOLDS, FAILS, OPEN = "holds", "does not hold", "not to be told"
 IN_PART, UNMEASURED = "holds in part", "not measured"
@@ -55,15 +58,36 @@ def damage(cells: Cells, method: str, n: int) -> list[str]:
     return found
 
 
-def harmless(cells: Cells, method: str, n: int) -> bool:
-    """Whether it has been shown that a method has cost less than δ."""
-    change = cells.changes(method, n, SCORE)
-    return change is not None and change.no_worse_than(DELTA)
+def no_drop(cells: Cells, method: str, n: int) -> bool:
+    """Whether the mean score has fallen by no more than δ for certain, and no measure in any seed."""
+    changes = {kind: cells.changes(method, n, kind) for kind in METRICS}
+    score = changes[SCORE]
+    if score is None or not score.no_worse_than(DELTA):
+        return False
+    return not any(change.worse_once for change in changes.values() if change is not None)
+
+
+def distinct(cells: Cells, methods: Sequence[str], n: int) -> list[str]:
+    """Of methods whose cells are equal to the bit only the first."""
+    equals = cells.equals(n)
+    first: dict[str, str] = {}
+    for method in methods:
+        first.setdefault(equals.get(method, method), method)
+    return list(first.values())
 
 
 def signed(value: float, digits: int = 2) -> str:
     """A difference with its sign."""
     return f"{value:+.{digits}f}".replace("-", "−")
+
+
+def sizes(cells: Cells, method: str, n: int) -> str:
+    """A method and what was lost by each measure by which it has done damage: a loss that is certain may be small."""
+    found = [(kind, cells.changes(method, n, kind)) for kind in damage(cells, method, n)]
+    said = [
+        f"{MEASURES[kind]} {signed(change.value, DIGITS.get(kind, 2))}" for kind, change in found if change is not None
+    ]
+    return f"`{method}` ({', '.join(said)})"
 
 
 def told(change: Change | None, kind: str = SCORE) -> str:
@@ -84,23 +108,25 @@ def names(methods: Sequence[str]) -> str:
 
 def handful(cells: Cells) -> Verdict:
     """A handful of edits is harmless."""
-    writing = [
+    all_of_them = [
         method
         for method in cells.methods
         if HANDFUL in cells.checkpoints(method)
         and (cells.mean(method, HANDFUL, "edithurt_efficacy", "em") or 0) >= TAKES
     ]
+    writing = distinct(cells, all_of_them, HANDFUL)
     hurt = [method for method in writing if damage(cells, method, HANDFUL)]
-    safe = [method for method in writing if harmless(cells, method, HANDFUL)]
+    safe = [method for method in writing if no_drop(cells, method, HANDFUL)]
     verdict = FAILS if hurt else HOLDS if writing and len(safe) == len(writing) else OPEN
-    one = [method for method in writing if damage(cells, method, 1)]
+    one = [method for method in distinct(cells, all_of_them, 1) if damage(cells, method, 1)]
     why = (
-        f"{len(writing)} methods wrote at least half of their {HANDFUL} facts; damage by {len(hurt)} ({names(hurt)}), "
-        f"shown harmless {len(safe)} ({names(safe)}). After one edit damage by {len(one)} ({names(one)})"
+        f"{len(writing)} methods wrote at least half of their {HANDFUL} facts; damage by "
+        f"{_with_sizes(cells, hurt, HANDFUL)}; no drop of the mean score beyond {DELTA} for {len(safe)} "
+        f"({names(safe)}). After one edit damage by {_with_sizes(cells, one, 1)}"
     )
     rule = (
-        f"of the methods whose efficacy after {HANDFUL} edits is {TAKES} or more, one that has done damage refutes it; "
-        f"it holds if all are harmless"
+        f"of the methods whose efficacy after {HANDFUL} edits is {TAKES} or more, one that has done damage, of "
+        f"whatever size, refutes it; it holds if all show no drop"
     )
     return Verdict("A handful of edits is harmless", rule, verdict, why)
 
@@ -167,63 +193,75 @@ def remembering(cells: Cells) -> Verdict:
     verdict = OPEN
     if hurt:
         verdict = FAILS
-    elif kept is not None and kept >= 0.9 and harmless(cells, "memit_seq", n):
+    elif kept is not None and kept >= 0.9 and no_drop(cells, "memit_seq", n):
         verdict = HOLDS
     why = (
         f"after {n} edits memit_seq answers {_share(kept)} of its facts, MEMIT {_share(other)}; damage by "
         f"{_measures(hurt)}; memit_seq against MEMIT {told(change)} nats"
     )
-    rule = f"fails if memit_seq has done damage after {n} edits; holds if it answers 0.9 of its facts and is harmless"
+    rule = f"fails if memit_seq has done damage after {n} edits; holds if it answers 0.9 of its facts and shows no drop"
     return Verdict("Remembering keys is enough", rule, verdict, why)
 
 
-def norm_predicts(cells: Cells) -> Verdict:
-    """The norm of the update predicts the damage."""
+def norm_predicts(cells: Cells, methods: Sequence[str]) -> Verdict:
+    """The norm of the update predicts the damage.
+
+    Args:
+        methods: Those that are observations of their own: no controls, and one of each base.
+    """
     n, said, results = HANDFUL, [], []
+    counted = distinct(cells, methods, n)
     for kind in (LOGPROB, BITS):
         pairs = [
             (moved, -change.value)
-            for method in cells.methods
+            for method in counted
             if (moved := cells.moved(method, n)) is not None and (change := cells.changes(method, n, kind)) is not None
         ]
         if len(pairs) < 5:
             continue
-        rho, p = stats.spearmanr(*zip(*pairs, strict=True))
+        norms, lost = zip(*pairs, strict=True)
+        rho, p = stats.spearmanr(norms, lost)
         low, high = fisher(float(rho), len(pairs))
         results.append(HOLDS if rho > 0 and p < 0.05 else FAILS if high < 0.5 else OPEN)
         said.append(
             f"{MEASURES[kind]}: ρ = {signed(float(rho))} ({signed(low)} to {signed(high)}) over {len(pairs)} methods"
         )
     verdict = results[0] if results and len(set(results)) == 1 else OPEN
+    said.append(f"the methods are {names(counted)}")
     rule = (
-        f"Spearman's ρ between ‖Δ‖/‖W‖ and the loss after {n} edits, over the methods: holds if ρ is above 0 with "
-        f"p < 0.05 for answers and text alike, fails if the 95 % interval ends below 0.5 for both"
+        f"Spearman's ρ between ‖Δ‖/‖W‖ and the loss after {n} edits, over the methods, without controls and with one "
+        f"of those that build on the same editor: holds if ρ is above 0 with p < 0.05 for answers and text alike, "
+        f"fails if the 95 % interval ends below 0.5 for both. ‖W‖ is over the weights that a "
+        f"method edits, and these differ from one to the other"
     )
     return Verdict("The norm of the update predicts the damage", rule, verdict, "; ".join(said))
 
 
 def perplexity_warns(cells: Cells) -> Verdict:
     """Perplexity warns before the tasks do."""
-    order: dict[str, list[str]] = {"first": [], "together": [], "later": []}
-    for method in cells.methods:
+    order: dict[str, list[str]] = {"first": [], "together": [], "later": [], "alone": []}
+    for method in _distinct_throughout(cells):
         text, tasks = _onset(cells, method, (BITS,)), _onset(cells, method, (SCORE, LOGPROB))
-        if not (math.isinf(text) and math.isinf(tasks)):
+        if not math.isinf(tasks):
             order["first" if text < tasks else "together" if text == tasks else "later"].append(method)
-    first, together, later = order.values()
+        elif not math.isinf(text):
+            order["alone"].append(method)
+    first, together, later, alone = order.values()
     verdict = OPEN
     if len(later) > len(first):
         verdict = FAILS
     elif first and not later and len(first) >= len(together):
         verdict = HOLDS
     why = (
-        f"damage shows in the text at an earlier checkpoint, or in it alone, for {len(first)} methods "
+        f"of the methods with damage in the tasks, it shows in the text at an earlier checkpoint for {len(first)} "
         f"({names(first)}), in both at the same one for {len(together)} ({names(together)}), in the text later or "
-        f"not at all for {len(later)} ({names(later)})"
+        f"not at all for {len(later)} ({names(later)}); in the text alone for {len(alone)} ({names(alone)}), "
+        f"which warned of nothing that came"
     )
     rule = (
         "the first checkpoint at which a method has done damage by bits per byte beside the first at which it has by "
         "mean score or log-probability: holds if the text is never later and earlier at least as often as not; fails "
-        "if it is later more often than earlier"
+        "if it is later more often than earlier. Methods without damage in the tasks decide nothing"
     )
     return Verdict("Perplexity warns before the tasks do", rule, verdict, why)
 
@@ -245,21 +283,19 @@ def not_in_chat(chat: Mapping[str, Any]) -> Verdict:
     return Verdict("Edits in raw text are not there in chat", rule, verdict, why)
 
 
-#: Rule -> the methods that it is about; all where none is named.
-RULES: dict[Callable[[Cells], Verdict], tuple[str, ...]] = {
-    handful: (),
-    random_hurts: ("rome", "random_rome", "memit", "random_memit"),
-    rome_breaks: ("rome", "r_rome"),
-    remembering: ("memit", "memit_seq"),
-    norm_predicts: (),
-    perplexity_warns: (),
-}
-
-
-def all_verdicts(cells: Cells, chat: Mapping[str, Any]) -> list[Verdict]:
+def all_verdicts(cells: Cells, chat: Mapping[str, Any], form: Form) -> list[Verdict]:
     """Every hypothesis, in the page's order."""
+    bases = form.bases(cells.methods)
+    rules: list[tuple[Callable[[Cells], Verdict], tuple[str, ...]]] = [  # with the methods that it is about
+        (handful, ()),
+        (random_hurts, ("rome", "random_rome", "memit", "random_memit")),
+        (rome_breaks, ("rome", "r_rome")),
+        (remembering, ("memit", "memit_seq")),
+        (lambda cells: norm_predicts(cells, bases), ()),
+        (perplexity_warns, ()),
+    ]
     found = []
-    for rule, needed in RULES.items():
+    for rule, needed in rules:
         verdict = rule(cells)
         lacking = [method for method in needed if HANDFUL not in cells.checkpoints(method)]
         if lacking:
@@ -285,6 +321,19 @@ def _onset(cells: Cells, method: str, kinds: Sequence[str]) -> float:
         if set(damage(cells, method, n)) & set(kinds):
             return n
     return math.inf
+
+
+def _distinct_throughout(cells: Cells) -> list[str]:
+    """Of methods whose cells are equal to the bit at every checkpoint only the first."""
+    equals = {n: cells.equals(n) for method in cells.methods for n in cells.checkpoints(method)}
+    first: dict[tuple[tuple[int, str], ...], str] = {}
+    for method in cells.methods:
+        first.setdefault(tuple((n, equals[n].get(method, method)) for n in cells.checkpoints(method)), method)
+    return list(first.values())
+
+
+def _with_sizes(cells: Cells, methods: Sequence[str], n: int) -> str:
+    return f"{len(methods)} ({'; '.join(sizes(cells, method, n) for method in methods) or 'none'})"
 
 
 def _measures(kinds: Sequence[str]) -> str:

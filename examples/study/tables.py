@@ -6,19 +6,19 @@ import math
 from collections.abc import Sequence
 
 from lm_eval_edit.comparison.statistics import detectable_drop
+from lm_eval_edit.comparison.verdicts import Row
 from lm_eval_edit.report.budget import Budget, budget, words
 
 from .cells import BITS, LOGPROB, PERPLEXITY, SCORE, Cells, able_mean, mean_of
 from .design import Form
 from .hypotheses import DELTA, HANDFUL, Verdict, names, told
 
-EDITING, NEGATION = "edithurt_editing", "edithurt_negation"
 #: Column -> task and metric, of what the edits wrote.
 WRITTEN = {
     "efficacy": ("edithurt_efficacy", "em"),
     "generalization": ("edithurt_generalization", "em"),
     "locality": ("edithurt_locality", "prob_success"),
-    "said though negated": (NEGATION, "shortcut"),
+    "said though negated": ("edithurt_negation", "shortcut"),
 }
 NONE = "–"
 
@@ -103,23 +103,31 @@ def cost_table(cells: Cells) -> str:
     return markdown(head, rows)
 
 
+def _headlines(cells: Cells) -> list[Row]:
+    """The tasks' main figures, the unedited model's beside those of some edited cell."""
+    for cell in cells.all.values():
+        if cell.run and cell.known["n_edits"] and (comparison := cells.compared(cells.unedited(cell), cell)):
+            return [row for row in comparison.rows if row.headline]
+    return []
+
+
 def tasks_table(cells: Cells) -> str:
     """The tasks as the unedited model does them, and whether damage could be seen in their scores."""
     first = cells.first
-    floors = {}
-    for cell in cells.all.values():
-        if cell.run and cell.known["n_edits"] and (comparison := cells.compared(cells.unedited(cell), cell)):
-            floors = {row.task: row.floor for row in comparison.rows if row.headline}
-            break
     rows = []
-    for task in floors:
+    for task, floor in ((row.task, row.floor) for row in _headlines(cells)):
         metric = BITS if task == PERPLEXITY else SCORE
-        floor = floors[task]
         tells = "at floor: " + floor if floor else "yes" if metric == SCORE else "a quantity of its own"
         figures = [number(first.figure(task, metric)), number(first.figure(task, LOGPROB))]
         rows.append([f"`{task}`", str(first.documents(task)), *figures, tells])
     head = ["task", "documents", "unedited", "`gold_logprob`", "its score can show damage"]
-    return markdown([*head[:1], *head[1:4], head[4]], rows)
+    return markdown(head, rows)
+
+
+def scored(cells: Cells) -> dict[str, int]:
+    """The tasks that the mean score is of, those not at floor, and how many documents each has."""
+    tasks = [row.task for row in _headlines(cells) if row.metric == SCORE and row.floor is None]
+    return {task: cells.first.documents(task) for task in tasks}
 
 
 def detectable(cells: Cells, n: int = HANDFUL) -> tuple[str, str]:
