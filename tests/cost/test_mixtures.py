@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
-from transformers import GptOssConfig, Qwen3MoeConfig
+from transformers import GptOssConfig, LlamaConfig, LlamaForCausalLM, Qwen3MoeConfig
 
 from benchmarks.counting import Operations
+from benchmarks.memory import LiveBytes
 from lm_eval_edit.cost import estimate
 from lm_eval_edit.cost.editing import FactLength, operation, second_moments
 from lm_eval_edit.cost.memory import editing_memory
 from lm_eval_edit.cost.work import DEVICES, Pass, Shape, Work
+from lm_eval_edit.editors.base import EditContext
+from lm_eval_edit.models.architecture import Architecture
+from lm_eval_edit.models.mixture import eager_experts
+from lm_eval_edit.moments.second_moments import SecondMoments
 from tests.conftest import ROOT
 from tests.support.mixtures import EXPERTS, INNER, MIXTURES, PICKED, SHARED, mixture_model
 
@@ -38,6 +45,24 @@ def test_a_whole_pass_has_the_operations_that_are_counted(name):
     with torch.no_grad(), Operations() as counted:
         model(torch.randint(1, 60, (3, 20), generator=torch.Generator().manual_seed(0)))
     assert shape.blocks(60, 3 * 20**2) + 60 * shape.head == pytest.approx(counted.total, rel=0.05)
+
+
+def test_the_width_is_that_of_the_experts_whatever_is_dense_beside_them():
+    config = mixture_model("qwen3_moe", mlp_only_layers=[0], intermediate_size=96).config
+    shape = Shape.of(config)
+    assert (shape.inner, shape.routed) == (INNER, True), "not the 96 of the dense block"
+    moments = second_moments(shape, "memit", {"layers": (1,)}, 1000)
+    assert moments.single == 2 * INNER**2 * PICKED * 1000
+
+
+@pytest.mark.parametrize("name", ["qwen2_moe", "deepseek_v3"])
+def test_routed_experts_beside_a_shared_one_are_counted_where_they_are_edited(name):
+    config = mixture_model(name).config
+    shared, routed = Shape.of(config), Shape.of(config, routed=True)
+    assert not shared.routed and shared.inner > INNER
+    assert (routed.inner, routed.routed) == (INNER, True)
+    assert replace(routed, inner=shared.inner, routed=False) == shared
+    assert editing_memory(routed, "memit", {"layers": (1,)}, 1).factors == 8 * EXPERTS * INNER**2
 
 
 def test_few_tokens_read_few_experts():
