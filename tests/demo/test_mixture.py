@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
@@ -17,6 +19,21 @@ def test_the_same_recipe_makes_the_same_weights(tmp_path):
     assert (first / "model.safetensors").read_bytes() == (second / "model.safetensors").read_bytes()
     assert recipe.hash() != mixture.Recipe(steps=3, layers=2).hash()
     assert sorted(file.name for file in tmp_path.iterdir()) == ["one", "two"], "nothing half done is left"
+
+
+def test_the_hash_is_of_tokenizer_and_texts_too(tmp_path, monkeypatch):
+    before = SMALL.hash()
+    for file in mixture.CHECKPOINT.glob("tokenizer*"):
+        shutil.copy(file, tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(mixture, "CHECKPOINT", tmp_path)
+        assert SMALL.hash() == before
+        (tmp_path / "tokenizer.json").write_text((tmp_path / "tokenizer.json").read_text().replace("Ġthe", "Ġhte"))
+        assert SMALL.hash() != before
+    with monkeypatch.context() as patched:
+        patched.setattr(mixture, "CONTEXT_TEMPLATES", ("{}", "It is late. {}"), raising=False)
+        assert SMALL.hash() != before
+    assert SMALL.hash() == before
 
 
 def test_a_run_that_fails_leaves_nothing(tmp_path, monkeypatch):
