@@ -1,4 +1,4 @@
-"""Files that are either whole or absent: atomic writes, hashes, JSON and YAML with errors that name the line."""
+"""Files and folders that are either whole or absent: atomic writes, hashes, JSON and YAML; errors name the line."""
 
 from __future__ import annotations
 
