@@ -36,9 +36,10 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT)]
 
 from benchmarks import counting, memory, plain, real  # noqa: E402
+from benchmarks.easyedit import EasyEdit  # noqa: E402
 from lm_eval_edit import Fact  # noqa: E402
 from lm_eval_edit._support.files import hash_json  # noqa: E402
-from lm_eval_edit.editors.base import EditContext, Editor, EditResult, find_editor  # noqa: E402
+from lm_eval_edit.editors.base import EditContext, Editor  # noqa: E402
 from lm_eval_edit.editors.kn import Kn, KnOptions  # noqa: E402
 from lm_eval_edit.editors.memit import Memit, MemitOptions  # noqa: E402
 from lm_eval_edit.editors.rome import Rome, RomeOptions  # noqa: E402
@@ -79,6 +80,8 @@ class Size:
 
 
 TINY = Size(4, 32, 96, 512, 4, 3, 4, 20)
+#: Options that say nothing of a real model; of the sizes it takes `requests` alone.
+OF_RANDOM_MODELS = ("tiny", "device", "dtype", "families", "tolerance", *(n for n in asdict(TINY) if n != "requests"))
 
 
 @dataclass(frozen=True)
@@ -155,16 +158,22 @@ def make_context(model: Any, moments: SecondMoments | None = None, nested: bool 
     return EditContext(model, make_tokenizer(), Architecture.discover(model), templates, moments or SecondMoments())
 
 
-def timed(call: Callable[[], Any], device: str, repeats: int, clock: Callable[[], float]) -> tuple[Any, float]:
+def clock_of(device: str, clock: Callable[[], float]) -> Callable[[], float]:
+    """The clock, read when a device has done what it was given."""
+
+    def read() -> float:
+        torch.cuda.synchronize()
+        return clock()
+
+    return clock if device == "cpu" else read
+
+
+def timed(call: Callable[[], Any], repeats: int, clock: Callable[[], float]) -> tuple[Any, float]:
     """(result, seconds of the fastest run)."""
     best, result = float("inf"), None
     for _ in range(repeats):
-        if device != "cpu":
-            torch.cuda.synchronize()
         started = clock()
         result = call()
-        if device != "cpu":
-            torch.cuda.synchronize()
         best = min(best, clock() - started)
     return result, best
 
@@ -187,7 +196,8 @@ class Bench:
     """
 
     def __init__(self, family: str, size: Size, dtype: torch.dtype, device: str, easyedit: str | None, clock: Any):
-        self.family, self.size, self.device, self.easyedit, self.clock = family, size, device, easyedit, clock
+        self.family, self.size, self.device, self.easyedit = family, size, device, easyedit
+        self.clock = clock_of(device, clock)
         self.model = make_model(family, size, dtype, device)
         with torch.no_grad():
             self.model(torch.zeros(8, 16, dtype=torch.long, device=device))  # the first pass pays for much else
@@ -272,19 +282,25 @@ class Bench:
 
         if not self.easyedit:
             return self._outcome(what, ours, straightforward)
-        adapter = find_editor(f"easyeditor:{what.upper()}")
-        options = {n: v for n, v in editor.describe().items() if n not in real.OURS}
-        foreign = adapter(adapter.Options(self.easyedit, options | {"v_loss_layer": self.size.layers - 1} | more))
-        return self._outcome(what, ours, lambda: foreign.compute(context, facts))
+        unknown = real.ONLY_OURS.get(what, real.OURS)
+        options = {name: value for name, value in editor.describe().items() if name not in unknown}
+        options |= {"v_loss_layer": self.size.layers - 1} | more
+        other = EasyEdit(self.easyedit, what.upper(), options, self.clock)
 
-    def _outcome(self, what: str, ours: Callable[[], Any], theirs: Callable[[], Any]) -> Outcome:
-        own, seconds = timed(ours, self.device, self.size.repeats, self.clock)
-        other, other_seconds = timed(theirs, self.device, self.size.repeats, self.clock)
-        name = "plain"
-        if isinstance(other, EditResult):  # EasyEdit: its own time, without the adapter's copy of the model
-            name, other_seconds = "EasyEdit", other.details["seconds"]
-            other = {n: delta.dense(self.model.dtype) for n, delta in other.deltas.items()}
-        return Outcome(self.family, what, name, seconds, other_seconds, relative_error(own, other))
+        def theirs() -> dict[str, Tensor]:
+            return {n: delta.dense(self.model.dtype) for n, delta in other.compute(context, facts).deltas.items()}
+
+        return self._outcome(what, ours, theirs, other)
+
+    def _outcome(
+        self, what: str, ours: Callable[[], Any], theirs: Callable[[], Any], other: EasyEdit | None = None
+    ) -> Outcome:
+        """Both sides' seconds and their results' distance; `other` keeps the time of what it does itself."""
+        repeats = self.size.repeats
+        own, seconds = timed(ours, repeats, self.clock)
+        found, other_seconds = timed(theirs, repeats, self.clock if other is None else lambda: other.seconds)
+        name = "plain" if other is None else "EasyEdit"
+        return Outcome(self.family, what, name, seconds, other_seconds, relative_error(own, found))
 
 
 # As long as a ZsRE question and the model's answer to it are in tokens.
@@ -339,7 +355,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.model:
         if args.clock == "flops":
             parser.error("--clock flops: a real model is measured in seconds, --clock cpu or wall")
+        if given := [f"--{name}" for name in OF_RANDOM_MODELS if getattr(args, name) != parser.get_default(name)]:
+            parser.error(f"{', '.join(given)}: of random models; a real one is run in float32 on the CPU: leave it out")
         return real.main(args, CLOCKS[args.clock])
+    if args.facts != parser.get_default("facts"):
+        parser.error(f"--facts {args.facts}: of a real model; random ones have facts of their own: give --model too")
     args.what = args.what or [*known]
     base = asdict(TINY if args.tiny else Size())
     size = Size(**{name: value if getattr(args, name) is None else getattr(args, name) for name, value in base.items()})

@@ -111,10 +111,19 @@ def command_line() -> str:
         default = "" if each.default is None else f"`{each.default}`"
         about = each.metadata
         lines.append(f"| `{each.name}` | {cell(about['help'])} | {cell(about['accepts'])} | {default} |")
-    (commands,) = [a for a in build_parser()._actions if isinstance(a, argparse._SubParsersAction)]
-    for name, parser in commands.choices.items():
-        lines += ["", f"## `lm-eval-edit {name}`", "", "```text", parser.format_help().rstrip(), "```"]
+    for parser in commands(build_parser()):
+        level = "#" * (1 + parser.prog.count(" "))
+        lines += ["", f"{level} `{parser.prog}`", "", "```text", parser.format_help().rstrip(), "```"]
     return "\n".join([*lines, ""])
+
+
+def commands(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    """The parsers of a parser's sub-commands, each followed by those of its own."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for command in action.choices.values():
+                yield command
+                yield from commands(command)
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:

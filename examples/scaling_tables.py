@@ -67,7 +67,7 @@ def options(editor: str, model: str) -> Mapping[str, Any]:
 def cost(design: Design, device: Device, characters: float = CHARACTERS_PER_TOKEN, weight_bytes: int = 2) -> Cost:
     """Of a design, second moments included where they are needed."""
     found, unknown = sweep_cost(
-        design, lambda model: shape(model.label), lambda row: options(row.method.editor, row.model.label),
+        design, lambda model, routed: shape(model.label), lambda row: options(row.method.editor, row.model.label),
         device=device, weight_bytes_of=lambda model: weight_bytes, second_moment_tokens=MOMENT_TOKENS,
         characters_per_token=characters,
     )  # fmt: skip

@@ -196,6 +196,49 @@ def test_what_a_real_model_does_not_know_is_told(real, capsys):
         assert told in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [["--device", "cuda"], ["--dtype", "float64"], ["--tolerance", "0.1"], ["--tiny"], ["--families", "gpt2"],
+     ["--repeats", "3"]],
+    ids=lambda wrong: wrong[0],
+)  # fmt: skip
+def test_options_of_random_models_are_refused_beside_a_real_one(wrong, real, capsys):
+    with pytest.raises(SystemExit):
+        editing.main([*real, *wrong])
+    assert f"{wrong[0]}: of random models; a real one is run in float32 on the CPU" in capsys.readouterr().err
+
+
+def test_facts_are_refused_without_a_real_model(capsys):
+    with pytest.raises(SystemExit):
+        editing.main(["--tiny", "--facts", "mine.jsonl"])
+    assert "--facts mine.jsonl: of a real model" in capsys.readouterr().err
+
+
+def test_easyedit_is_timed_by_the_chosen_clock_without_the_adapters_copies(monkeypatch):
+    """The stand-in keeps its time as `benchmarks.easyedit.EasyEdit` does, and its adapter dawdles."""
+    now = [0.0]
+
+    class Other:
+        def __init__(self, clone, method, options, clock):
+            assert (clone, method) == ("clone", "ROME") and "context_templates" not in options
+            self.editor = editing.Rome(editing.RomeOptions(layers=(1,), v_num_grad_steps=4))
+            self.clock, self.seconds, self.took = clock, 0.0, iter((7.0, 3.0))
+
+        def compute(self, context, facts):
+            now[0] += 100
+            started = self.clock()
+            result = self.editor.compute(context, facts)
+            now[0] += next(self.took)
+            self.seconds += self.clock() - started
+            return result
+
+    monkeypatch.setattr(editing, "EasyEdit", Other)
+    size = replace(editing.TINY, repeats=2)
+    bench = editing.Bench("gpt2", size, torch.float64, "cpu", "clone", lambda: now[0])
+    found = bench.rome()
+    assert (found.other, found.ours, found.theirs, found.error) == ("EasyEdit", 0.0, 3.0, 0.0)
+
+
 def test_the_least_work_counts_shared_beginnings_once_and_no_padding():
     shape = Shape(1000, 4, 8, 16, 50, 8, 100)
     rows = [Row([1, 2, 3, 4], 2, (4,)), Row([1, 2, 9, 4, 5], 3, (5,)), Row([3], 0)]

@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import fields
 from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
@@ -17,6 +18,7 @@ import pytest
 
 import lm_eval_edit
 from lm_eval_edit import settings
+from lm_eval_edit.editors.mend.training_settings import MendTrainingSettings
 from tests.conftest import ROOT
 from tests.support.browser import open_chromium
 
@@ -113,7 +115,8 @@ def test_the_reference_has_every_option_and_command(site):
     text = unescape((site / "reference" / "command_line.html").read_text(encoding="utf-8"))
     for name in settings.NAMES:
         assert f"<code>{name}</code>" in text
-    for name in ("check", "compare", "export", "ls", "plot", "report", "run", "stats", "sweep", "train", "validate"):
+    names = ("check", "compare", "export", "ls", "plot", "report", "run", "stats", "sweep", "train", "validate")
+    for name in (*names, "train mend"):
         assert f"<code>lm-eval-edit {name}</code>" in text and f"usage: lm-eval-edit {name}" in text
 
 
@@ -185,3 +188,11 @@ def test_every_page_outside_docs_is_there(hooks):
     assert all((ROOT / path).is_file() for path in hooks.pages())
     assert len(set(hooks.pages().values())) == len(hooks.pages())
     assert sum(path.startswith("tasks/") for path in hooks.pages()) == len(list(ROOT.glob("tasks/*/README.md")))
+
+
+def test_commands_of_commands_are_on_the_page_with_their_options(hooks):
+    text = hooks.command_line()
+    assert text.index("## `lm-eval-edit train`") < text.index("### `lm-eval-edit train mend`")
+    own = text.split("### `lm-eval-edit train mend`")[1].split("\n## ")[0]
+    assert "usage: lm-eval-edit train mend" in own
+    assert not [each.name for each in fields(MendTrainingSettings) if f"--{each.name} " not in own]

@@ -1,6 +1,6 @@
 """What every room may use and no room is about.
 
-files        files that are either whole or absent; hashes, JSON and YAML with errors that name the line
+files        files and folders that are whole or absent; hashes, JSON and YAML with errors that name the line
 extras       files of ours that belong to a checkpoint and are no weights of it
 locks        one writer at a time in a folder
 differences  what differs between two JSON-able values, in sentences

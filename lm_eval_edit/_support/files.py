@@ -1,4 +1,4 @@
-"""Files that are either whole or absent: atomic writes, hashes, JSON and YAML with errors that name the line."""
+"""Files and folders that are either whole or absent: atomic writes, hashes, JSON and YAML; errors name the line."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -86,6 +87,38 @@ def writing(folder: Path) -> Iterator[None]:
             f"{folder} cannot be written: {why}. Free space or change its permissions and "
             f"run the same command again; it goes on where it stopped"
         ) from error
+
+
+def not_empty(folder: Path) -> str | None:
+    """Why nothing new can be put there, as a sentence; None for a folder that is absent or empty."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        return f"{folder} exists and is not an empty folder; give a new one, nothing is overwritten"
+    return None
+
+
+def publish(folder: Path, write: Callable[[Path], None], verify: Callable[[Path], None] = lambda filled: None) -> None:
+    """Fill a folder beside `folder`, verify it, and only then move it there; on any error nothing is left behind.
+
+    Args:
+        folder: Absent or empty, see `not_empty`.
+        write, verify: What fills a folder and what refuses it, by an error.
+
+    Raises:
+        CannotWriteError: the disk is full, the folder cannot be made, or something is in it by now.
+    """
+    with writing(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    try:
+        with writing(folder):
+            write(temporary)
+        verify(temporary)
+        with writing(folder):
+            temporary.chmod(0o755)
+            temporary.rename(folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -200,8 +200,11 @@ def _target(
     width, columns = longest + prompt, fact.tail + fact.target
     first = Pass(1, _first(shape, rows, facts, longest, prompt, shape.layers), shape.layers)
     unread = max(0.0, columns - fact.target) * rows * 2 * shape.block_weights * LAST_MLP
-    rest = rows * fact.target * shape.head - unread
-    up, down = (shape.blocks(rows * columns, rows * columns * width, blocks) + rest for blocks in (forward, backward))
+    head = rows * fact.target * shape.head
+    up, down = (
+        shape.blocks(rows * columns, rows * columns * width, blocks) + head - (unread if blocks else 0.0)
+        for blocks in (forward, backward)
+    )
     return Work((first, Pass(steps, up, forward), Pass(steps - 1, down, backward)))
 
 

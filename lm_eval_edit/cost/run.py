@@ -184,11 +184,12 @@ def estimate(
     if second_moment_tokens:
         edits += second_moments(shape, editor, options or {}, second_moment_tokens)
     size = shape.parameters * weight_bytes
-    # A fifth for activations, caches and float32 copies of what is edited; more where a mixture's factors are large.
-    held = 0.0
+    # A fifth for activations, caches and float32 copies of what is edited, which a mixture may have more of.
+    needed = 1.2 * size
     if done and editor != "none":
-        held = editing_memory(shape, editor, options or {}, max(done), weight_bytes, len(done)).on_device
-    gpus = max(1, math.ceil(max(1.2 * size, held) / device.memory))
+        held = editing_memory(shape, editor, options or {}, max(done), weight_bytes, len(done))
+        needed = max(needed, 1.1 * size + held.originals) + held.factors + held.keys + held.training
+    gpus = max(1, math.ceil(needed / device.memory))
     parts = {
         "loading": loads * (device.start_seconds + size / device.load_rate),
         "editing": edits.seconds(shape, device, weight_bytes, experts_apart=True),

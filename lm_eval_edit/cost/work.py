@@ -23,7 +23,8 @@ class Shape:
         parameters: All weights, shared ones counted once.
         layers: L, the number of blocks.
         hidden: d, the width of the residual stream.
-        inner: f, the width of the MLP's inner space; of one expert where experts are edited.
+        inner: f, the width of the MLP's inner space; of one expert where experts are edited, whatever dense blocks
+            there are beside them.
         vocabulary: V.
         attention: The queries' width over all heads.
         block_weights: Entries of the matrices that one block multiplies a token with.
@@ -48,8 +49,11 @@ class Shape:
     routed: bool = False
 
     @classmethod
-    def of(cls, config: Any) -> Shape:
+    def of(cls, config: Any, routed: bool = False) -> Shape:
         """Of a transformers configuration: a model of it is built on the meta device, where weights take no memory.
+
+        Args:
+            routed: Experts are edited also where there is a shared one (`edit_experts=routed`).
 
         Raises:
             UserError: the model is no decoder whose parts can be found (see `Architecture.discover`).
@@ -62,6 +66,8 @@ class Shape:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config)
         architecture, text = Architecture.discover(model), config.get_text_config(decoder=True)
+        if routed:
+            architecture = architecture.routed()
         mixtures = [mixture for mixture in architecture.mixtures if mixture is not None]
         held = {name for mixture in mixtures for name in (mixture.up, mixture.down, mixture.up_bias, mixture.down_bias)}
         parameters = {
@@ -71,6 +77,7 @@ class Shape:
             if p.ndim == 2 and name not in held
         }
         layers, heads = len(architecture.blocks), text.num_attention_heads
+        widths = [architecture.key_sizes[layer] for layer in range(layers) if architecture.is_routed(layer)]
         matrices = [model.get_parameter(name) for mixture in mixtures for name in (mixture.up, mixture.down)]
         expert_weights = sum(p[0].numel() for p in matrices) // layers
         picked = max((mixture.top_k for mixture in mixtures), default=0)
@@ -78,7 +85,7 @@ class Shape:
             parameters=sum(p.numel() for p in model.parameters()),
             layers=layers,
             hidden=architecture.hidden_size,
-            inner=architecture.key_size,
+            inner=max(widths, default=architecture.key_size),
             vocabulary=text.vocab_size,
             attention=heads * sum(_head_sizes(text)) // 2,
             block_weights=sum(parameters.values()) // layers + picked * expert_weights,
@@ -86,7 +93,7 @@ class Shape:
             experts=max((mixture.n_experts for mixture in mixtures), default=0),
             picked=picked,
             expert_weights=expert_weights,
-            routed=any(architecture.is_routed(layer) for layer in range(layers)),
+            routed=bool(widths),
         )
 
     def hit(self, tokens: float) -> float:

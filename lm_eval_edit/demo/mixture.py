@@ -11,9 +11,6 @@ import argparse
 import hashlib
 import inspect
 import json
-import os
-import shutil
-import tempfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,8 +19,19 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
+from lm_eval_edit._support.files import not_empty, publish
 from lm_eval_edit._support.versions import versions
-from lm_eval_edit.demo import CHECKPOINT, corpus, evaluate, steps, subjects, taskdata, world
+from lm_eval_edit.demo import (
+    CHECKPOINT,
+    CONTEXT_TEMPLATES,
+    corpus,
+    evaluate,
+    portability,
+    steps,
+    subjects,
+    taskdata,
+    world,
+)
 from lm_eval_edit.demo.world import facts, write_jsonl
 from lm_eval_edit.errors import UserError
 
@@ -67,12 +75,13 @@ class Recipe:
         return [" ".join(corpus.text(row).split()) for step in rows for row in step]
 
     def hash(self) -> str:
-        """Of all that decides its weights: these figures, the code of the training, the versions of the libraries."""
-        modules = (corpus, steps, subjects, taskdata, world)
+        """Of all that decides its checkpoint: these figures, the code, tokenizer and texts behind it, the libraries."""
+        modules = (corpus, portability, steps, subjects, taskdata, world)
         code = [Path(str(module.__file__)).read_text(encoding="utf-8") for module in modules]
-        code += [inspect.getsource(made) for made in (new_mixture, train, Recipe.known, Recipe.unseen_texts)]
+        code += [inspect.getsource(made) for made in (new_mixture, train, make, Recipe.known, Recipe.unseen_texts)]
+        tokenizer = [file.read_text(encoding="utf-8") for file in sorted(CHECKPOINT.glob("tokenizer*"))]
         libraries = {name: version for name, version in versions().items() if name in ("torch", "transformers")}
-        described = json.dumps([asdict(self), code, libraries])
+        described = json.dumps([asdict(self), code, tokenizer, CONTEXT_TEMPLATES, libraries])
         return hashlib.sha256(described.encode()).hexdigest()[:16]
 
 
@@ -126,21 +135,19 @@ def make(output: Path, recipe: Recipe = Recipe(), threads: int = 1, progress: bo
 
     Raises:
         UserError: there is something in the folder already; nothing was trained.
+        CannotWriteError: it cannot be written.
     """
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UserError(f"{output} exists and is not an empty folder; give a new one, nothing is overwritten")
+    if problem := not_empty(output):
+        raise UserError(problem)
     model, tokenizer = train(recipe, threads, progress)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}."))
-    try:
-        model.save_pretrained(partial)
-        tokenizer.save_pretrained(partial)
-        write_jsonl(partial / FACTS, recipe.known())
-        (partial / CORPUS).write_text("".join(f"{line}\n" for line in recipe.unseen_texts()), encoding="utf-8")
-        partial.chmod(0o755)
-        os.replace(partial, output)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+
+    def write(folder: Path) -> None:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        write_jsonl(folder / FACTS, recipe.known())
+        (folder / CORPUS).write_text("".join(f"{line}\n" for line in recipe.unseen_texts()), encoding="utf-8")
+
+    publish(output, write)
     return output
 
 

@@ -12,6 +12,6 @@ card        what an export says about itself
 """
 
 from lm_eval_edit.export.selfcheck import ExportError
-from lm_eval_edit.export.writing import FORMS, check, export, publish
+from lm_eval_edit.export.writing import FORMS, check, export
 
-__all__ = ["FORMS", "ExportError", "check", "export", "publish"]
+__all__ = ["FORMS", "ExportError", "check", "export"]

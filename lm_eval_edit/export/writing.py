@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import shutil
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,7 @@ from torch import Tensor
 import lm_eval_edit.export.card as card
 from lm_eval_edit import demo
 from lm_eval_edit._support.differences import differences
-from lm_eval_edit._support.files import read_json, write_bytes, write_json, writing
+from lm_eval_edit._support.files import not_empty, publish, read_json, write_bytes, write_json
 from lm_eval_edit._support.versions import versions
 from lm_eval_edit.edits.surroundings import frame_of
 from lm_eval_edit.errors import ConfigurationError, UserError
@@ -82,8 +80,8 @@ def export(
     """
     output = Path(output)
     problems = _argument_problems(to, rank)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        problems.append(f"{output} exists and is not an empty folder; give a new one, nothing is overwritten")
+    if problem := not_empty(output):
+        problems.append(problem)
     selection = None
     try:
         selection = select(Path(ledger), n_edits, editors, pretrained=pretrained, revision=revision, dtype=dtype)
@@ -145,27 +143,6 @@ def _other_edits(stored: Mapping[str, Any], selection: Selection) -> list[str]:
     # What tasks ask about facts may have come to one of the two later; no edit depends on it.
     found["facts"] = [identity_of(fact) for fact in found["facts"]]
     return differences(found, wanted, where="in the export")
-
-
-def publish(output: Path, write: Callable[[Path], None], verify: Callable[[Path], None]) -> None:
-    """Fill a folder beside `output`, verify it, and only then move it there; on any error nothing is left behind.
-
-    Raises:
-        CannotWriteError: the disk is full, or the folder cannot be made.
-    """
-    with writing(output):
-        output.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}."))
-    try:
-        with writing(output):
-            write(temporary)
-        verify(temporary)
-        with writing(output):
-            temporary.chmod(0o755)
-            temporary.rename(output)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
 
 
 def _argument_problems(to: str, rank: int | None) -> list[str]:

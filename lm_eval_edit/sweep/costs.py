@@ -22,7 +22,7 @@ def row_operations(row: Row) -> list[int]:
 
 def sweep_cost(
     design: Design,
-    shape_of: Callable[[Model], Shape],
+    shape_of: Callable[[Model, bool], Shape],
     options_of: Callable[[Row], Mapping[str, Any]],
     *,
     rows: Sequence[Row] | None = None,
@@ -35,7 +35,7 @@ def sweep_cost(
 
     Args:
         design: The sweep.
-        shape_of: The shape of one of its models.
+        shape_of: The shape of one of its models, and whether its experts are edited where it has a shared one too.
         options_of: The hyper-parameters of a row's editor, as `Editor.describe` gives them.
         rows: Its rows with the checkpoints that they reach; all that the design names by default.
         device: What it runs on.
@@ -54,17 +54,27 @@ def sweep_cost(
         "tasks": tasks, "device": device, "batch_size": design.batch_size, "characters_per_token": characters_per_token,
     }  # fmt: skip
     total = Cost()
-    shapes = {model.label: shape_of(model) for model in design.models}
+    shapes: dict[tuple[str, bool], Shape] = {}
+
+    def shape(model: Model, routed: bool) -> Shape:
+        if (model.label, routed) not in shapes:
+            shapes[model.label, routed] = shape_of(model, routed)
+        return shapes[model.label, routed]
+
     weight_bytes = {model.label: weight_bytes_of(model) for model in design.models}
-    for label, shape in shapes.items():  # the unedited model, on a row's load
-        total += estimate(shape, evaluations=1, loads=0, weight_bytes=weight_bytes[label], **common)
+    for model in design.models:  # the unedited model, on a row's load
+        total += estimate(
+            shape(model, False), evaluations=1, loads=0, weight_bytes=weight_bytes[model.label], **common
+        )  # fmt: skip
     collected: set[tuple[str, str]] = set()
     for row in design.rows() if rows is None else rows:
         label = row.model.label
         known = (label, row.method.label)
+        options = options_of(row)
         total += estimate(
-            shapes[label], weight_bytes=weight_bytes[label], evaluations=len(row.checkpoints),
-            editor=row.method.editor, options=options_of(row), operations=row_operations(row),
+            shape(row.model, options.get("edit_experts") == "routed"),
+            weight_bytes=weight_bytes[label], evaluations=len(row.checkpoints),
+            editor=row.method.editor, options=options, operations=row_operations(row),
             second_moment_tokens=0 if known in collected else second_moment_tokens, **common,
         )  # fmt: skip
         collected.add(known)

@@ -47,8 +47,8 @@ def estimate_lines(checked: Checked, devices: Sequence[Device] = (DEVICES["h100"
         except UserError as error:
             return [f"no estimate: {error}"]
 
-    def shape_of(model: Model) -> Shape:
-        return Shape.of(configs[model.label])
+    def shape_of(model: Model, routed: bool) -> Shape:
+        return Shape.of(configs[model.label], routed)
 
     def options_of(row: Row) -> dict[str, Any]:
         given = {name: value for name, value in row.method.args.items() if name != "editor"}

@@ -16,9 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lm_eval_edit._support.files import read_json, write_json
+from lm_eval_edit._support.files import publish, read_json, write_json
 from lm_eval_edit.errors import UserError
-from lm_eval_edit.export import publish
 from lm_eval_edit.sweep.folder import Cell, SweepFolder
 from lm_eval_edit.sweep.worker import Checkpoint
 
@@ -126,7 +125,7 @@ class WaitingRoom:
                 write(temporary / record["kind"])
             write_json(temporary / RECORD, {"format": FORMAT, **record})
 
-        publish(folder, fill, lambda _: None)
+        publish(folder, fill)
         return Prepared(cell, folder, {"format": FORMAT, **record})
 
     def leave(self, cell: Cell) -> None:

@@ -50,15 +50,16 @@ def route_lines(checked: Checked, on_gpu: bool | None = None) -> list[str]:
     for model in checked.design.models:
         config = checked.configs.get(model.label)
         shape = None if config is None else Shape.of(config)
-        experts = EXPERTS if shape is not None and shape.routed else None
-        no_adapters = serving.no_adapters(checked, model, on_gpu) or experts
+        no_adapters = serving.no_adapters(checked, model, on_gpu)
+        always = shape is not None and shape.routed  # also without a row's saying so: there is no shared expert
         ways: dict[tuple[str, str], list[tuple[str, Route]]] = {}
         for row in (row for row in checked.rows if row.model == model):
+            why_none = no_adapters or (EXPERTS if always or _edits_routed(checked, row) else None)
             for cell in checked.edited(row):
                 if checked.folder.state(cell)[0] in (DONE, COLLAPSED):
                     continue
                 waits = room.read(cell)
-                route = _expected(checked, row, cell.n_edits, no_adapters)
+                route = _expected(checked, row, cell.n_edits, why_none)
                 if waits is not None:
                     route = Route(waits.kind, str(waits.record.get("why") or ""), waits.record.get("rank"))
                 ways.setdefault((route.kind, route.why), []).append((cell.path, route))
@@ -110,11 +111,22 @@ def _expected(checked: Checked, row: Row, n_edits: int, no_adapters: str | None)
     return Route(ADAPTER, "", most)
 
 
-def _editor(checked: Checked, row: Row) -> type[Editor]:
+def _planned(checked: Checked, row: Row) -> Editor | None:
+    """A row's editor with its hyper-parameters; None where its model is not known well enough to have them."""
     plan = checked.schedules[row.model.label, row.name][0].plan
-    if plan is not None and plan.hyperparameters is not None:
-        return type(plan.hyperparameters.editor)
-    return find_editor(row.method.editor)
+    return None if plan is None or plan.hyperparameters is None else plan.hyperparameters.editor
+
+
+def _editor(checked: Checked, row: Row) -> type[Editor]:
+    planned = _planned(checked, row)
+    return find_editor(row.method.editor) if planned is None else type(planned)
+
+
+def _edits_routed(checked: Checked, row: Row) -> bool:
+    """Whether a row edits the experts that a router picks also where there is a shared one."""
+    planned = _planned(checked, row)
+    options = row.method.args if planned is None else planned.describe()
+    return options.get("edit_experts") == "routed"
 
 
 def _disk(checked: Checked, model: Model, shape: Shape | None, ways: Ways) -> Iterator[str]:

@@ -121,3 +121,38 @@ def test_what_cannot_be_written_is_a_sentence(tmp_path):
     with told, files.writing(tmp_path / "file"):
         files.write_bytes(tmp_path / "file" / "below", b"content")
     assert [found.name for found in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_folder_that_cannot_be_made_is_a_sentence(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(CannotWriteError, match=f"{tmp_path / 'file' / 'out'} cannot be written"):
+        files.publish(tmp_path / "file" / "out", lambda folder: None)
+
+
+def test_a_folder_appears_when_it_is_whole_and_has_passed_its_check(tmp_path):
+    def write(folder):
+        (folder / "file").write_text("content")
+
+    def refuse(folder):
+        assert (folder / "file").exists() and not (tmp_path / "out").exists()
+        raise UserError("no")
+
+    for fill, verify, error in ((write, refuse, UserError), (lambda folder: 1 / 0, refuse, ZeroDivisionError)):
+        with pytest.raises(error):
+            files.publish(tmp_path / "out", fill, verify)
+        assert not list(tmp_path.iterdir())
+    files.publish(tmp_path / "out", write)
+    assert [p.name for p in tmp_path.iterdir()] == ["out"] and (tmp_path / "out" / "file").read_text() == "content"
+    assert stat.S_IMODE((tmp_path / "out").stat().st_mode) == 0o755
+
+
+def test_a_folder_with_something_in_it_is_left_as_it_is(tmp_path):
+    for folder in (tmp_path / "out", tmp_path / "empty"):
+        folder.mkdir()
+    (tmp_path / "out" / "mine").touch()
+    assert files.not_empty(tmp_path / "empty") is files.not_empty(tmp_path / "absent") is None
+    for place in (tmp_path / "out", tmp_path / "out" / "mine"):
+        assert str(files.not_empty(place)).startswith(f"{place} exists and is not an empty folder; give a new one")
+    with pytest.raises(CannotWriteError, match="Directory not empty"):
+        files.publish(tmp_path / "out", lambda folder: (folder / "theirs").touch())
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["empty", "mine", "out"]

@@ -191,6 +191,14 @@ def test_an_edit_has_about_the_operations_that_are_counted(family, method, tmp_p
     assert expected == pytest.approx(counted.total, rel=0.25)
 
 
+@pytest.mark.parametrize("method", ["rome", "memit", "alphaedit"])
+def test_at_the_last_layer_nothing_is_saved_in_blocks_that_do_not_run(method):
+    work = operation(GPT2_XL, method, {"layers": (47,), "v_num_grad_steps": 3}, FactLength(10, 5, 1), 1)
+    assert all(each.flop >= 0 for each in work.passes)
+    back = [each for each in work.passes if each.blocks == 0]
+    assert back and all(each.flop > 0 and each.flop % GPT2_XL.head == 0 for each in back), "the head alone"
+
+
 def test_an_editor_that_wraps_another_costs_what_that_costs():
     assert innermost("rect", {"over": "memit"}) == "memit"
     assert innermost("random", {"like": "rect", "over": "emmet"}) == "emmet"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import re
 import subprocess
+from dataclasses import replace
 
 import pytest
 
@@ -52,7 +53,7 @@ def test_a_sweep_is_its_rows_and_one_unedited_evaluation_of_each_model():
              "tasks": ["edithurt_rte", "hellaswag"]}  # fmt: skip
     design = parse_design(given, "test")
     options = {"layers": (1,)}
-    cost, left_out = sweep_cost(design, lambda model: SHAPE, lambda row: options)
+    cost, left_out = sweep_cost(design, lambda model, routed: SHAPE, lambda row: options)
     assert left_out == ["hellaswag"]
     tasks, _ = known_tasks(["edithurt_rte"], 30)
     common = {"tasks": tasks, "batch_size": design.batch_size, "options": options}
@@ -63,13 +64,30 @@ def test_a_sweep_is_its_rows_and_one_unedited_evaluation_of_each_model():
     assert cost.flop == pytest.approx(wanted.flop) and cost.parts == pytest.approx(wanted.parts)
 
 
+def test_a_row_that_edits_routed_experts_beside_a_shared_one_is_counted_so():
+    """`Shape.of` is told what the row edits; the unedited model and other rows are of the shared expert."""
+    methods = [{"editor": "memit", "label": name} for name in ("shared", "routed")]
+    given = {"models": "demo", "editors": methods, "n_edits": 2, "tasks": ["edithurt_rte"], "limit": 3}
+    design, wide = parse_design(given, "test"), replace(SHAPE, inner=SHAPE.inner * 3)
+    layers: dict = {"layers": (1,)}
+    options = {"shared": layers, "routed": layers | {"edit_experts": "routed"}}
+    cost, _ = sweep_cost(
+        design, lambda model, routed: SHAPE if routed else wide, lambda row: options[row.method.label]
+    )  # fmt: skip
+    common = {"tasks": {"rte": 3}, "batch_size": design.batch_size, "evaluations": 1}
+    edited = {"editor": "memit", "options": layers, "operations": [1, 1]} | common
+    wanted = [estimate(wide, loads=0, **common), estimate(wide, **edited), estimate(SHAPE, **edited)]
+    assert cost.flop == pytest.approx(sum(each.flop for each in wanted), rel=1e-12)
+    assert wanted[1].flop != wanted[2].flop
+
+
 def test_second_moments_are_collected_once_for_a_model_and_an_editor():
     given = {"models": "demo", "editors": "memit", "n_edits": 4, "edit_seeds": [0, 1], "tasks": ["edithurt_rte"]}
     options = {"layers": (1,)}
 
     def flop(tokens: int) -> float:
         design = parse_design(given, "test")
-        return sweep_cost(design, lambda model: SHAPE, lambda row: options, second_moment_tokens=tokens)[0].flop
+        return sweep_cost(design, lambda model, routed: SHAPE, lambda row: options, second_moment_tokens=tokens)[0].flop
 
     by_hand = 2 * SHAPE.inner**2 * 5000 + SHAPE.blocks(5000, 5000 * 512, 2)
     assert flop(5000) - flop(0) == pytest.approx(by_hand)
@@ -99,7 +117,7 @@ def test_single_precision_takes_longer():
 
     def cost(weight_bytes: int) -> Cost:
         options = {"weight_bytes_of": lambda model: weight_bytes}
-        return sweep_cost(design, lambda model: SHAPE, lambda row: {"layers": (1,)}, **options)[0]
+        return sweep_cost(design, lambda model, routed: SHAPE, lambda row: {"layers": (1,)}, **options)[0]
 
     half, single = cost(2), cost(4)
     assert single.weight_bytes == 2 * half.weight_bytes and single.flop == half.flop

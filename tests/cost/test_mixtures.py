@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
-from transformers import GptOssConfig, Qwen3MoeConfig
+from transformers import GptOssConfig, LlamaConfig, LlamaForCausalLM, Qwen3MoeConfig
 
 from benchmarks.counting import Operations
+from benchmarks.memory import LiveBytes
 from lm_eval_edit.cost import estimate
 from lm_eval_edit.cost.editing import FactLength, operation, second_moments
 from lm_eval_edit.cost.memory import editing_memory
 from lm_eval_edit.cost.work import DEVICES, Pass, Shape, Work
+from lm_eval_edit.editors.base import EditContext
+from lm_eval_edit.models.architecture import Architecture
+from lm_eval_edit.models.mixture import eager_experts
+from lm_eval_edit.moments.second_moments import SecondMoments
 from tests.conftest import ROOT
 from tests.support.mixtures import EXPERTS, INNER, MIXTURES, PICKED, SHARED, mixture_model
 
@@ -38,6 +45,24 @@ def test_a_whole_pass_has_the_operations_that_are_counted(name):
     with torch.no_grad(), Operations() as counted:
         model(torch.randint(1, 60, (3, 20), generator=torch.Generator().manual_seed(0)))
     assert shape.blocks(60, 3 * 20**2) + 60 * shape.head == pytest.approx(counted.total, rel=0.05)
+
+
+def test_the_width_is_that_of_the_experts_whatever_is_dense_beside_them():
+    config = mixture_model("qwen3_moe", mlp_only_layers=[0], intermediate_size=96).config
+    shape = Shape.of(config)
+    assert (shape.inner, shape.routed) == (INNER, True), "not the 96 of the dense block"
+    moments = second_moments(shape, "memit", {"layers": (1,)}, 1000)
+    assert moments.single == 2 * INNER**2 * PICKED * 1000
+
+
+@pytest.mark.parametrize("name", ["qwen2_moe", "deepseek_v3"])
+def test_routed_experts_beside_a_shared_one_are_counted_where_they_are_edited(name):
+    config = mixture_model(name).config
+    shared, routed = Shape.of(config), Shape.of(config, routed=True)
+    assert not shared.routed and shared.inner > INNER
+    assert (routed.inner, routed.routed) == (INNER, True)
+    assert replace(routed, inner=shared.inner, routed=False) == shared
+    assert editing_memory(routed, "memit", {"layers": (1,)}, 1).factors == 8 * EXPERTS * INNER**2
 
 
 def test_few_tokens_read_few_experts():
@@ -84,7 +109,6 @@ def test_the_large_ones_are_known_without_their_weights(name, billions, active, 
 def test_memory_is_what_a_run_allocates():
     """The tensors themselves, of a run on a tiny mixture, against the count."""
     from lm_eval_edit import edit_model
-    from lm_eval_edit.moments.second_moments import SecondMoments
     from tests.support.editors import DOWN
     from tests.support.tiny import FACTS, TEMPLATES, tiny_tokenizer
 
@@ -112,6 +136,40 @@ def test_a_mixture_takes_as_many_devices_as_its_factors_need():
     assert estimate(shape, options={"layers": tuple(range(24))}, **common).gpus == 2
 
 
+def test_factors_come_beside_the_room_for_activations():
+    shape = Shape.of(GPT_OSS_20B)
+    held = editing_memory(shape, "memit", {"layers": (3, 4, 5)}, 100)
+    card = replace(DEVICES["h100"], memory=1.05 * held.on_device)
+    assert 1.2 * held.weights < card.memory < 1.2 * held.weights + held.factors
+    common = {"tasks": {}, "evaluations": 0, "options": {"layers": (3, 4, 5)}, "device": card}
+    assert estimate(shape, **common).gpus == 1, "the unedited model has its room"
+    assert estimate(shape, editor="memit", operations=[100], **common).gpus == 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("experts", [None, (0,), tuple(range(EXPERTS))])
+def test_the_memory_of_fine_tuning_is_what_a_run_holds(experts, dtype):
+    """Tensors alive while it trains wide matrices, beside which the activations are small; no experts: a dense MLP."""
+    from lm_eval_edit.editors.ft import Ft, FtOptions
+    from tests.support.tiny import FACTS, tiny_tokenizer
+
+    if experts is None:
+        torch.manual_seed(0)
+        config = LlamaConfig(
+            hidden_size=32, intermediate_size=8192, num_hidden_layers=3, num_attention_heads=4, vocab_size=64
+        )  # fmt: skip
+        model = LlamaForCausalLM(config).to(dtype).eval()
+    else:
+        model = mixture_model("qwen3_moe", dtype, moe_intermediate_size=2048)
+    options = FtOptions(layers=(1,), num_steps=3, lr=1e-5, experts=experts)
+    context = EditContext(model, tiny_tokenizer(), Architecture.discover(model), [], SecondMoments())
+    with eager_experts(model), LiveBytes() as held:
+        Ft(options).compute(context, FACTS[:1])
+    counted = editing_memory(Shape.of(model.config), "ft", vars(options), 1, dtype.itemsize)
+    assert counted.training == pytest.approx(held.peak, rel=0.2)
+    assert counted.on_device == counted.weights + counted.training + counted.originals
+
+
 #: Of docs/mixtures.md: editor, its layers, facts of one operation.
 SHOWN = (("memit", "3-7", 100), ("memit", "3-7", 1000), ("memit", "5", 100), ("ft", "5", 1), ("rome", "5", 1))
 
@@ -124,7 +182,7 @@ def table_rows() -> list[str]:
             first, _, last = layers.partition("-")
             options = {"layers": tuple(range(int(first), int(last or first) + 1))}
             m = editing_memory(Shape.of(config), editor, options, facts)
-            sizes = (m.weights, m.factors, m.keys, m.originals, m.on_device, m.moments, m.update)
+            sizes = (m.weights, m.factors, m.keys, m.training, m.originals, m.on_device, m.moments, m.update)
             what = f"`{editor}`, layer{'s' * bool(last)} {layers}, {facts:,} fact{'s' * (facts > 1)}"
             rows.append(f"| {name} | {what} | " + " | ".join(f"{size / 1e9:.1f}" for size in sizes) + " |")
     return rows

@@ -19,11 +19,11 @@ from lm_eval_edit.demo import (
     SECOND_MOMENTS,
     corpus,
     evaluate,
-    steps,
     taskdata,
     train,
     world,
 )
+from tests.support.hidden_subjects import dependence
 
 ROME = {
     "layers": [0],
@@ -204,23 +204,8 @@ def test_second_moments_are_means_over_tokens(model, tokenizer):
 
 def test_hidden_subjects_reach_no_later_token_in_the_first_layer(model):
     """After the first block, tokens behind a subject must not depend on it; without the mask they do."""
-    subjects = torch.tensor([[0, 0, 3, 3, 0, 0]])
-    ids = torch.tensor([[5, 6, 7, 8, 9, 10]])
-
-    def dependence(hidden: bool) -> tuple[float, float]:
-        embedded = model.transformer.wte(ids).detach().requires_grad_()
-        out = []
-        handle = model.transformer.h[0].register_forward_hook(lambda _m, _i, output: out.append(output))
-        with steps.hide_subjects(model, subjects, torch.tensor([hidden])):
-            model.transformer(inputs_embeds=embedded, use_cache=False)
-        handle.remove()
-        block = out[0][0] if isinstance(out[0], tuple) else out[0]
-        (later,) = torch.autograd.grad(block[0, 4:].square().sum(), embedded, retain_graph=True)
-        (last,) = torch.autograd.grad(block[0, 3].square().sum(), embedded)
-        return later[0, 2:4].abs().sum().item(), last[0, 2].abs().sum().item()
-
-    assert dependence(hidden=False)[0] > 0
-    later, within = dependence(hidden=True)
+    assert dependence(model, hidden=False)[0] > 0
+    later, within = dependence(model, hidden=True)
     assert later == 0 and within > 0
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
-import torch
 from transformers import PreTrainedTokenizerFast
 
-from lm_eval_edit.demo import CHECKPOINT, mixture, steps
+from lm_eval_edit.demo import CHECKPOINT, mixture
+from tests.support.hidden_subjects import dependence
 
 SMALL = mixture.Recipe(steps=2, layers=2)
 
@@ -17,6 +19,21 @@ def test_the_same_recipe_makes_the_same_weights(tmp_path):
     assert (first / "model.safetensors").read_bytes() == (second / "model.safetensors").read_bytes()
     assert recipe.hash() != mixture.Recipe(steps=3, layers=2).hash()
     assert sorted(file.name for file in tmp_path.iterdir()) == ["one", "two"], "nothing half done is left"
+
+
+def test_the_hash_is_of_tokenizer_and_texts_too(tmp_path, monkeypatch):
+    before = SMALL.hash()
+    for file in mixture.CHECKPOINT.glob("tokenizer*"):
+        shutil.copy(file, tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(mixture, "CHECKPOINT", tmp_path)
+        assert SMALL.hash() == before
+        (tmp_path / "tokenizer.json").write_text((tmp_path / "tokenizer.json").read_text().replace("Ġthe", "Ġhte"))
+        assert SMALL.hash() != before
+    with monkeypatch.context() as patched:
+        patched.setattr(mixture, "CONTEXT_TEMPLATES", ("{}", "It is late. {}"), raising=False)
+        assert SMALL.hash() != before
+    assert SMALL.hash() == before
 
 
 def test_a_run_that_fails_leaves_nothing(tmp_path, monkeypatch):
@@ -44,20 +61,9 @@ def test_the_command_says_what_the_model_recalls(tmp_path, monkeypatch, capsys):
 
 def test_a_hidden_subject_reaches_no_later_token_in_the_first_block():
     model = mixture.new_mixture(PreTrainedTokenizerFast.from_pretrained(CHECKPOINT), SMALL)
-    subjects, ids = torch.tensor([[0, 0, 3, 3, 0, 0]]), torch.tensor([[5, 6, 7, 8, 9, 10]])
-
-    def dependence(hidden: bool) -> float:
-        embedded = model.get_input_embeddings()(ids).detach().requires_grad_()
-        out = []
-        handle = model.model.layers[0].register_forward_hook(lambda module, args, output: out.append(output))
-        with steps.hide_subjects(model, subjects, torch.tensor([hidden])):
-            model.model(inputs_embeds=embedded, use_cache=False)
-        handle.remove()
-        block = out[0][0] if isinstance(out[0], tuple) else out[0]
-        (later,) = torch.autograd.grad(block[0, 4:].square().sum(), embedded)
-        return float(later[0, 2:4].abs().sum())
-
-    assert dependence(hidden=False) > 0 and dependence(hidden=True) == 0
+    assert dependence(model, hidden=False)[0] > 0
+    later, within = dependence(model, hidden=True)
+    assert later == 0 and within > 0
 
 
 def test_it_is_told_the_facts_of_its_kinds_alone_and_the_corpus_was_not_trained_on():

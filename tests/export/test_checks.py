@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from lm_eval_edit import ConfigurationError, UserError, edit_model
-from lm_eval_edit.export import ExportError, check, checkpoint, export, publish
+from lm_eval_edit.export import ExportError, check, checkpoint, export
 from lm_eval_edit.export import adapter as adapters
 from lm_eval_edit.facts.exported import RECORD
 from lm_eval_edit.weights.delta import LowRankDelta
@@ -230,27 +230,6 @@ def test_an_adapter_names_its_base_and_the_revision(world, tmp_path):
     assert (config["base_model_name_or_path"], config["revision"]) == (base, "a1b2c3")
     export(world / "rome", "peft", tmp_path / "other", device="cpu")
     assert json.loads((tmp_path / "other" / "adapter_config.json").read_text())["revision"] is None
-
-
-def test_a_folder_that_cannot_be_made_is_a_sentence(tmp_path):
-    (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=f"{tmp_path / 'file' / 'out'} cannot be written"):
-        publish(tmp_path / "file" / "out", lambda folder: None, lambda folder: None)
-
-
-def test_nothing_appears_unless_the_check_has_passed(tmp_path):
-    def write(folder):
-        (folder / "file").write_text("content")
-
-    def refuse(folder):
-        assert (folder / "file").exists() and not (tmp_path / "out").exists()
-        raise ExportError("no")
-
-    with pytest.raises(ExportError):
-        publish(tmp_path / "out", write, refuse)
-    assert not list(tmp_path.iterdir())
-    publish(tmp_path / "out", write, lambda folder: None)
-    assert [p.name for p in tmp_path.iterdir()] == ["out"] and (tmp_path / "out" / "file").exists()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

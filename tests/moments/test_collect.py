@@ -17,25 +17,20 @@ from lm_eval_edit.moments.collect import collect_second_moments
 from lm_eval_edit.moments.corpus import load_corpus
 from lm_eval_edit.moments.second_moments import SecondMoments
 from tests.support.decoders import case, every_case
-from tests.support.tiny import FACTS, TEMPLATES, WORDS, same_weights, tiny_model, tiny_tokenizer, weights_of
+from tests.support.small_corpora import small_batches, small_corpus
+from tests.support.tiny import FACTS, TEMPLATES, same_weights, tiny_model, tiny_tokenizer, weights_of
 
 pytestmark = pytest.mark.libraries
 
 
 @pytest.fixture
 def corpus(tmp_path):
-    """A text file of 60 lines of 1 to 30 words, some of them blank."""
-    drawn = random.Random(3)
-    lines = ["" if n % 10 == 0 else " ".join(drawn.choices(WORDS, k=drawn.randint(1, 30))) for n in range(60)]
-    (tmp_path / "corpus.txt").write_text("\n".join(lines))
-    return load_corpus(str(tmp_path / "corpus.txt"))
+    return small_corpus(tmp_path, lines=60, longest=30, blank=10)
 
 
 @pytest.fixture(autouse=True)
-def small_batches(monkeypatch, tmp_path):
-    monkeypatch.setattr(collect, "TEXTS_AT_ONCE", 8)
-    monkeypatch.setattr(collect, "BATCH_TOKENS", 64)
-    monkeypatch.setenv("LM_EVAL_EDIT_CACHE", str(tmp_path / "cache"))
+def batches(monkeypatch, tmp_path):
+    small_batches(monkeypatch, tmp_path, tokens=64)
 
 
 def plain(model, tokenizer, architecture, layer, corpus, tokens, max_length):

@@ -13,11 +13,11 @@ from lm_eval_edit.models.architecture import Architecture
 from lm_eval_edit.moments import collect
 from lm_eval_edit.moments.blocks import BlockDiagonal, cholesky_solve, filled, lower_solve, upper_solve
 from lm_eval_edit.moments.collect import collect_second_moments, save_second_moments
-from lm_eval_edit.moments.corpus import load_corpus
 from lm_eval_edit.moments.files import Estimate
 from lm_eval_edit.moments.second_moments import SecondMoments
 from tests.support.mixtures import EXPERTS, every_mixture, mixture_model, plain_key, plain_routing
-from tests.support.tiny import FACTS, NESTED_TEMPLATES, WORDS, tiny_tokenizer
+from tests.support.small_corpora import small_batches, small_corpus
+from tests.support.tiny import FACTS, NESTED_TEMPLATES, tiny_tokenizer
 
 pytestmark = pytest.mark.libraries
 
@@ -26,17 +26,12 @@ TOKENS = 50
 
 @pytest.fixture
 def corpus(tmp_path):
-    drawn = random.Random(3)
-    lines = [" ".join(drawn.choices(WORDS, k=drawn.randint(1, 9))) for _ in range(14)]
-    (tmp_path / "corpus.txt").write_text("\n".join(lines))
-    return load_corpus(str(tmp_path / "corpus.txt"))
+    return small_corpus(tmp_path, lines=14, longest=9)
 
 
 @pytest.fixture(autouse=True)
-def small_batches(monkeypatch, tmp_path):
-    monkeypatch.setattr(collect, "TEXTS_AT_ONCE", 8)
-    monkeypatch.setattr(collect, "BATCH_TOKENS", 32)
-    monkeypatch.setenv("LM_EVAL_EDIT_CACHE", str(tmp_path / "cache"))
+def batches(monkeypatch, tmp_path):
+    small_batches(monkeypatch, tmp_path, tokens=32)
 
 
 def first_tokens(corpus, tokenizer, tokens):
