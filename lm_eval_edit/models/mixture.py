@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from lm_eval_edit.errors import UserError
+from lm_eval_edit.models.stopping import Reached, until_reached
 
 _APPLY_GATE = "_apply_gate"  # transformers' own: (N, 2 f) of gate and up -> (N, f) the key
 
@@ -122,10 +123,6 @@ class _Strange(Exception):
     """What looks like a mixture is none whose keys can be read; says why."""
 
 
-class _Reached(Exception):
-    """Ends a forward pass where the experts are called."""
-
-
 def find_mixture(block_path: str, block: nn.Module, hidden: int) -> Mixture | None:
     """The mixture of a block; None where there is none, or where its experts are kept in a way that is not known.
 
@@ -218,7 +215,7 @@ def _tried(found: Mixture, block: nn.Module, block_path: str, d: int) -> int:
     def reached(hidden: Tensor, index: Tensor, gates: Tensor) -> None:
         seen.append((hidden, index, gates))
         if weight.device.type == "meta":
-            raise _Reached
+            raise Reached
 
     def keep(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
         outputs.append(output.clone())  # some mixtures add to it in place
@@ -227,7 +224,7 @@ def _tried(found: Mixture, block: nn.Module, block_path: str, d: int) -> int:
         stack.callback(inner.watch(block, reached).remove)
         stack.callback(block.get_submodule(inner.experts).register_forward_hook(keep).remove)
         stack.enter_context(eager_experts(block))
-        stack.enter_context(contextlib.suppress(_Reached))
+        stack.enter_context(until_reached())
         block.get_submodule(inner.path)(x)
     if not seen:
         raise _Strange("its experts are not called")

@@ -29,6 +29,7 @@ from lm_eval_edit.errors import ConfigurationError, UserError
 from lm_eval_edit.models.architecture import Architecture
 from lm_eval_edit.models.devices import input_device
 from lm_eval_edit.models.mixture import Mixture, eager_experts
+from lm_eval_edit.models.stopping import Reached, until_reached
 from lm_eval_edit.moments.corpus import Corpus
 from lm_eval_edit.moments.files import COUNT, MOMENT, PICKS, Estimate, Reader, read_moments
 from lm_eval_edit.moments.second_moments import SecondMoments
@@ -184,10 +185,6 @@ def _batches(
             return
 
 
-class _Reached(Exception):
-    """Ends a forward pass at the last layer's key."""
-
-
 @dataclass
 class _Pass:
     """One pass over the batches, with its state on disk.
@@ -277,7 +274,7 @@ class _Pass:
             mask[row, : len(text)] = True
         mask_of[:] = [mask.flatten()]
         # Padding stands on the right, where no token looks: without a mask the attention can take its fastest path.
-        with contextlib.suppress(_Reached):
+        with until_reached():
             self.model(input_ids=ids.to(device), use_cache=False)
         self.count += int(mask.sum())
         self.batches += 1
@@ -296,7 +293,7 @@ class _Pass:
             def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
                 add(layer, None, args[0].flatten(0, -2)[mask_of[0].to(args[0].device)])
                 if layer == max(self.layers):
-                    raise _Reached
+                    raise Reached
 
             return hook
 
@@ -307,7 +304,7 @@ class _Pass:
                     add(layer, expert, keys)
                     self.picks[layer][expert] += len(tokens)
                 if layer == max(self.layers):
-                    raise _Reached
+                    raise Reached
 
             return told
 

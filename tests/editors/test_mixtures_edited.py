@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from lm_eval_edit import Fact, UserError, edit_model
+from lm_eval_edit.editors._shared.finetune import target_row
 from lm_eval_edit.editors._shared.rows import prompt_row
 from lm_eval_edit.editors._shared.target import optimise_targets
+from lm_eval_edit.editors._shared.trained import trained_parts
 from lm_eval_edit.errors import ConfigurationError
 from lm_eval_edit.facts.chat import chat_frame, placed
 from lm_eval_edit.models.architecture import Architecture
@@ -21,7 +23,7 @@ from tests.support.mixtures import (
     mixture_model,
     plain_routing,
 )
-from tests.support.tiny import FACTS, NESTED_TEMPLATES, TEMPLATES, same_weights, weights_of
+from tests.support.tiny import FACTS, NESTED_TEMPLATES, TEMPLATES, same_weights, tiny_tokenizer, weights_of
 
 pytestmark = pytest.mark.libraries
 
@@ -84,6 +86,32 @@ def test_fine_tuning_the_picked_experts_is_fine_tuning_all(name):
     (every,) = edited(model, "ft", facts, 1, options | chosen, context_templates=None).operations[0].deltas.values()
     assert torch.equal(every.dense(torch.float64), found)
     assert every.places == [0, 1, 2, 3]
+
+
+def test_what_is_trained_is_found_without_what_stands_above_it():
+    model, ran = mixture_model("qwen3_moe"), []
+    rows = [target_row(tiny_tokenizer(), fact) for fact in FACTS[:2]]
+    model.model.layers[2].register_forward_pre_hook(lambda module, args: ran.append("block 2"))
+    model.lm_head.register_forward_pre_hook(lambda module, args: ran.append("head"))
+    (part,) = trained_parts(model, Architecture.discover(model), [1], rows)
+    assert not ran
+    assert set(part.index.tolist()) == set().union(*(picked_for(model, row.ids, 1) for row in rows))
+
+
+def picked_for(model, ids, layer):
+    """The experts that any of some tokens goes to."""
+    return {e for end in range(len(ids)) for e in plain_routing(model, ids[: end + 1], layer)[1].tolist()}
+
+
+def test_an_expert_that_is_first_picked_while_lower_ones_are_trained_stays_as_it_is():
+    model = mixture_model("mixtral", num_experts_per_tok=1)
+    weight, ids = Architecture.discover(model).weight(2), target_row(tiny_tokenizer(), FACTS[0]).ids
+    kept, before = weights_of(model), picked_for(model, ids, 2)
+    ledger = edited(model, "ft", FACTS[:1], 1, {"layers": [1, 2], "num_steps": 12, "lr": 0.1}, context_templates=None)
+    new = picked_for(model, ids, 2) - before
+    assert new, "what layer 1 gives now is sent elsewhere in layer 2"
+    assert set(ledger.operations[0].deltas[weight].places) == before
+    assert torch.equal(model.get_parameter(weight)[list(new)], kept[weight][list(new)])
 
 
 def test_fine_tuning_one_expert_leaves_the_others():

@@ -13,7 +13,7 @@ keys            keys of many requests, and the solves that turn them into direct
 earlier_keys    editors that spare what earlier operations wrote
 history         what a schedule's earlier operations have left
 inverse_root    a running square root of (I + V Vᵀ)⁻¹
-routing         which experts a model picks for the facts' prompts
+routing         which experts a model picks
 experts         which of a mixture's experts are edited
 target          target optimisation: the vector that makes the model say the new object
 goals           what the MEMIT family wants a block to give at the subjects' last tokens
