@@ -333,6 +333,16 @@ def test_the_last_mlp_runs_where_it_is_read_and_gradients_are_the_same(kind, who
     assert "forward" not in vars(model.get_submodule(architecture.down_projections[-1].rpartition(".")[0]))
 
 
+@pytest.mark.parametrize("start", [1, 2])
+def test_of_the_last_mlp_no_more_is_kept_than_its_trial_needs(start):
+    model = tiny_llama(torch.float64)
+    rows = align(rows_of(tiny_tokenizer(), FACTS), CPU)
+    seen = PartialForward(model, Architecture.discover(model), rows, start)._last_mlp._seen
+    assert len(seen) == (1 if start == 1 else 0), "where the last block is edited, its MLP runs whole"
+    for kept in seen[0] if seen else ():
+        assert kept.untyped_storage().nbytes() == len(rows) * model.config.hidden_size * kept.element_size()
+
+
 def test_an_mlp_that_looks_at_other_positions_runs_whole(whole):
     model = tiny_llama(torch.float64)
     architecture, mlp = Architecture.discover(model), model.model.layers[-1].mlp

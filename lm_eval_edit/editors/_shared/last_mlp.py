@@ -47,7 +47,8 @@ class LastMlp:
                 and output.shape == given.shape
                 and output.ndim == 3
             ):
-                self._seen.append((given[:, -1:].detach(), output[:, -1:].detach()))
+                # Copies: a view would keep what stands in all columns for as long as this is kept.
+                self._seen.append((given[:, -1:].detach().clone(), output[:, -1:].detach().clone()))
             else:
                 self._seen.append(None)
 
