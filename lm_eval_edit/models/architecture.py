@@ -78,10 +78,14 @@ class Architecture:
         """The largest f of all blocks, the same in each of most models."""
         return max(self.key_sizes)
 
+    def routed_mixture(self, layer: int) -> Mixture | None:
+        """The mixture whose experts' matrices are what is edited of a layer; None where it is a linear map."""
+        mixture = self.mixtures[layer]
+        return mixture if mixture is not None and self.down_projections[layer] == mixture.down else None
+
     def is_routed(self, layer: int) -> bool:
         """Whether the edited matrices of a layer are those of a mixture's experts."""
-        mixture = self.mixtures[layer]
-        return mixture is not None and self.down_projections[layer] == mixture.down
+        return self.routed_mixture(layer) is not None
 
     def weight(self, layer: int) -> str:
         """Parameter name of layer `layer`'s down-projection weight, or of that of all its experts."""

@@ -310,8 +310,8 @@ class _Pass:
 
         handles = []
         for layer in self.layers:
-            mixture = self.architecture.mixtures[layer]
-            if mixture is not None and self.architecture.is_routed(layer):
+            mixture = self.architecture.routed_mixture(layer)
+            if mixture is not None:
                 handles.append(mixture.watch(self.model, on_experts(layer, mixture)))
             else:
                 projection = self.model.get_submodule(self.architecture.down_projections[layer])
