@@ -22,6 +22,7 @@ scale           hyper-parameters with a scale, from the model itself
 above           training passes of which the lower blocks are run once
 finetune        rows, loss and batches of the editors that fine-tune
 trained         what fine-tuning trains of a layer: a down-projection, or some experts
+adapters        a model with an adapter of peft's, for as long as it is trained
 wrapping        editors that alter another editor's deltas
 draws           seeds of what an editor draws
 difference      the smallest delta between two matrices
