@@ -145,9 +145,24 @@ class Architecture:
         return cls(blocks, projections, hidden, sizes, mixtures)
 
     def mlp_projections(self, model: nn.Module, layer: int) -> tuple[str, ...]:
-        """Module paths of all linear maps of a block's MLP, its down-projection among them, in module order."""
-        block = self.blocks[layer]
-        return tuple(f"{block}.{path}" for path in _beside_mixers(model.get_submodule(block)))
+        """Module paths of all linear maps of a block's MLP, its down-projection among them, in module order.
+
+        Of a mixture those of its shared expert, none where it has none: a router, and the gate of that expert's output,
+        are no part of an MLP.
+        """
+        block, mixture = self.blocks[layer], self.mixtures[layer]
+        found = {f"{block}.{path}": linear_shape(m) for path, m in _beside_mixers(model.get_submodule(block)).items()}
+        if mixture is None:
+            return tuple(found)
+        if mixture.shared is None:
+            return ()
+        f, inside = found[mixture.shared][0], mixture.shared.rpartition(".")[0] + "."
+        inner = ((f, self.hidden_size), (self.hidden_size, f), (self.hidden_size, 2 * f))  # the last: gate and up fused
+        return tuple(
+            path
+            for path, shape in found.items()
+            if path.startswith(inside) and path != mixture.router and shape in inner
+        )
 
     def gate_projection(self, model: nn.Module, layer: int) -> str:
         """Module path of the MLP map whose output passes through the activation: `c_fc`, or a gated MLP's gate.
