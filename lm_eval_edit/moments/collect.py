@@ -31,7 +31,7 @@ from lm_eval_edit.models.devices import input_device
 from lm_eval_edit.models.mixture import Mixture, eager_experts
 from lm_eval_edit.models.stopping import Reached, until_reached
 from lm_eval_edit.moments.corpus import Corpus
-from lm_eval_edit.moments.files import COUNT, MOMENT, PICKS, Estimate, Reader, read_moments
+from lm_eval_edit.moments.files import COUNT, FILLED, MOMENT, PICKS, Estimate, Reader, read_moments
 from lm_eval_edit.moments.second_moments import SecondMoments
 from lm_eval_edit.weights.edited import wide_dtype
 from lm_eval_edit.weights.fingerprint import parameter_sums
@@ -119,14 +119,15 @@ def save_second_moments(path: Path, moments: SecondMoments, modules: Sequence[st
     """Write the moments of some modules into one safetensors file, for edit_second_moments=FILE."""
     tensors: dict[str, Tensor] = {}
     for module in modules:
-        tensors |= _named(module, Estimate(moments[module], moments.count(module), moments.picks(module)))
+        tensors |= _named(module, moments.estimate(module))
     save_tensors(path, tensors, about)
 
 
 def _named(module: str, estimate: Estimate) -> dict[str, Tensor]:
     counted = {} if estimate.count is None else {module + COUNT: torch.tensor([estimate.count])}
     picked = {} if estimate.picks is None else {module + PICKS: estimate.picks}
-    return {module + MOMENT: estimate.moment} | counted | picked
+    filled = {module + FILLED: torch.tensor([1])} if estimate.filled else {}
+    return {module + MOMENT: estimate.moment} | counted | picked | filled
 
 
 def _context(model: PreTrainedModel) -> int:
