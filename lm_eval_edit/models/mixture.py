@@ -78,8 +78,10 @@ class Mixture:
             index: (N, k) the experts picked for each token.
             gates: (N, k) their gates.
         """
-        for expert in index.unique().tolist():
-            tokens, place = (index == expert).nonzero(as_tuple=True)
+        picks = torch.bincount(index.flatten(), minlength=self.n_experts).tolist()  # one wait for a device
+        by_expert = index.flatten().argsort(stable=True).split(picks)
+        for expert in (number for number, count in enumerate(picks) if count):
+            tokens, place = by_expert[expert] // index.shape[1], by_expert[expert] % index.shape[1]
             yield expert, tokens, self.expert_keys(model, expert, hidden[tokens]) * gates[tokens, place, None]
 
     def stacked_keys(self, model: nn.Module, hidden: Tensor, index: Tensor, gates: Tensor) -> Tensor:

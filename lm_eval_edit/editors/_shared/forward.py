@@ -284,8 +284,9 @@ class PartialForward:
             caching = naming.with_cache(self.model, naming.cache_with(self._prefix if first else ()))
         given = self.entering if entering is None else entering
         ids, columns = self.rows.input_ids[:, first:], at_columns - first
+        where = at_rows, at_columns, first, ids.shape[1]
         with (
-            contextlib.nullcontext() if self._last_is_whole else self._last_mlp.only_at(at_rows, columns, ids.shape[1]),
+            contextlib.nullcontext() if self._last_is_whole else self._last_mlp.only_at(*where),
             bridged(self._blocks[: self.start], given, self._block_is_tuple),
             reading(self.model, at_rows, columns) as readings,
         ):

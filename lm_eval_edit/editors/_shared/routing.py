@@ -114,7 +114,8 @@ def prompt_routing(
             rows.append(torch.tensor(ids))
             last.append(at)
         # Padding stands on the right, out of sight of what is looked at.
-        input_ids, at_last = pad_sequence(rows, batch_first=True).to(input_device(model)), torch.tensor(last)
+        input_ids = pad_sequence(rows, batch_first=True).to(input_device(model))
+        at_last = torch.tensor(last, device=input_ids.device)
 
         def told(layer: int, *given: Tensor, last: Tensor = at_last) -> None:
             index, gates = (

@@ -115,13 +115,13 @@ class SubjectPass:
         if self._left is None:
             ids = pad_sequence([torch.tensor(row.ids) for row in rows], batch_first=True).to(aligned.input_ids.device)
             self._rows = _Stretch(model, architecture, ids, end)
-            self._last = torch.tensor([row.subject_last for row in rows])
+            self._last = torch.tensor([row.subject_last for row in rows], device=ids.device)  # once, not at each layer
             self._arguments: dict[str, Any] = {naming.MASK: torch.ones_like(ids), naming.USE_CACHE: False}
             return
         padding = aligned.attention_mask[:, cut:] == 0
         self._beginnings = _Stretch(model, architecture, self._left.beginnings, end)
         self._rows = _Stretch(model, architecture, aligned.input_ids[:, cut:], end, padding)
-        self._last = torch.full((len(rows),), aligned.column - cut)
+        self._last = torch.full((len(rows),), aligned.column - cut, device=aligned.input_ids.device)
         positions = position_argument(model, aligned.position_ids[:, cut:])
         self._arguments = {naming.MASK: aligned.attention_mask, **positions}
 
