@@ -20,6 +20,7 @@ goals           what the MEMIT family wants a block to give at the subjects' las
 batch_options   hyper-parameters that MEMIT and its kin share
 scale           hyper-parameters with a scale, from the model itself
 above           training passes of which the lower blocks are run once
+steady          what a block computes before anything that is trained of it, run once
 finetune        rows, loss and batches of the editors that fine-tune
 trained         what fine-tuning trains of a layer: a down-projection, or some experts
 adapters        a model with an adapter of peft's, for as long as it is trained
