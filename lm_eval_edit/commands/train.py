@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 from dataclasses import fields
 from typing import Any
@@ -88,7 +89,9 @@ def run(args: argparse.Namespace) -> int:
     if problems or settings is None:
         raise ConfigurationError(problems)
 
-    from lm_eval_edit.editors.mend.training import train_mend
+    from lm_eval_edit.editors.mend.training import inner_params_of, train_mend
+    from lm_eval_edit.edits.chosen import model_config
+    from lm_eval_edit.edits.opened import without_weights
     from lm_eval_edit.edits.scheduled import default_dataset
     from lm_eval_edit.edits.source import load_source
     from lm_eval_edit.facts.sources import load_facts
@@ -97,13 +100,16 @@ def run(args: argparse.Namespace) -> int:
     pretrained = options["pretrained"]
     device = find_device(options.get("device"), "--device ")
     facts = load_facts(options.get("edit_dataset") or default_dataset(pretrained), options.get("data_dir"))
+    trusted = bool(options.get("trust_remote_code"))
+    config, _ = model_config(pretrained, options)
+    shapes = None
+    with contextlib.suppress(ValueError):
+        shapes = None if config is None else without_weights(config, trusted)
+    if shapes is not None:  # else loading tells
+        inner_params_of(shapes, settings)
     model, tokenizer = load_source(
-        pretrained,
-        options.get("revision"),
-        options.get("dtype") or "auto",
-        device,
-        bool(options.get("trust_remote_code")),
-    )
+        pretrained, options.get("revision"), options.get("dtype") or "auto", device, trusted
+    )  # fmt: skip
     record = train_mend(model, tokenizer, facts, args.output, settings)
     best = next(score for score in record["history"] if score["step"] == record["best_step"])
     print(

@@ -10,6 +10,7 @@ name says what it means, in `Editor.with_parameter`.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.metadata
 from abc import ABC, abstractmethod
@@ -237,8 +238,9 @@ class Editor(ABC):
         named = self.instead_of_layers is not None and bool(getattr(self.options, self.instead_of_layers))
         layers = [layer for layer in self.layers() or range(architecture.n_layers) if layer < architecture.n_layers]
         asked = getattr(self.options, "edit_experts", "")
+        not_routed = "" if named else self.not_routed
         return mixture_problems(
-            self.name, asked, architecture, self.edited(architecture), layers, "" if named else self.not_routed
+            self.name, asked, architecture, self.edited(architecture), layers, not_routed, edit_routed
         )
 
     def parameters(self, model: PreTrainedModel, architecture: Architecture) -> list[str] | None:
@@ -338,6 +340,15 @@ def _entry_points() -> dict[str, str]:
 def editor_names() -> list[str]:
     """Names `editor=` knows, `none` included: the built-in ones, then those of installed packages."""
     return ["none", *BUILT_IN, *(name for name in _entry_points() if name not in BUILT_IN)]
+
+
+def edit_routed() -> list[str]:
+    """Names of the methods that edit a mixture's routed experts, in the registry's order."""
+    found = []
+    for name in editor_names()[1:]:
+        with contextlib.suppress(UserError):  # another package's that cannot be imported
+            found += [] if find_editor(name).not_routed else [name]
+    return found
 
 
 def find_editor(name: str) -> type[Editor]:

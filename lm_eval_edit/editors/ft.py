@@ -200,7 +200,7 @@ class Ft(Editor):
     def architecture_problems(self, architecture: Architecture) -> list[str]:
         problems, edited = super().architecture_problems(architecture), self.edited(architecture)
         for layer in self.options.layers if self.options.experts else ():
-            mixture = edited.mixtures[layer] if layer < edited.n_layers and edited.is_routed(layer) else None
+            mixture = edited.routed_mixture(layer) if layer < edited.n_layers else None
             if mixture is None:
                 problems.append(f"experts={_listed(self.options.experts)}: no experts are edited in layer {layer}")
             elif beyond := [number for number in self.options.experts if number >= mixture.n_experts]:

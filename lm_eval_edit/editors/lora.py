@@ -12,8 +12,7 @@ The base model stays in evaluation mode; only the adapter has dropout.
 from __future__ import annotations
 
 import contextlib
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,11 +22,13 @@ from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as PEF
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from lm_eval_edit.editors._shared.adapters import adapted_by
 from lm_eval_edit.editors._shared.draws import seed_for
 from lm_eval_edit.editors._shared.finetune import chunks, padded, target_row
 from lm_eval_edit.editors._shared.progress import steps
 from lm_eval_edit.editors._shared.rows import Row
-from lm_eval_edit.editors.base import EditContext, Editor, EditResult, option
+from lm_eval_edit.editors.base import EditContext, Editor, EditResult, edit_routed, option
+from lm_eval_edit.editors.mixtures import ends_in, expert_names
 from lm_eval_edit.errors import UserError
 from lm_eval_edit.facts.fact import Fact
 from lm_eval_edit.models.architecture import Architecture, is_linear, is_transposed
@@ -93,9 +94,7 @@ class Lora(Editor):
     source = "Hu et al. 2021, arXiv 2106.09685; Zhang et al. 2024, arXiv 2401.01286"
     Options = LoraOptions
     options: LoraOptions
-    not_routed = (
-        "its adapters are for linear maps; peft has none for slices of one tensor, which hold a mixture's facts"
-    )
+    not_routed = "its adapters are for linear maps, and the routed experts of a mixture are slices of one tensor"
     batches = True
     longest_object = None
 
@@ -111,7 +110,10 @@ class Lora(Editor):
         rows = [target_row(context.tokenizer, fact) for fact in facts]
         batches = [_batch(model, chunk) for chunk in chunks(rows, o.batch_size)]
         targets = self._targets(model, context.architecture)
-        with _seeded(seed_for(context.seed, facts, self.name)), _adapted(model, self._config(targets)) as adapted:
+        with (
+            _seeded(seed_for(context.seed, facts, self.name)),
+            adapted_by(model, self._config(targets), ADAPTER) as adapted,
+        ):
             trained = [p for p in model.parameters() if p.requires_grad]  # peft lets only the adapter learn
             optimiser = torch.optim.Adam(trained, lr=o.lr, weight_decay=o.weight_decay)
             means: list[Tensor] = []
@@ -130,6 +132,23 @@ class Lora(Editor):
             deltas = {f"{path}.weight": _delta(model.get_submodule(path)) for path in targets}
         return EditResult(deltas, {"loss": [float(means[0]), float(means[-1])], "steps": len(means)})
 
+    def architecture_problems(self, architecture: Architecture) -> list[str]:
+        """None: which modules are adapted is a matter of their names (`file_problems`)."""
+        return []
+
+    def file_problems(self, model: Callable[[], PreTrainedModel]) -> list[str]:
+        """Of `target_modules`: whether the model has them, as linear maps."""
+        try:
+            shapes = model()
+            architecture = Architecture.discover(shapes)
+        except ValueError:  # told with what does not depend on the method
+            return []
+        try:
+            self._targets(shapes, architecture)
+        except UserError as error:
+            return [str(error)]
+        return []
+
     def parameters(self, model: PreTrainedModel, architecture: Architecture) -> list[str]:
         return [f"{path}.weight" for path in self._targets(model, architecture)]
 
@@ -137,18 +156,26 @@ class Lora(Editor):
         """Paths of the adapted modules in the chosen layers.
 
         Raises:
-            UserError: these layers have no linear module of the names wanted, or it is not known which are wanted.
+            UserError: these layers have no linear module of the names wanted, or it is not known which are wanted, or
+                a name is that of a mixture's stacked experts alone.
         """
         config = model.config.get_text_config(decoder=True)
+        layers = [layer for layer in self.options.layers if layer < architecture.n_layers]
         linears = {
             f"{block}.{path}": path
-            for block in (architecture.blocks[layer] for layer in self.options.layers)
+            for block in (architecture.blocks[layer] for layer in layers)
             for path, module in model.get_submodule(block).named_modules()
             if is_linear(module)
         }
         names = sorted(set(linears.values()))
         wanted = self.options.target_modules or PEFT_TARGETS.get(config.model_type) or _query_and_value(names)
-        found = [full for full, path in linears.items() if any(f".{path}".endswith(f".{name}") for name in wanted)]
+        found = [full for full, path in linears.items() if any(ends_in(path, name) for name in wanted)]
+        unknown = [n for n in self.options.target_modules or () if not any(ends_in(path, n) for path in found)]
+        if stacked := expert_names(architecture, layers, unknown):
+            raise UserError(
+                f"target_modules: {', '.join(stacked)} holds a mixture's experts: {self.not_routed}. Give linear maps, "
+                f"among {', '.join(names)}, or use editor={', '.join(edit_routed())}"
+            )
         if not found:
             asked = f"target_modules={':'.join(wanted)}" if wanted else f"peft knows no targets for {config.model_type}"
             raise UserError(f"{asked}: give target_modules among the linear maps of a layer: {', '.join(names)}")
@@ -186,28 +213,6 @@ def _seeded(seed: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         yield
-
-
-@contextlib.contextmanager
-def _adapted(model: PreTrainedModel, config: peft.PeftConfig) -> Iterator[peft.PeftModel]:
-    """Within the block `model` carries an adapter; afterwards it has its own modules again, untouched."""
-    wanted = [(p, p.requires_grad) for p in model.parameters()]
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="fan_in_fan_out is set")  # peft finds out and sets it right
-        warnings.filterwarnings("ignore", category=FutureWarning)  # of transformers, about what peft asks it
-        adapted = peft.get_peft_model(model, config, adapter_name=ADAPTER)
-    try:
-        for module in adapted.modules():
-            if isinstance(module, peft.tuners.tuners_utils.BaseTunerLayer):
-                dropout = module.lora_dropout
-                assert isinstance(dropout, nn.ModuleDict), "peft keeps each adapter's dropout in one"
-                dropout.train()
-        yield adapted
-    finally:
-        adapted.unload()
-        vars(model).pop("peft_config", None)  # older releases of peft leave it there
-        for parameter, flag in wanted:
-            parameter.requires_grad_(flag)
 
 
 def _delta(layer: Any) -> Delta:

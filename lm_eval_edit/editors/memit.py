@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from lm_eval_edit.editors._shared.batch_options import BatchOptions
@@ -128,9 +127,9 @@ class Memit(Editor):
             site = site_of(context.model, context.architecture, layer)
             deltas[site.parameter] = site.update(directions, share)
             edited.enter_context(temporarily_applied(context.model, {site.parameter: deltas[site.parameter]}))
-            missing.append(rest.norm(dim=1).mean().cpu())
+            missing.append(rest.norm(dim=1).mean())
         left = _rest(goals, passes.states([]).outputs).norm(dim=1).mean()
-        found = torch.stack(missing).tolist()  # mean ‖z − h‖ before each layer's update
+        found = [float(each) for each in missing]  # mean ‖z − h‖ before each layer's update
         return {"missing": found, "closed": 1 - float(left) / found[0] if found[0] else 1.0}
 
     def _from_model(self, context: EditContext, facts: Sequence[Fact]) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # the command line asks for EXPERTS, and must not wait for torch
@@ -19,7 +19,13 @@ def check_experts(given: str) -> None:
 
 
 def mixture_problems(
-    method: str, asked: str, found: Architecture, edited: Architecture, layers: Sequence[int], not_routed: str
+    method: str,
+    asked: str,
+    found: Architecture,
+    edited: Architecture,
+    layers: Sequence[int],
+    not_routed: str,
+    others: Callable[[], Sequence[str]],
 ) -> list[str]:
     """Why a method cannot edit some layers, as far as their mixtures are concerned, as a list of sentences.
 
@@ -30,6 +36,7 @@ def mixture_problems(
         edited: The same with what is to be edited as down-projections.
         layers: The layers.
         not_routed: Why the method cannot edit experts that are picked; empty where it can.
+        others: Finds the methods that can.
     """
     numbers = ", ".join(map(str, layers))
     if asked == "routed" and all(found.mixtures[layer] is None for layer in layers):
@@ -39,5 +46,17 @@ def mixture_problems(
         return []
     return [
         f"{method} cannot edit the experts of layer{'s' * (len(routed) > 1)} {', '.join(map(str, routed))}: "
-        f"{not_routed}. Use editor=memit, memit_seq, alphaedit, rome or ft"
+        f"{not_routed}. Methods that can are editor={', '.join(others())}"
     ]
+
+
+def ends_in(path: str, name: str) -> bool:
+    """Whether the last parts of a path are a name's."""
+    return f".{path}".endswith(f".{name}")
+
+
+def expert_names(found: Architecture, layers: Sequence[int], names: Sequence[str]) -> list[str]:
+    """Those of some modules' names that are what holds the routed experts of these layers, or one of its tensors."""
+    mixtures = [mixture for mixture in (found.mixtures[layer] for layer in layers) if mixture is not None]
+    held = [path for mixture in mixtures for path in (mixture.experts, mixture.up, mixture.down)]
+    return [name for name in names if any(ends_in(path, name) for path in held)]

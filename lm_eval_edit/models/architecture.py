@@ -78,10 +78,14 @@ class Architecture:
         """The largest f of all blocks, the same in each of most models."""
         return max(self.key_sizes)
 
+    def routed_mixture(self, layer: int) -> Mixture | None:
+        """The mixture whose experts' matrices are what is edited of a layer; None where it is a linear map."""
+        mixture = self.mixtures[layer]
+        return mixture if mixture is not None and self.down_projections[layer] == mixture.down else None
+
     def is_routed(self, layer: int) -> bool:
         """Whether the edited matrices of a layer are those of a mixture's experts."""
-        mixture = self.mixtures[layer]
-        return mixture is not None and self.down_projections[layer] == mixture.down
+        return self.routed_mixture(layer) is not None
 
     def weight(self, layer: int) -> str:
         """Parameter name of layer `layer`'s down-projection weight, or of that of all its experts."""
@@ -141,9 +145,24 @@ class Architecture:
         return cls(blocks, projections, hidden, sizes, mixtures)
 
     def mlp_projections(self, model: nn.Module, layer: int) -> tuple[str, ...]:
-        """Module paths of all linear maps of a block's MLP, its down-projection among them, in module order."""
-        block = self.blocks[layer]
-        return tuple(f"{block}.{path}" for path in _beside_mixers(model.get_submodule(block)))
+        """Module paths of all linear maps of a block's MLP, its down-projection among them, in module order.
+
+        Of a mixture those of its shared expert, none where it has none: a router, and the gate of that expert's output,
+        are no part of an MLP.
+        """
+        block, mixture = self.blocks[layer], self.mixtures[layer]
+        found = {f"{block}.{path}": linear_shape(m) for path, m in _beside_mixers(model.get_submodule(block)).items()}
+        if mixture is None:
+            return tuple(found)
+        if mixture.shared is None:
+            return ()
+        f, inside = found[mixture.shared][0], mixture.shared.rpartition(".")[0] + "."
+        inner = ((f, self.hidden_size), (self.hidden_size, f), (self.hidden_size, 2 * f))  # the last: gate and up fused
+        return tuple(
+            path
+            for path, shape in found.items()
+            if path.startswith(inside) and path != mixture.router and shape in inner
+        )
 
     def gate_projection(self, model: nn.Module, layer: int) -> str:
         """Module path of the MLP map whose output passes through the activation: `c_fc`, or a gated MLP's gate.

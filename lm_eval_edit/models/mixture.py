@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from lm_eval_edit.errors import UserError
+from lm_eval_edit.models.stopping import Reached, until_reached
 
 _APPLY_GATE = "_apply_gate"  # transformers' own: (N, 2 f) of gate and up -> (N, f) the key
 
@@ -77,8 +78,10 @@ class Mixture:
             index: (N, k) the experts picked for each token.
             gates: (N, k) their gates.
         """
-        for expert in index.unique().tolist():
-            tokens, place = (index == expert).nonzero(as_tuple=True)
+        picks = torch.bincount(index.flatten(), minlength=self.n_experts).tolist()  # one wait for a device
+        by_expert = index.flatten().argsort(stable=True).split(picks)
+        for expert in (number for number, count in enumerate(picks) if count):
+            tokens, place = by_expert[expert] // index.shape[1], by_expert[expert] % index.shape[1]
             yield expert, tokens, self.expert_keys(model, expert, hidden[tokens]) * gates[tokens, place, None]
 
     def stacked_keys(self, model: nn.Module, hidden: Tensor, index: Tensor, gates: Tensor) -> Tensor:
@@ -120,10 +123,6 @@ def _routed(given: Sequence[Any]) -> tuple[Tensor, Tensor, Tensor]:
 
 class _Strange(Exception):
     """What looks like a mixture is none whose keys can be read; says why."""
-
-
-class _Reached(Exception):
-    """Ends a forward pass where the experts are called."""
 
 
 def find_mixture(block_path: str, block: nn.Module, hidden: int) -> Mixture | None:
@@ -218,7 +217,7 @@ def _tried(found: Mixture, block: nn.Module, block_path: str, d: int) -> int:
     def reached(hidden: Tensor, index: Tensor, gates: Tensor) -> None:
         seen.append((hidden, index, gates))
         if weight.device.type == "meta":
-            raise _Reached
+            raise Reached
 
     def keep(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
         outputs.append(output.clone())  # some mixtures add to it in place
@@ -227,7 +226,7 @@ def _tried(found: Mixture, block: nn.Module, block_path: str, d: int) -> int:
         stack.callback(inner.watch(block, reached).remove)
         stack.callback(block.get_submodule(inner.experts).register_forward_hook(keep).remove)
         stack.enter_context(eager_experts(block))
-        stack.enter_context(contextlib.suppress(_Reached))
+        stack.enter_context(until_reached())
         block.get_submodule(inner.path)(x)
     if not seen:
         raise _Strange("its experts are not called")

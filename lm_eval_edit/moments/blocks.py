@@ -44,8 +44,8 @@ class BlockDiagonal:
         """`of` each block and its part of the columns, put together; zeros for zeros."""
         parts = []
         split = columns.split([block.shape[1] for block in self.blocks])
-        for block, part in zip(self.blocks, split, strict=True):
-            used = bool(part.any())
+        each_used = torch.stack([part.any() for part in split]).tolist()  # one wait for a device, not one for each
+        for block, part, used in zip(self.blocks, split, each_used, strict=True):
             parts.append(of(block, part) if used else part.new_zeros(block.shape[0], part.shape[1]))
         return torch.cat(parts)
 

@@ -29,8 +29,9 @@ from lm_eval_edit.errors import ConfigurationError, UserError
 from lm_eval_edit.models.architecture import Architecture
 from lm_eval_edit.models.devices import input_device
 from lm_eval_edit.models.mixture import Mixture, eager_experts
+from lm_eval_edit.models.stopping import Reached, until_reached
 from lm_eval_edit.moments.corpus import Corpus
-from lm_eval_edit.moments.files import COUNT, MOMENT, PICKS, Estimate, Reader, read_moments
+from lm_eval_edit.moments.files import COUNT, FILLED, MOMENT, PICKS, Estimate, Reader, read_moments
 from lm_eval_edit.moments.second_moments import SecondMoments
 from lm_eval_edit.weights.edited import wide_dtype
 from lm_eval_edit.weights.fingerprint import parameter_sums
@@ -118,14 +119,15 @@ def save_second_moments(path: Path, moments: SecondMoments, modules: Sequence[st
     """Write the moments of some modules into one safetensors file, for edit_second_moments=FILE."""
     tensors: dict[str, Tensor] = {}
     for module in modules:
-        tensors |= _named(module, Estimate(moments[module], moments.count(module), moments.picks(module)))
+        tensors |= _named(module, moments.estimate(module))
     save_tensors(path, tensors, about)
 
 
 def _named(module: str, estimate: Estimate) -> dict[str, Tensor]:
     counted = {} if estimate.count is None else {module + COUNT: torch.tensor([estimate.count])}
     picked = {} if estimate.picks is None else {module + PICKS: estimate.picks}
-    return {module + MOMENT: estimate.moment} | counted | picked
+    filled = {module + FILLED: torch.tensor([1])} if estimate.filled else {}
+    return {module + MOMENT: estimate.moment} | counted | picked | filled
 
 
 def _context(model: PreTrainedModel) -> int:
@@ -182,10 +184,6 @@ def _batches(
             yield batch
         if not tokens:
             return
-
-
-class _Reached(Exception):
-    """Ends a forward pass at the last layer's key."""
 
 
 @dataclass
@@ -277,7 +275,7 @@ class _Pass:
             mask[row, : len(text)] = True
         mask_of[:] = [mask.flatten()]
         # Padding stands on the right, where no token looks: without a mask the attention can take its fastest path.
-        with contextlib.suppress(_Reached):
+        with until_reached():
             self.model(input_ids=ids.to(device), use_cache=False)
         self.count += int(mask.sum())
         self.batches += 1
@@ -296,7 +294,7 @@ class _Pass:
             def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
                 add(layer, None, args[0].flatten(0, -2)[mask_of[0].to(args[0].device)])
                 if layer == max(self.layers):
-                    raise _Reached
+                    raise Reached
 
             return hook
 
@@ -307,14 +305,14 @@ class _Pass:
                     add(layer, expert, keys)
                     self.picks[layer][expert] += len(tokens)
                 if layer == max(self.layers):
-                    raise _Reached
+                    raise Reached
 
             return told
 
         handles = []
         for layer in self.layers:
-            mixture = self.architecture.mixtures[layer]
-            if mixture is not None and self.architecture.is_routed(layer):
+            mixture = self.architecture.routed_mixture(layer)
+            if mixture is not None:
                 handles.append(mixture.watch(self.model, on_experts(layer, mixture)))
             else:
                 projection = self.model.get_submodule(self.architecture.down_projections[layer])

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lm_eval_edit.errors import UserError
 
-MOMENT, COUNT, PICKS = ".second_moment", ".count", ".picks"
+MOMENT, COUNT, PICKS, FILLED = ".second_moment", ".count", ".picks", ".filled"
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,13 @@ class Estimate:
         moment: C (f, f); of a mixture's experts (E, f, f).
         count: Tokens; None if it is not known.
         picks: (E,) how many of them picked each expert; None if it is not known, and where there are no experts.
+        filled: Whether what few tokens or picks leave out has been added to C: it is used as it stands.
     """
 
     moment: Tensor
     count: int | None = None
     picks: Tensor | None = None
+    filled: bool = False
 
 
 #: Reads one module's estimate. Called when C is needed: a large model's is 0.5 GB.
@@ -88,7 +90,8 @@ def _safetensors_reader(path: Path, module: str, names: Collection[str]) -> Read
             with safetensors.safe_open(path, "pt") as file:
                 count = int(file.get_tensor(module + COUNT).sum()) if module + COUNT in names else None
                 picks = file.get_tensor(module + PICKS) if module + PICKS in names else None
-                return Estimate(file.get_tensor(module + MOMENT), count, picks)
+                filled = module + FILLED in names and bool(file.get_tensor(module + FILLED).any())
+                return Estimate(file.get_tensor(module + MOMENT), count, picks, filled)
         except ValueError as error:  # a count that is no number
             raise UserError(f"{path}: the count of tokens of {module} cannot be read ({error})") from None
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -71,9 +72,14 @@ class SecondMoments:
         Raises:
             UserError: these moments do not have the module.
         """
-        return self._estimate(module).moment
+        return self.estimate(module).moment
 
-    def _estimate(self, module: str) -> Estimate:
+    def estimate(self, module: str) -> Estimate:
+        """A module's moment and what it was estimated from.
+
+        Raises:
+            UserError: these moments do not have the module.
+        """
         if module not in self:
             have = ", ".join([*self._moments, *self._readers]) or "none"
             raise UserError(f"second moments of {module} are needed; {self.source} has: {have}")
@@ -87,7 +93,7 @@ class SecondMoments:
 
     def picks(self, module: str) -> Tensor | None:
         """(E,) how many tokens picked each of a mixture's experts; None if it is not known."""
-        return self._estimate(module).picks
+        return self.estimate(module).picks
 
     def may_have(self, layer: int) -> bool:
         """Whether there is a module whose path holds a layer's number: all that can be known without the model."""
@@ -95,7 +101,7 @@ class SecondMoments:
 
     def count(self, module: str) -> int | None:
         """The number of tokens a module's moment was estimated from; None if it is not known."""
-        return self._estimate(module).count
+        return self.estimate(module).count
 
     def check_count(self, module: str) -> None:
         """Refuse a moment of fewer tokens than dimensions: it is singular, and means nothing in most directions.
@@ -103,8 +109,10 @@ class SecondMoments:
         Raises:
             UserError: with both remedies.
         """
-        count, f = self.count(module), self[module].shape[-1]
-        if self.picks(module) is None and count is not None and count < f:  # experts are filled up (`blocks.filled`)
+        found = self.estimate(module)
+        count, f = found.count, found.moment.shape[-1]
+        # Experts are filled up (`blocks.filled`).
+        if not found.filled and found.picks is None and count is not None and count < f:
             raise UserError(
                 f"the second moment of {module} ({self.source}) is from {count} tokens, fewer than its {f} dimensions, "
                 f"so it is singular. Use several times as many tokens, or edit_mom2_regularisation=0.01 (adds that "
@@ -125,7 +133,7 @@ class SecondMoments:
                 moment = self._filled(module).clone()
                 diagonal = moment.diagonal(dim1=-2, dim2=-1)
                 diagonal.add_(share * diagonal.mean())
-                return Estimate(moment)
+                return replace(self.estimate(module), moment=moment, filled=True)
 
             return read
 
@@ -134,8 +142,8 @@ class SecondMoments:
 
     def _filled(self, module: str) -> Tensor:
         """C as it is used: rarely picked experts' blocks with what they lack."""
-        found = self._estimate(module)
-        return found.moment if found.picks is None else filled(found.moment, found.picks)
+        found = self.estimate(module)
+        return found.moment if found.filled or found.picks is None else filled(found.moment, found.picks)
 
     def symmetric(self, module: str, device: torch.device | str | None = None) -> Tensor:
         """(f, f) C, or (E, f, f), in float64, symmetric to the last bit.

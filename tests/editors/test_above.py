@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import itertools
 
 import pytest
@@ -14,6 +15,7 @@ from lm_eval_edit.editors._shared.finetune import padded, target_row
 from lm_eval_edit.editors._shared.groups import in_groups
 from lm_eval_edit.editors._shared.head import reading
 from lm_eval_edit.models.architecture import Architecture
+from tests.support.mixtures import MIXTURES, mixture_model
 from tests.support.tiny import FACTS, tiny_llama, tiny_model, tiny_tokenizer
 
 MODELS = {"gpt2": tiny_model, "llama": tiny_llama}
@@ -24,7 +26,7 @@ class World:
     """A tiny model with its rows, and how often each of its blocks has run."""
 
     def __init__(self, kind: str, **how):
-        self.model = MODELS[kind](torch.float64)
+        self.model = MODELS[kind](torch.float64).requires_grad_(False)
         self.architecture = Architecture.discover(self.model)
         tokenizer = tiny_tokenizer()
         self.rows = [target_row(tokenizer, fact) for fact in FACTS]
@@ -76,6 +78,67 @@ def test_blocks_below_run_once_for_each_row_and_those_above_every_time(kind):
     for numbers in ([0, 1], [2, 3], [0, 1], [3, 1, 2, 0]):
         world.above.label_logits(world.batch(numbers), numbers, weights)
     assert world.ran == [2] * START + [4] * (len(world.ran) - START)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_what_a_block_computes_before_its_trained_weight_runs_once_for_each_row(kind):
+    world, calls = World(kind), collections.Counter()
+    block = world.model.get_submodule(world.architecture.blocks[START])
+    for path, module in block.named_modules():
+        if not list(module.children()):
+            own = module.forward
+            module.forward = lambda *args, _own=own, _path=path, **given: (calls.update([_path]), _own(*args, **given))[
+                1
+            ]
+    weights = {world.name: world.weight}
+    for numbers in ([0, 1], [2, 3], [0, 1], [3, 1, 2, 0]):
+        world.above.label_logits(world.batch(numbers), numbers, weights)
+    above = {world.architecture.down_projections[START].removeprefix(f"{world.architecture.blocks[START]}.")}
+    steady = {path for path, count in calls.items() if count == 2}
+    again = {path for path, count in calls.items() if count == 4}
+    assert steady | again == calls.keys() and above <= again
+    assert {path.rsplit(".", 1)[-1] for path in steady} >= {
+        "gpt2": {"c_attn", "c_fc", "ln_1", "ln_2"}, "llama": {"q_proj", "up_proj", "gate_proj", "input_layernorm"},
+    }[kind]  # fmt: skip
+    for module in block.modules():
+        assert "forward" in vars(module) or list(module.children()), "what had a forward of its own has it again"
+
+
+@pytest.mark.parametrize("name", MIXTURES)
+def test_steady_parts_of_mixtures_and_of_what_is_trained_in_several_layers(name):
+    model = mixture_model(name).requires_grad_(False)
+    architecture, tokenizer = Architecture.discover(model).routed(), tiny_tokenizer()
+    rows = [target_row(tokenizer, fact) for fact in FACTS[:3]]
+    names = [architecture.weight(layer) for layer in (1, 2)]
+    above = Above(model, architecture, [len(row.ids) for row in rows], 1)
+    for numbers, scale in (([0], 1.0), ([2, 1], 0.7), ([1, 0, 2], 1.3)):
+        batch, found = padded(model, [rows[i] for i in numbers]), []
+        for whole in (True, False):
+            weights = {n: (model.get_parameter(n).detach() * scale).requires_grad_() for n in names}
+            if whole:
+                inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "use_cache": False}
+                logits = functional_call(model, weights, kwargs=inputs).logits[batch.label_rows, batch.label_columns]
+            else:
+                logits = above.label_logits(batch, numbers, weights)
+                assert above._steady.knows(numbers) or numbers != [1, 0, 2], (
+                    "the last pass computes nothing steady again"
+                )
+            found.append([logits, *torch.autograd.grad(logits.logsumexp(-1).sum(), list(weights.values()))])
+        for ours, theirs in zip(*found, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-11)
+
+
+def test_a_weight_that_has_two_names_is_given_under_both():
+    model = tiny_llama(torch.float64).requires_grad_(False)
+    architecture, row = Architecture.discover(model), target_row(tiny_tokenizer(), FACTS[0])
+    own, twin = (model.get_submodule(architecture.down_projections[layer]) for layer in (1, 2))
+    twin.weight = own.weight
+    above, batch = Above(model, architecture, [len(row.ids)], 1), padded(model, [row])
+    for scale in (1.0, 0.5):
+        weights = {architecture.weight(1): own.weight * scale}
+        wanted = functional_call(model, weights, kwargs={"input_ids": batch.input_ids}).logits
+        found = above.label_logits(batch, [0], weights)
+        torch.testing.assert_close(found, wanted[batch.label_rows, batch.label_columns], rtol=1e-12, atol=1e-12)
 
 
 def test_rows_beyond_the_room_there_is_go_through_the_whole_model_with_the_same_result():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import random
+import time
 
 import pytest
 import torch
@@ -106,6 +108,43 @@ def test_a_cut_is_where_most_positions_are_saved():
     alone = align([Row([60 + i, *own], 3) for i, own in enumerate(many)], CPU)
     assert left.shared_cut(alone) == 0
     assert left.shared_cut(align([Row([*template, 1], 10)], CPU)) == 0
+
+
+def plain_cut(rows):
+    """The cut of the least cost, each written out: rows right of it, and left of it their longest beginnings."""
+    count, width = rows.input_ids.shape
+    starts = (rows.attention_mask == 0).sum(dim=1).tolist()
+    whole = [row[start : rows.column + 1] for row, start in zip(rows.input_ids.tolist(), starts, strict=True)]
+    different = {tuple(part[:length]) for part in whole for length in range(1, len(part) + 1)}
+    if sum(map(len, whole)) - len(different) < (1 - left.SAVED) * count * width:
+        return 0
+    costs = {0: left.SAVED * count * width}
+    for cut in range(1, rows.column + 1):
+        beginnings = left.Left.of(rows, cut).beginnings
+        costs[cut] = count * (width - cut) + beginnings.numel()
+    return min(costs, key=lambda cut: costs[cut])  # the first of the least
+
+
+def test_the_cut_is_that_of_the_plain_definition():
+    drawn, found = random.Random(0), set()
+    for _ in range(400):
+        templates = [drawn.choices(range(1, 4), k=drawn.randint(0, 9)) for _ in range(drawn.randint(1, 4))]
+        rows = []
+        for _ in range(drawn.randint(1, 12)):
+            ids = drawn.choice(templates) + drawn.choices(range(1, 4), k=drawn.randint(1, 3))
+            rows.append(Row(ids + drawn.choices(range(1, 4), k=drawn.randint(0, 2)), len(ids) - 1))
+        aligned = align(rows, CPU)
+        found.add(left.shared_cut(aligned))
+        assert left.shared_cut(aligned) == plain_cut(aligned), rows
+    assert len(found) > 5 and 0 in found
+
+
+def test_a_cut_is_found_at_once_in_many_long_rows():
+    templates = [[number, *range(300)] for number in range(63)]
+    rows = align([Row([*templates[i % 63], 400 + i], 301) for i in range(504)], CPU)
+    started = time.process_time()
+    assert left.shared_cut(rows) == 301
+    assert time.process_time() - started < 1, "not each cut anew: that is cubic work before a pass"
 
 
 @every_model
@@ -292,6 +331,16 @@ def test_the_last_mlp_runs_where_it_is_read_and_gradients_are_the_same(kind, who
         rows.input_ids[:, rows.column :].numel(),
     ]
     assert "forward" not in vars(model.get_submodule(architecture.down_projections[-1].rpartition(".")[0]))
+
+
+@pytest.mark.parametrize("start", [1, 2])
+def test_of_the_last_mlp_no_more_is_kept_than_its_trial_needs(start):
+    model = tiny_llama(torch.float64)
+    rows = align(rows_of(tiny_tokenizer(), FACTS), CPU)
+    seen = PartialForward(model, Architecture.discover(model), rows, start)._last_mlp._seen
+    assert len(seen) == (1 if start == 1 else 0), "where the last block is edited, its MLP runs whole"
+    for kept in seen[0] if seen else ():
+        assert kept.untyped_storage().nbytes() == len(rows) * model.config.hidden_size * kept.element_size()
 
 
 def test_an_mlp_that_looks_at_other_positions_runs_whole(whole):

@@ -47,6 +47,8 @@ def test_parts_are_found_by_structure(name):
             assert found.weight(layer) == f"{own.shared}.weight" and not found.is_routed(layer)
         else:
             assert own.shared is None and found.weight(layer) == own.down and found.is_routed(layer)
+        assert found.routed_mixture(layer) == (None if name in SHARED else own)
+        assert found.routed().routed_mixture(layer) == own
         assert found.routed().weight(layer) == own.down and found.routed().key_sizes[layer] == own.key_size
 
 

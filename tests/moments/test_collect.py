@@ -165,7 +165,7 @@ def test_few_tokens_are_told_of_and_fewer_than_dimensions_refused(corpus, caplog
     mended = moments.regularised(0.01)
     difference = mended[module] - moments[module]
     torch.testing.assert_close(difference, 0.01 * moments[module].trace() / 96 * torch.eye(96))
-    assert moments.regularised(0.0) is moments
+    assert moments.regularised(0.0) is moments and mended.count(module) == 90
     ledger = edit_model(model, tokenizer, FACTS[:1], second_moments=mended, context_templates=TEMPLATES, **edit)
     assert ledger.guards["weights_changed"] and "regularised by 0.01" in ledger.extra["second_moments_source"]
 

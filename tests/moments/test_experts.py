@@ -165,6 +165,33 @@ def test_regularisation_adds_to_every_expert_alike():
     assert torch.equal(found, torch.stack([1.25 * torch.eye(3), 0.25 * torch.eye(3)]))
 
 
+def test_regularised_moments_keep_their_counts_and_are_filled_once(tmp_path):
+    picks = torch.tensor([0, 2, 4000])
+    keys = [torch.randn(n, 4, generator=torch.Generator().manual_seed(n), dtype=torch.float64) for n in picks.tolist()]
+    measured = SecondMoments({"m": lambda: Estimate(torch.stack([k.T @ k for k in keys]) / 5000, 5000, picks)})
+    used = measured.symmetric("m")
+    unit = torch.eye(4, dtype=torch.float64).expand(3, 4, 4)
+    wanted = used + 0.1 * used.diagonal(dim1=-2, dim2=-1).mean() * unit
+    regularised = measured.regularised(0.1)
+    save_second_moments(tmp_path / "moments.safetensors", regularised, ["m"], {})
+    for found in (regularised, SecondMoments.load(tmp_path / "moments.safetensors")):
+        torch.testing.assert_close(found.symmetric("m"), wanted, rtol=1e-12, atol=0)
+        assert found.count("m") == 5000 and found.picks_record(["m"]) == {"m": [0, 2, 4000]}
+    twice = regularised.regularised(0.1).symmetric("m")
+    torch.testing.assert_close(twice - wanted, 0.1 * wanted.diagonal(dim1=-2, dim2=-1).mean() * unit)
+
+
+def test_an_edit_with_regularised_moments_records_the_picks(corpus):
+    model = mixture_model("qwen3_moe")
+    moments = collect_second_moments(model, tiny_tokenizer(), [1], corpus, TOKENS, progress=False).regularised(0.1)
+    ledger = edit_model(
+        model, tiny_tokenizer(), FACTS[:1], "memit", options={"layers": [1], "v_num_grad_steps": 3},
+        second_moments=moments, context_templates=NESTED_TEMPLATES, progress=False,
+    )  # fmt: skip
+    module = Architecture.discover(model).down_projections[1]
+    assert ledger.extra["second_moments_picks"] == {module: moments.picks(module).tolist()}
+
+
 def test_every_direction_in_the_null_space_is_told(caplog):
     moments = SecondMoments({"m": torch.eye(2).expand(2, 2, 2)})
     with caplog.at_level(logging.WARNING):

@@ -1,8 +1,9 @@
 """Training passes over whole rows of which the lower blocks are run once: no weight in them is trained.
 
 The first pass over a row goes through the whole model and keeps what enters the lowest block that is trained; later
-ones begin there (`forward.bridged`), in whatever batch the row stands by then. Logits are computed where a label is.
-Equal to whole passes up to round-off.
+ones begin there (`forward.bridged`), in whatever batch the row stands by then, and take from the first pass what that
+block computes before anything trained (`steady`). Logits are computed where a label is. Equal to whole passes up to
+round-off.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from transformers import PreTrainedModel
 from lm_eval_edit.editors._shared.forward import bridged
 from lm_eval_edit.editors._shared.head import reading
 from lm_eval_edit.editors._shared.rows import AlignedRows
+from lm_eval_edit.editors._shared.steady import Steady, stacked
 from lm_eval_edit.models import naming
 from lm_eval_edit.models.architecture import Architecture
 
@@ -33,7 +35,7 @@ class Above:
         architecture: Its parts.
         lengths: How many tokens each row has, by the row's number.
         start: The lowest block with a weight that is trained.
-        limit: Bytes that may be kept.
+        limit: Bytes that may be kept of what enters that block, and of what it computes before anything trained.
     """
 
     def __init__(
@@ -49,6 +51,8 @@ class Above:
         self._returns_tuple: list[bool] = []
         self._entering: dict[int, Tensor] = {}
         self._room = limit
+        self._steady = Steady(model, architecture.blocks[start], lengths, limit)
+        self._names: dict[str, list[str]] = {}
 
     def label_logits(self, batch: AlignedRows, rows: Sequence[int], weights: Mapping[str, Tensor]) -> Tensor:
         """Logits where `batch` has a label.
@@ -62,18 +66,28 @@ class Above:
             (N, V), in the model's dtype, one row for each label.
         """
         inputs = {"input_ids": batch.input_ids, naming.MASK: batch.attention_mask} | naming.without_cache(self.model)
-        known = bool(self._below) and all(row in self._entering for row in rows)
-        how = bridged(self._below, self._stacked(batch, rows), self._returns_tuple) if known else self._keeping(rows)
-        with how, reading(self.model, batch.label_rows, batch.label_columns) as readings:
-            return readings.of(functional_call(self.model, dict(weights), kwargs=inputs).logits)
+        with contextlib.ExitStack() as stack:
+            if bool(self._below) and all(row in self._entering for row in rows):
+                entering = stacked([self._entering[row] for row in rows])
+                stack.enter_context(bridged(self._below, entering, self._returns_tuple))
+                if self._steady.knows(rows):
+                    stack.enter_context(self._steady.handed_on(rows))
+            else:
+                stack.enter_context(self._keeping(rows))
+                stack.enter_context(self._steady.kept(rows, weights.keys()))
+            readings = stack.enter_context(reading(self.model, batch.label_rows, batch.label_columns))
+            # Which parameters are tied would be looked for in every call; here it has been looked for once.
+            output = functional_call(self.model, self._everywhere(weights), kwargs=inputs, tie_weights=False)
+            return readings.of(output.logits)
 
-    def _stacked(self, batch: AlignedRows, rows: Sequence[int]) -> Tensor:
-        """(R, T, d) what enters block `start`; zeros where a row has ended, which nothing before it sees."""
-        first = self._entering[rows[0]]
-        entering = first.new_zeros(len(rows), batch.input_ids.shape[1], first.shape[-1])
-        for place, row in enumerate(rows):
-            entering[place, : self.lengths[row]] = self._entering[row]
-        return entering
+    def _everywhere(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The weights under every name that the model has for them."""
+        if not weights.keys() <= self._names.keys():
+            same: dict[int, list[str]] = {}
+            for name, parameter in self.model.named_parameters(remove_duplicate=False):
+                same.setdefault(id(parameter), []).append(name)
+            self._names = {name: names for names in same.values() for name in names}
+        return {name: weight for given, weight in weights.items() for name in self._names[given]}
 
     @contextlib.contextmanager
     def _keeping(self, rows: Sequence[int]) -> Iterator[None]:

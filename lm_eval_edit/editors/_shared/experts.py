@@ -24,8 +24,8 @@ def one_expert(context: EditContext, fact: Fact, layer: int, targets: Targets, m
     Raises:
         UserError: the expert's share is smaller.
     """
-    mixture = context.architecture.mixtures[layer]
-    if mixture is None or not context.architecture.is_routed(layer):
+    mixture = context.architecture.routed_mixture(layer)
+    if mixture is None:
         return targets
     picked = prompt_routing(context.model, context.tokenizer, context.architecture, [fact], [layer])[layer]
     expert, share = int(picked.experts[0, 0]), float(picked.shares[0, 0])

@@ -40,8 +40,9 @@ def target_loss(at: Tensor, rows: AlignedRows) -> Tensor:
     """
     nll = F.cross_entropy(at.to(wide_dtype(at.dtype)), rows.labels.to(at.device), reduction="none")
     row = rows.label_rows.to(at.device)
-    count = torch.bincount(row, minlength=len(rows))
-    return (torch.zeros(len(rows), dtype=nll.dtype, device=nll.device).index_add_(0, row, nll) / count).mean()
+    none = torch.zeros(len(rows), dtype=nll.dtype, device=nll.device)
+    count = none.index_add(0, row, torch.ones_like(nll))  # bincount would wait for a device
+    return (none.index_add(0, row, nll) / count).mean()
 
 
 def chunks(rows: Sequence[Row], size: int) -> Iterator[Sequence[Row]]:

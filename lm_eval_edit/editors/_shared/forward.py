@@ -170,6 +170,8 @@ class PartialForward:
         self._from = 0 if hybrid else column  # the first column that is computed again
         self.column = column - self._from
         self._last_mlp = LastMlp(model, architecture)
+        # The edited block's own projection is looked at in whole rows.
+        self._last_is_whole = start >= len(self._blocks) - 1
         cut, prefix = self._beginnings(architecture, capture)
         padding = rows.attention_mask[:, cut:, None] == 0
         keys: dict[int, Tensor] = {}
@@ -209,7 +211,8 @@ class PartialForward:
             inputs[naming.LOGITS_KEPT] = 1
         nowhere = torch.zeros(0, dtype=torch.long)
         with contextlib.ExitStack() as stack:
-            stack.enter_context(self._last_mlp.watched())
+            if not self._last_is_whole:
+                stack.enter_context(self._last_mlp.watched())
             for layer in capture:
                 site = site_of(model, architecture, layer)
                 stack.callback(site.watch_keys(at_column, on_key(layer)).remove)
@@ -281,10 +284,9 @@ class PartialForward:
             caching = naming.with_cache(self.model, naming.cache_with(self._prefix if first else ()))
         given = self.entering if entering is None else entering
         ids, columns = self.rows.input_ids[:, first:], at_columns - first
-        # The edited block's own projection is looked at in whole rows.
-        whole = self.start >= len(self._blocks) - 1
+        where = at_rows, at_columns, first, ids.shape[1]
         with (
-            contextlib.nullcontext() if whole else self._last_mlp.only_at(at_rows, columns, ids.shape[1]),
+            contextlib.nullcontext() if self._last_is_whole else self._last_mlp.only_at(*where),
             bridged(self._blocks[: self.start], given, self._block_is_tuple),
             reading(self.model, at_rows, columns) as readings,
         ):

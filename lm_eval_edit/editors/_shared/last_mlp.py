@@ -31,6 +31,8 @@ class LastMlp:
         # What a pass has given it in the last column, and what it gave there; None for something else than (R, T, d).
         self._seen: list[tuple[Tensor, Tensor] | None] = []
         self._by_itself: bool | None = None
+        # (rows, columns, first, width, places) of the passes so far: finding what is read twice waits for a device.
+        self._places: list[tuple[Tensor, Tensor, int, int, Tensor]] = []
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
@@ -47,7 +49,8 @@ class LastMlp:
                 and output.shape == given.shape
                 and output.ndim == 3
             ):
-                self._seen.append((given[:, -1:].detach(), output[:, -1:].detach()))
+                # Copies: a view would keep what stands in all columns for as long as this is kept.
+                self._seen.append((given[:, -1:].detach().clone(), output[:, -1:].detach().clone()))
             else:
                 self._seen.append(None)
 
@@ -68,12 +71,23 @@ class LastMlp:
             self._seen.clear()
         return self._by_itself
 
+    def _read_at(self, rows: Tensor, columns: Tensor, first: int, width: int) -> Tensor:
+        """(M,) the positions among all that run, each once: one that is read twice has one gradient."""
+        for known in self._places:
+            if known[0] is rows and known[1] is columns and known[2:4] == (first, width):
+                return known[4]
+        places: Tensor = torch.unique(rows * width + columns - first)
+        self._places.append((rows, columns, first, width, places))
+        return places
+
     @contextlib.contextmanager
-    def only_at(self, rows: Tensor, columns: Tensor, width: int) -> Iterator[None]:
+    def only_at(self, rows: Tensor, columns: Tensor, first: int, width: int) -> Iterator[None]:
         """Within the block the module computes some positions alone, and gives zeros elsewhere; after `watched`.
 
         Args:
-            rows, columns: (N,) the positions that are read, of those that run.
+            rows, columns: (N,) the positions that are read; the same tensors, with the same values, for every pass that
+                reads the same.
+            first: The first column that runs.
             width: How many columns run.
         """
         module = self._module
@@ -81,7 +95,7 @@ class LastMlp:
             yield
             return
         own, previous = module.forward, module.__dict__.get("forward")
-        places = torch.unique(rows * width + columns)  # one that is read twice has one gradient
+        places = self._read_at(rows, columns, first, width)
 
         def forward(hidden: Tensor) -> Tensor:
             at = places.to(hidden.device)

@@ -96,19 +96,32 @@ def _longest(parts: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
 
 
 def shared_cut(rows: AlignedRows) -> int:
-    """The column left of which so much is shared that it is worth a pass of its own; 0 where there is none."""
-    whole = _parts(rows, rows.column + 1)
+    """The column left of which so much is shared that it is worth a pass of its own; 0 where there is none.
+
+    A cut costs what stands right of it, and left of it the beginnings that no other begins like (`Left`), each as wide
+    as the longest. They are the leaves of a tree of tokens, which grows by each row's next token from cut to cut.
+    """
+    parts = _parts(rows, rows.column + 1)
     count, width = rows.input_ids.shape
-    different = len({part[:length] for part in whole for length in range(1, len(part) + 1)})
-    if sum(map(len, whole)) - different < (1 - SAVED) * count * width:
-        return 0
+    nodes: dict[tuple[int, int], int] = {}  # by the node it hangs on and its token
+    leaves: set[int] = set()
+    at = [0] * count
     found, best = 0, SAVED * count * width
-    for cut in range(1, rows.column + 1):
-        longest = _longest(_parts(rows, cut))
-        cost = count * (width - cut) + len(longest) * max(map(len, longest))
-        if cost < best:
+    for cut in range(1, rows.column + 2):
+        for row, part in enumerate(parts):
+            length = cut - (rows.column + 1 - len(part))  # of what the row has left of the cut
+            if length <= 0:
+                continue
+            step = at[row], part[length - 1]
+            if step not in nodes:
+                nodes[step] = len(nodes) + 1
+                leaves.discard(at[row])
+                leaves.add(nodes[step])
+            at[row] = nodes[step]
+        cost = count * (width - cut) + len(leaves) * cut
+        if cut <= rows.column and cost < best:
             found, best = cut, cost
-    return found
+    return found if sum(map(len, parts)) - len(nodes) >= (1 - SAVED) * count * width else 0
 
 
 def keeps_all(model: PreTrainedModel, n_layers: int) -> bool:

@@ -1,4 +1,4 @@
-"""Which experts a model picks for the facts' prompts, and with which gates."""
+"""Which experts a model picks, and with which gates."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from lm_eval_edit.facts.tokens import encode
 from lm_eval_edit.models import naming
 from lm_eval_edit.models.architecture import Architecture
 from lm_eval_edit.models.devices import input_device
+from lm_eval_edit.models.stopping import Reached, until_reached
 
 _ROWS = 256  # prompts of one pass
 
@@ -51,11 +52,39 @@ class Picked:
         return (self.experts.sort(dim=1).values == other.experts.sort(dim=1).values).all(dim=1).tolist()
 
 
-class _Reached(Exception):
-    """Ends a forward pass at the last block that is wanted."""
-
-
 @torch.no_grad()
+def watched_routing(
+    model: PreTrainedModel,
+    architecture: Architecture,
+    inputs: Mapping[str, Any],
+    layers: Sequence[int],
+    told: Callable[[int, Tensor, Tensor], None],
+) -> None:
+    """A pass that ends where the highest of some layers calls its experts.
+
+    Args:
+        inputs: What the model is called with.
+        layers: Layers with a mixture of experts.
+        told: Called with each of them, the experts (N, k) that its router picks for the pass's tokens, and their gates.
+    """
+
+    def on(layer: int) -> Callable[[Tensor, Tensor, Tensor], None]:
+        def called(hidden: Tensor, index: Tensor, gates: Tensor) -> None:
+            told(layer, index, gates)
+            if layer == max(layers):
+                raise Reached
+
+        return called
+
+    with contextlib.ExitStack() as hooks:
+        for layer in layers:
+            mixture = architecture.mixtures[layer]
+            assert mixture is not None, "only layers with a mixture are asked about"
+            hooks.callback(mixture.watch(model, on(layer)).remove)
+        hooks.enter_context(until_reached())
+        model(**inputs, **naming.without_cache(model))
+
+
 def prompt_routing(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -67,7 +96,7 @@ def prompt_routing(
 
     Args:
         facts: The n facts; their bare prompts are run.
-        layers: Layers with a mixture of experts, in ascending order.
+        layers: Layers with a mixture of experts.
 
     Returns:
         By layer.
@@ -85,27 +114,18 @@ def prompt_routing(
             rows.append(torch.tensor(ids))
             last.append(at)
         # Padding stands on the right, out of sight of what is looked at.
-        input_ids, at_last = pad_sequence(rows, batch_first=True).to(input_device(model)), torch.tensor(last)
+        input_ids = pad_sequence(rows, batch_first=True).to(input_device(model))
+        at_last = torch.tensor(last, device=input_ids.device)
 
-        def told(layer: int, last: Tensor = at_last) -> Callable[[Tensor, Tensor, Tensor], None]:
-            def hook(hidden: Tensor, *given: Tensor) -> None:
-                at = torch.arange(len(last), device=hidden.device), last.to(hidden.device)
-                index, gates = (by_row(each, len(last))[at] for each in given)
-                found[layer].append((index, gates))
-                if layer == layers[-1]:
-                    raise _Reached
+        def told(layer: int, *given: Tensor, last: Tensor = at_last) -> None:
+            index, gates = (
+                by_row(each, len(last))[torch.arange(len(last), device=each.device), last.to(each.device)]
+                for each in given
+            )
+            found[layer].append((index, gates))
 
-            return hook
-
-        with contextlib.ExitStack() as hooks:
-            for layer in layers:
-                mixture = architecture.mixtures[layer]
-                assert mixture is not None, "only layers with a mixture are asked about"
-                hooks.callback(mixture.watch(model, told(layer)).remove)
-            hooks.enter_context(contextlib.suppress(_Reached))
-            model(
-                input_ids=input_ids, **{naming.MASK: torch.ones_like(input_ids)}, **naming.without_cache(model)
-            )  # fmt: skip
+        inputs = {"input_ids": input_ids, naming.MASK: torch.ones_like(input_ids)}
+        watched_routing(model, architecture, inputs, layers, told)
     return {layer: Picked.of(*map(torch.cat, zip(*parts, strict=True))) for layer, parts in found.items() if parts}
 
 

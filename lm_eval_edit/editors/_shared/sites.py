@@ -20,7 +20,7 @@ from lm_eval_edit.models.architecture import Architecture, is_transposed
 from lm_eval_edit.models.mixture import Mixture
 from lm_eval_edit.weights.delta import Delta, linear_update
 from lm_eval_edit.weights.edited import wide_dtype
-from lm_eval_edit.weights.stacked import StackedDelta
+from lm_eval_edit.weights.stacked import expert_update
 
 
 @dataclass(frozen=True)
@@ -98,17 +98,15 @@ class RoutedSite(Site):
     def update(self, inputs: Tensor, outputs: Tensor) -> Delta:
         inputs = self.mixture.per_expert(inputs.to(self.dtype))  # (E, f, r)
         used = inputs.flatten(1).any(dim=1).nonzero()[:, 0]
-        inputs, outputs = inputs[used], outputs.to(self.dtype)[None]  # what is added is the same for all experts
-        left, right = (inputs, outputs.mT) if self.mixture.transposed else (outputs, inputs.mT)
-        size = torch.tensor(self.weight.shape)
-        return StackedDelta(used, left.contiguous(), right.contiguous(), size)
+        experts = self.mixture.n_experts
+        # What is added to the output is the same whichever expert adds it.
+        return expert_update(self.mixture.transposed, used, inputs[used], outputs.to(self.dtype)[None], experts)
 
 
 def site_of(model: nn.Module, architecture: Architecture, layer: int) -> Site:
     """The site of a layer."""
-    name, parameter, mixture = architecture.down_projections[layer], architecture.weight(layer), None
-    if architecture.is_routed(layer):
-        mixture = architecture.mixtures[layer]
+    name, parameter = architecture.down_projections[layer], architecture.weight(layer)
+    mixture = architecture.routed_mixture(layer)
     if mixture is None:
         return LinearSite(model, name, parameter, name)
     return RoutedSite(model, name, parameter, mixture.path, mixture)

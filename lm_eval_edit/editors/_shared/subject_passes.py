@@ -23,10 +23,7 @@ from lm_eval_edit.editors._shared.sites import site_of
 from lm_eval_edit.models import naming
 from lm_eval_edit.models.architecture import Architecture
 from lm_eval_edit.models.devices import input_device
-
-
-class _Reached(Exception):
-    """Ends a forward pass at the deepest block that is wanted."""
+from lm_eval_edit.models.stopping import Reached, until_reached
 
 
 class _Stretch:
@@ -80,7 +77,7 @@ class _Stretch:
                     entering.append(hidden)
                 if layer == self.end:
                     last.append(hidden)
-                    raise _Reached
+                    raise Reached
                 return output
 
             return hook
@@ -90,7 +87,7 @@ class _Stretch:
             stack.enter_context(bridged(self._blocks[:start], self._entering, self._returns_tuple))
             for layer in range(start, self.end + 1):
                 stack.callback(self._blocks[layer].register_forward_hook(on_block(layer)).remove)
-            with contextlib.suppress(_Reached):
+            with until_reached():
                 self.model(input_ids=self.ids, **arguments)
         if self.keep and next_start > start:
             self.start, self._entering = next_start, entering[0]
@@ -118,13 +115,13 @@ class SubjectPass:
         if self._left is None:
             ids = pad_sequence([torch.tensor(row.ids) for row in rows], batch_first=True).to(aligned.input_ids.device)
             self._rows = _Stretch(model, architecture, ids, end)
-            self._last = torch.tensor([row.subject_last for row in rows])
+            self._last = torch.tensor([row.subject_last for row in rows], device=ids.device)  # once, not at each layer
             self._arguments: dict[str, Any] = {naming.MASK: torch.ones_like(ids), naming.USE_CACHE: False}
             return
         padding = aligned.attention_mask[:, cut:] == 0
         self._beginnings = _Stretch(model, architecture, self._left.beginnings, end)
         self._rows = _Stretch(model, architecture, aligned.input_ids[:, cut:], end, padding)
-        self._last = torch.full((len(rows),), aligned.column - cut)
+        self._last = torch.full((len(rows),), aligned.column - cut, device=aligned.input_ids.device)
         positions = position_argument(model, aligned.position_ids[:, cut:])
         self._arguments = {naming.MASK: aligned.attention_mask, **positions}
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lm_eval_edit.editors._shared.finetune import chunks, padded
+from lm_eval_edit.editors._shared.routing import watched_routing
 from lm_eval_edit.editors._shared.rows import Row
 from lm_eval_edit.models import naming
 from lm_eval_edit.models.architecture import Architecture
@@ -82,8 +83,10 @@ def trained_parts(
         architecture: With what is edited as its down-projections.
         layers: The trained layers.
         rows: What it is trained on.
-        experts: The trained experts of each mixture; those that any token of the rows goes to where none are given. No
-            other has a gradient, so it is as though all were trained.
+        experts: The trained experts of each mixture; where none are given, those that tokens of the rows go to now.
+            Without weight decay that is as though all were trained where one routed layer is: no other expert has a
+            gradient. Where several are, training moves what the higher routers see, and an expert that is first
+            picked then stays as it is.
     """
     routed = [layer for layer in layers if architecture.is_routed(layer)]
     chosen = {layer: list(experts) for layer in routed} if experts else _picked(model, architecture, routed, rows)
@@ -100,7 +103,6 @@ def trained_parts(
     return parts
 
 
-@torch.no_grad()
 def _picked(
     model: PreTrainedModel, architecture: Architecture, layers: Sequence[int], rows: Sequence[Row]
 ) -> dict[int, list[int]]:
@@ -110,22 +112,10 @@ def _picked(
         batch = padded(model, part)
         lengths = torch.tensor([len(row.ids) for row in part])
         real = (torch.arange(batch.input_ids.shape[1]) < lengths[:, None]).flatten()
-        handles = []
-        for layer in layers:
-            mixture = architecture.mixtures[layer]
-            assert mixture is not None, "only layers with a mixture are asked about"
 
-            def told(hidden: Tensor, index: Tensor, gates: Tensor, layer: int = layer, real: Tensor = real) -> None:
-                found[layer].update(index[real.to(index.device)].flatten().tolist())
+        def told(layer: int, index: Tensor, gates: Tensor, real: Tensor = real) -> None:
+            found[layer].update(index[real.to(index.device)].flatten().tolist())
 
-            handles.append(mixture.watch(model, told))
-        try:
-            model(
-                input_ids=batch.input_ids,
-                **{naming.MASK: batch.attention_mask},
-                **naming.without_cache(model),
-            )
-        finally:
-            for handle in handles:
-                handle.remove()
+        inputs = {"input_ids": batch.input_ids, naming.MASK: batch.attention_mask}
+        watched_routing(model, architecture, inputs, layers, told)
     return {layer: sorted(experts) for layer, experts in found.items()}

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lm_eval_edit.editors._shared.forward import without_parameter_gradients
+from lm_eval_edit.editors._shared.forward import by_row, without_parameter_gradients
 from lm_eval_edit.editors.mend.network import token_factors
 from lm_eval_edit.errors import UserError
 from lm_eval_edit.facts.fact import Fact
@@ -113,11 +113,13 @@ def easyedit_batch(tokenizer: PreTrainedTokenizerBase, facts: Sequence[Fact]) ->
 def gradient_factors(model: PreTrainedModel, modules: Sequence[nn.Module], batch: Batch) -> tuple[float, Factors]:
     """The loss, and (u, δ) of each module: its (B, T, in) inputs and the loss's (B, T, out) gradient at its output."""
     scale = 1024.0 if model.dtype == torch.float16 else 1.0  # small gradients would vanish in float16
+    rows = len(batch.input_ids)
     with without_parameter_gradients(model), token_factors(modules) as factors, torch.enable_grad():
         loss = batch.loss(model)
         gradients = torch.autograd.grad(loss * scale, [probe for _, probe in factors])
     wide = [gradient.to(wide_dtype(gradient.dtype)) / scale for gradient in gradients]
-    return float(loss.detach()), [(u, gradient) for (u, _), gradient in zip(factors, wide, strict=True)]
+    each = zip(factors, wide, strict=True)
+    return float(loss.detach()), [(by_row(u, rows), by_row(gradient, rows)) for (u, _), gradient in each]
 
 
 @contextlib.contextmanager
@@ -130,9 +132,9 @@ def edited(modules: Sequence[nn.Module], factors: Factors) -> Iterator[None]:
 
     def adding(keys: Tensor, values: Tensor) -> Callable[..., Tensor]:
         def hook(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            x = args[0].to(keys.dtype)  # (B, S, in)
+            x = by_row(args[0], len(keys)).to(keys.dtype)  # (B, S, in)
             added = (x @ keys.transpose(1, 2).to(x.device)) @ values.to(x.device)
-            return output + added.to(output.dtype)
+            return output + added.to(output.dtype).reshape(output.shape)
 
         return hook
 

@@ -114,6 +114,10 @@ class Mend(Editor):
         network = MendNetwork.from_tensors(self._archive.tensors, names, f"archive={self.options.archive}")
         return network.eval().requires_grad_(False)
 
+    def architecture_problems(self, architecture: Architecture) -> list[str]:
+        """None: its archive names what is edited, linear maps beside a mixture's routed experts as well."""
+        return []
+
     def parameters(self, model: PreTrainedModel, architecture: Architecture) -> list[str]:
         return list(self._network.inner_params)
 

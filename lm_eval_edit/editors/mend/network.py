@@ -254,6 +254,13 @@ def inner_module(model: nn.Module, parameter: str) -> nn.Module:
     module, _, leaf = parameter.rpartition(".")
     found: nn.Module | None = dict(model.named_modules()).get(module)
     if leaf != "weight" or found is None or not is_linear(found):
+        tensor = dict(model.named_parameters()).get(parameter)
+        if tensor is not None and tensor.ndim > 2:
+            shape = "x".join(map(str, tensor.shape))
+            raise UserError(
+                f"inner_params: {parameter} ({shape}) holds a mixture's experts, each of which is passed by the tokens "
+                f"it is picked for: wanted are linear maps that every token passes, as a shared expert's or attention's"
+            )
         weights = [f"{path}.weight" for path, m in model.named_modules() if is_linear(m)]
         raise UserError(
             f"inner_params: {parameter} is no linear map's weight in this model.{nearest(parameter, weights)}"

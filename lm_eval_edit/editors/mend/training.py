@@ -123,7 +123,7 @@ class _Trainer:
     ):
         self.model, self.tokenizer, self.output, self.settings = model, tokenizer, output, settings
         self._folder = output.with_name(output.name + ".training")
-        self.names = settings.inner_params or default_inner_params(model)
+        self.names = inner_params_of(model, settings)
         self.modules = [inner_module(model, name) for name in self.names]
         self.device = weight_of(self.modules[0]).device
         shapes, draw = [linear_shape(module) for module in self.modules], _generator(settings.seed, "weights")
@@ -302,7 +302,38 @@ class _Trainer:
 
 
 def default_inner_params(model: PreTrainedModel) -> tuple[str, ...]:
-    """All MLP matrices of the last three blocks, as in the published archives."""
+    """All MLP matrices of the last three blocks, as in the published archives; of a mixture those of its shared expert.
+
+    Args:
+        model: The model, or its shapes alone.
+
+    Raises:
+        UserError: one of these blocks has none that every token passes.
+    """
     architecture = Architecture.discover(model)
     last = range(max(architecture.n_layers - 3, 0), architecture.n_layers)
-    return tuple(f"{path}.weight" for layer in last for path in architecture.mlp_projections(model, layer))
+    found = {layer: architecture.mlp_projections(model, layer) for layer in last}
+    if without := [str(layer) for layer, paths in found.items() if not paths]:
+        raise UserError(
+            f"inner_params: MEND edits linear maps that every token passes, and the MLP{'s' * (len(without) > 1)} of "
+            f"layer{'s' * (len(without) > 1)} {', '.join(without)} are mixtures of experts without a shared one. Give "
+            f"inner_params, the weights of linear maps such as attention's, or use a method that edits experts "
+            f"(editor=memit, rome or ft)"
+        )
+    return tuple(f"{path}.weight" for paths in found.values() for path in paths)
+
+
+def inner_params_of(model: PreTrainedModel, settings: MendTrainingSettings) -> tuple[str, ...]:
+    """Names of the weights that a training is about.
+
+    Args:
+        model: The model, or its shapes alone.
+        settings: Of the training.
+
+    Raises:
+        UserError: there are none, or one is no linear map's.
+    """
+    names = settings.inner_params or default_inner_params(model)
+    for name in names:
+        inner_module(model, name)
+    return names

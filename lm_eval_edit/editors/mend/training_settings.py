@@ -20,7 +20,9 @@ class MendTrainingSettings:
     of billions of parameters the published figures, named below, and their 100,000 passes are the place to begin.
     """
 
-    inner_params: tuple[str, ...] = _setting((), "weights to edit; default: all MLP matrices of the last three blocks")
+    inner_params: tuple[str, ...] = _setting(
+        (), "weights to edit; default: all MLP matrices of the last three blocks, of a mixture its shared expert's"
+    )
     rank: int = _setting(128, "rank of the hypernetworks' matrices (published: 1920)")
     lr: float = _setting(1e-4, "Adam's learning rate for the hypernetworks (published: 1e-6)")
     edit_lr: float = _setting(1e-3, "initial step size of the edits (published: 1e-4)")

@@ -163,6 +163,20 @@ def test_the_default_weights_are_the_mlps_of_the_last_three_blocks():
     assert all(inner_module(tiny_model(), name) for name in names)
 
 
+def test_rows_that_a_model_hands_its_mlps_in_one_are_told_apart(tmp_path):
+    model, flat = tiny_model(torch.float64), tiny_model(torch.float64)
+    for block in flat.transformer.h:
+        whole = block.mlp.forward
+        block.mlp.forward = lambda x, whole=whole: whole(x.flatten(0, 1)).reshape(x.shape)  # as OPT's blocks do
+    plain, same = (
+        _Trainer(each, tiny_tokenizer(), Facts(FACTS), tmp_path / "x", QUICK)._factors(FACTS[:3], observe=False)
+        for each in (model, flat)
+    )
+    for (keys, values), (own_keys, own_values) in zip(plain, same, strict=True):
+        torch.testing.assert_close(own_keys, keys)
+        torch.testing.assert_close(own_values, values)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
