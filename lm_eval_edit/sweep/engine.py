@@ -31,6 +31,10 @@ logger = logging.getLogger("lm_eval_edit")
 Status = TypeVar("Status")
 
 
+class EngineLostError(Exception):
+    """What was to evaluate a cell answers nobody any more: no fault of the cell, which another engine may evaluate."""
+
+
 @dataclass
 class Outcome:
     """What a run did.
@@ -203,11 +207,16 @@ def _run_row(worker: Worker, row: Row, cells: list[Cell], done: Callable[[Cell, 
 
 
 def guarded(checked: Checked, cell: Cell, compute: Callable[[], Status]) -> Status | str:
-    """What `compute` returns, a cell's status; a cell that fails is stored so and costs no other."""
+    """What `compute` returns, a cell's status; a cell that fails is stored so and costs no other.
+
+    Raises:
+        CannotWriteError: nothing that follows could be kept.
+        EngineLostError: nothing is stored.
+    """
     try:
         return compute()
-    except CannotWriteError:
-        raise  # nothing that follows could be kept
+    except (CannotWriteError, EngineLostError):
+        raise
     except Exception as error:
         logger.exception("%s failed", cell.path)
         mark(checked, cell, FAILED, in_one_line(error))

@@ -16,6 +16,7 @@ from lm_eval_edit.sweep import ray_tasks, serving
 from lm_eval_edit.sweep.checking import Checked
 from lm_eval_edit.sweep.design import Model
 from lm_eval_edit.sweep.edited_rows import EditedRows
+from lm_eval_edit.sweep.engine import EngineLostError
 from lm_eval_edit.sweep.folder import Cell
 from lm_eval_edit.sweep.prepared import CHECKPOINT, WaitingRoom
 from lm_eval_edit.sweep.preparing import Preparer
@@ -23,7 +24,7 @@ from lm_eval_edit.sweep.ray_tasks import Answer, Job
 from lm_eval_edit.sweep.served_cells import Server
 from lm_eval_edit.sweep.serving import Serving
 
-NO_ENGINE = "no engine"
+NO_ENGINE, LOST = "no engine", "engine lost"
 
 
 def prepare(job: Job, label: str, no_adapters: str | None, cells: Sequence[Cell]) -> Answer:
@@ -86,7 +87,9 @@ class EngineActor:
         return Answer()
 
     def serve(self, cell: Cell, adapters: served.Adapters | None) -> Answer:
-        """Evaluate a cell that waits and store it. Returns its status, or `NO_ENGINE` with the reason.
+        """Evaluate a cell that waits and store it. Returns its status, or `NO_ENGINE` or `LOST` with the reason.
+
+        A lost engine is ended; the next cell has another one started.
 
         Args:
             adapters: What an engine for the unedited weights must have room for.
@@ -107,6 +110,9 @@ class EngineActor:
                     return replace(ray_tasks.failed(error), value=NO_ENGINE, error=f"vLLM: {in_one_line(error)}")
                 self.serves, loads = wanted, 1
             return Answer(server.serve(each), loads)
+        except EngineLostError as error:
+            self.close()
+            return replace(ray_tasks.failed(error, loads), value=LOST, error=str(error))
         except Exception as error:
             return ray_tasks.failed(error, loads)
 

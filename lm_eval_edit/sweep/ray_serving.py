@@ -230,6 +230,9 @@ class _Engines:
             logger.error("vLLM for %s could not be used on node %s\n%s", self.model.label, actor.node, answer.details)
             actor.refuses = self.why = str(answer.error)
             self.together.appendleft(each)
+        elif answer.value == ray_actors.LOST:
+            logger.warning("an engine of vLLM on node %s is lost\n%s", actor.node, answer.details)
+            self._again(each, str(answer.error))
         else:
             self.run_.finish(each.cell, answer)
 
@@ -238,13 +241,17 @@ class _Engines:
         self.why = why
         self.actors.remove(actor)
         if each is not None:
-            self.losses[each.cell.path] += 1
-            if self.losses[each.cell.path] > RETRIES:
-                self.run_.mark(each.cell, FAILED, why)
-            else:
-                (self.alone if each.kind == CHECKPOINT else self.together).appendleft(each)
+            self._again(each, why)
         if actor.losses < RETRIES and actor.node in [n["NodeID"] for n in self.ray.nodes() if n["Alive"]]:
             self._start(actor.node, actor.losses + 1)
+
+    def _again(self, each: Prepared, why: str) -> None:
+        """What served a cell is lost: it waits for another try, unless it has had enough of them."""
+        self.losses[each.cell.path] += 1
+        if self.losses[each.cell.path] > RETRIES:
+            self.run_.mark(each.cell, FAILED, why)
+        else:
+            (self.alone if each.kind == CHECKPOINT else self.together).appendleft(each)
 
     def _end(self, actors: Sequence[_Actor]) -> None:
         """Have actors end their engines, then end them."""

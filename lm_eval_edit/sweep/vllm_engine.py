@@ -14,11 +14,12 @@ from tqdm.auto import tqdm
 
 from lm_eval_edit.errors import CannotWriteError, in_one_line
 from lm_eval_edit.harness.left_over import end_all_left_over, end_left_over
+from lm_eval_edit.harness.served import Adapters
 from lm_eval_edit.sweep import serving
 from lm_eval_edit.sweep.checking import Checked
 from lm_eval_edit.sweep.design import Model
 from lm_eval_edit.sweep.edited_rows import EditedRows, waiting
-from lm_eval_edit.sweep.engine import Outcome, claimed, missing
+from lm_eval_edit.sweep.engine import EngineLostError, Outcome, claimed, missing
 from lm_eval_edit.sweep.folder import FAILED, Cell
 from lm_eval_edit.sweep.prepared import ADAPTER, BASE, CHECKPOINT, Prepared, WaitingRoom
 from lm_eval_edit.sweep.preparing import Preparer
@@ -27,6 +28,8 @@ from lm_eval_edit.sweep.serving import Serving
 from lm_eval_edit.sweep.worker import mark
 
 logger = logging.getLogger("lm_eval_edit")
+
+TRIES = 2  # engines that one cell may cost
 
 
 def run_sweep(checked: Checked, how: Serving, *, progress: bool = True) -> Outcome:
@@ -114,14 +117,11 @@ class _Run:
 
     def _serve(self, cells: list[Prepared], pretrained: str) -> None:
         """Evaluate cells that wait in one engine."""
-        self.bar.set_postfix_str(f"starting vLLM for {self.model.label}")
+        adapters = adapters_of(cells)
         try:
             try:
-                self.server.start(pretrained, cells[0].dtype, adapters_of(cells))
-                self.outcome.loads += 1
                 for each in cells:
-                    self.bar.set_postfix_str(each.cell.path)
-                    self._done(each.cell, self.server.serve(each))
+                    self._done(each.cell, self._evaluate(each, pretrained, adapters))
             finally:
                 self.server.stop()
         except CannotWriteError:
@@ -132,3 +132,21 @@ class _Run:
                 if each.cell.path not in self.outcome.statuses:
                     mark(self.checked, each.cell, FAILED, f"vLLM: {in_one_line(error)}")
                     self._done(each.cell, FAILED)
+
+    def _evaluate(self, each: Prepared, pretrained: str, adapters: Adapters | None) -> str:
+        """The status of a cell; where the engine is lost meanwhile, another one has a try and serves what follows."""
+        lost = ""
+        for _ in range(TRIES):
+            if self.server.lm is None:
+                self.bar.set_postfix_str(f"starting vLLM for {self.model.label}")
+                self.server.start(pretrained, each.dtype, adapters)
+                self.outcome.loads += 1
+            self.bar.set_postfix_str(each.cell.path)
+            try:
+                return self.server.serve(each)
+            except EngineLostError as error:
+                lost = str(error)
+                logger.warning("%s: %s", each.cell.path, lost)
+                self.server.stop()
+        mark(self.checked, each.cell, FAILED, lost)
+        return FAILED

@@ -190,6 +190,22 @@ def test_actors_that_are_lost_are_replaced_and_their_cells_served_by_others(serv
     assert sorted(ray.started) == ["a", "a", "b", "b"]
 
 
+@pytest.mark.parametrize("call", [1, 2])  # while its answers are checked, while its tasks are asked
+def test_an_engine_that_dies_in_its_actor_costs_no_cell(served_world, tmp_path, call):
+    ray = RayHere()
+    with stand_in_vllm.dying(ROME, call, most=RETRIES) as deaths:
+        outcome = run_here(served_world, tmp_path / "sweep", ray)
+    assert len(deaths) == RETRIES and outcome.statuses == dict.fromkeys((UNEDITED, ROME, FT), "done")
+    assert ray.started == ["a", "b"]  # the actors are there still
+
+
+def test_a_cell_that_every_engine_dies_of_costs_no_other(served_world, tmp_path):
+    with stand_in_vllm.dying(ROME, 1, most=RETRIES + 1):
+        outcome = run_here(served_world, tmp_path / "sweep", RayHere())
+    assert outcome.statuses == {UNEDITED: "done", ROME: "failed", FT: "done"}
+    assert "does not answer any more" in cells(tmp_path / "sweep")[ROME]["reason"]
+
+
 def test_nodes_that_lose_every_actor_end(served_world, tmp_path):
     ray = RayHere(lambda node, method: method == "serve")
     outcome = run_here(served_world, tmp_path / "sweep", ray)

@@ -162,6 +162,39 @@ def test_an_engine_that_does_not_start_fails_its_cells_and_no_others(vllm, serve
     assert serve(checked_sweep(served_world, tmp_path / "sweep", **changes)).loads == 1
 
 
+@pytest.mark.parametrize("call", [1, 2])  # while its answers are checked, while its tasks are asked
+def test_an_engine_that_dies_costs_no_cell(vllm, served_world, tmp_path, call):
+    changes = {"tasks": ["toy_likely", "toy_says"]}
+    with stand_in_vllm.dying("tiny/rome-facts-file_order/n00001", call, most=1) as deaths:
+        outcome = serve(checked_sweep(served_world, tmp_path / "sweep", **changes))
+    assert deaths and not outcome.failed and len(outcome.statuses) == 5
+    assert outcome.loads == 1 + 2 + 2  # the model, an engine and the one after it, two checkpoints
+    assert not (tmp_path / "sweep/.serving").exists()
+
+
+def test_a_cell_that_every_engine_dies_of_costs_no_other(vllm, served_world, tmp_path):
+    changes = {"tasks": ["toy_likely"], "n_edits": [1]}
+    checked = checked_sweep(served_world, tmp_path / "sweep", **changes)
+    with stand_in_vllm.dying(None, 1, most=vllm_engine.TRIES) as deaths:
+        outcome = serve(checked)
+    assert len(deaths) == vllm_engine.TRIES and outcome.failed == ["tiny/unedited"] and len(outcome.statuses) == 3
+    reason = cells(tmp_path / "sweep")["tiny/unedited"]["reason"]
+    assert reason.startswith("vLLM does not answer any more: RuntimeError: EngineCore encountered")
+    assert serve(checked).loads == 1  # an engine: it still waited
+
+
+def test_a_task_that_fails_is_no_engine_that_died(vllm, served_world, tmp_path, monkeypatch):
+    def fail(self, *args, **more):
+        raise ValueError("no such thing")
+
+    changes = {"tasks": ["toy_likely", "toy_says"], "n_edits": [1]}
+    monkeypatch.setattr("lm_eval_edit.harness.served.ServedModel.generate_until", fail)
+    outcome = serve(checked_sweep(served_world, tmp_path / "sweep", **changes))
+    assert len(outcome.failed) == 3 and outcome.loads == 1 + 1 + 1
+    found = cells(tmp_path / "sweep")["tiny/unedited"]
+    assert found["failed_tasks"] == {"toy_says": "ValueError: no such thing"}
+
+
 def test_an_adapter_of_too_high_a_rank_is_a_checkpoint(vllm, served_world, tmp_path, monkeypatch):
     monkeypatch.setattr(commands, "VLLM_RANKS", (1,))
     monkeypatch.setattr(stand_in_vllm, "RANKS", (1,))
