@@ -35,6 +35,7 @@ from lm_eval_edit.export.sums import sum_deltas
 from lm_eval_edit.facts.exported import RECORD
 from lm_eval_edit.facts.fact import identity_of
 from lm_eval_edit.weights.edited import EditedWeights, wide_dtype
+from lm_eval_edit.models.dtypes import dtype_name
 from lm_eval_edit.weights.fingerprint import parameter_hashes
 from lm_eval_edit.weights.stacked import SliceWise
 
@@ -218,7 +219,7 @@ class _Job:
             "fingerprint": ledger.fingerprint(),
             "base": {
                 **selection.source,
-                "dtype": str(self.dtype).removeprefix("torch."),
+                "dtype": dtype_name(self.dtype),
                 "architecture": type(self.edited.model).__name__,
                 "fingerprint": identity["model"]["fingerprint"],
                 "hash": ledger.hash_name,
@@ -251,7 +252,7 @@ class _Job:
         self.record["adapter"] = {
             "rank": adapter.rank,
             "exact": adapter.is_exact,
-            "factors_dtype": str(wide_dtype(self.dtype)).removeprefix("torch."),
+            "factors_dtype": dtype_name(wide_dtype(self.dtype)),
             "logit_error": error,
             "parameters": {
                 name: {"rank": delta.rank, "true_rank": adapter.true_ranks[name], "energy_kept": adapter.energy[name]}

@@ -29,6 +29,7 @@ from lm_eval_edit.export.commands import vllm_rank, why_no_rank
 from lm_eval_edit.export.sums import sum_deltas
 from lm_eval_edit.facts.chat import placed
 from lm_eval_edit.facts.fact import Fact
+from lm_eval_edit.models.dtypes import dtype_name
 from lm_eval_edit.sweep.checking import Checked, Schedule
 from lm_eval_edit.sweep.design import Model, Row
 from lm_eval_edit.sweep.evaluation import Evaluation
@@ -115,7 +116,7 @@ class Preparer:
         before = [self._unedited.get(probe) for probe in probes]
         record = {
             "kind": kind,
-            "dtype": str(lm.model.dtype).removeprefix("torch."),
+            "dtype": dtype_name(lm.model.dtype),
             "fingerprint": lm.weights_fingerprint,
             "args": args,
             "info": {"edit": lm.edit_record()},

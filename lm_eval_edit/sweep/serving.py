@@ -17,7 +17,7 @@ from lm_eval_edit.errors import UserError, in_one_error
 from lm_eval_edit.export.commands import GPU_LORA, VLLM_WITHOUT_LORA, no_lora
 from lm_eval_edit.harness import served
 from lm_eval_edit.harness.engines import VLLM, Engine
-from lm_eval_edit.models.dtypes import dtype_of
+from lm_eval_edit.models.dtypes import dtype_name, dtype_of
 from lm_eval_edit.sweep.checking import Checked
 from lm_eval_edit.sweep.design import Model
 from lm_eval_edit.sweep.evaluation import Evaluation
@@ -191,7 +191,7 @@ def served_dtype(checked: Checked, model: Model) -> str | None:
         return None
     options = _options(checked, model)
     try:
-        return str(dtype_of(config, options.get("dtype") or options.get("torch_dtype"))).removeprefix("torch.")
+        return dtype_name(dtype_of(config, options.get("dtype") or options.get("torch_dtype")))
     except UserError:
         return None  # told with the design's other problems
 
