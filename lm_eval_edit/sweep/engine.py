@@ -78,6 +78,22 @@ def missing(checked: Checked) -> list[Cell]:
     return found
 
 
+@contextmanager
+def begun(checked: Checked) -> Iterator[tuple[list[Cell], Outcome]]:
+    """A run of a sweep, its folder claimed: the cells to compute, and what is told of them, the seconds in the end.
+
+    Raises:
+        UserError: another process writes this folder.
+        CannotWriteError: the folder cannot be written.
+    """
+    started = time.perf_counter()
+    with claimed(checked):
+        todo = missing(checked)
+        outcome = Outcome(kept=len(checked.cells()) - len(todo))
+        yield todo, outcome
+    outcome.seconds = time.perf_counter() - started
+
+
 def mixed(checked: Checked, name: str) -> list[str]:
     """What to say of cells that are there and that another engine has evaluated.
 
@@ -130,16 +146,12 @@ def run_sweep(checked: Checked, *, device: str | None = None, progress: bool = T
         UserError: another process writes this folder.
         CannotWriteError: the folder cannot be written.
     """
-    started = time.perf_counter()
-    with claimed(checked):
-        outcome = _run(checked, device, progress)
-    outcome.seconds = time.perf_counter() - started
+    with begun(checked) as (todo, outcome):
+        _run(checked, todo, outcome, device, progress)
     return outcome
 
 
-def _run(checked: Checked, device: str | None, progress: bool) -> Outcome:
-    todo = missing(checked)
-    outcome = Outcome(kept=len(checked.cells()) - len(todo))
+def _run(checked: Checked, todo: list[Cell], outcome: Outcome, device: str | None, progress: bool) -> None:
     with tqdm(total=len(todo), desc="cells", unit="cell", disable=not progress or not todo) as bar:
 
         def done(cell: Cell, status: str) -> None:
@@ -151,7 +163,6 @@ def _run(checked: Checked, device: str | None, progress: bool) -> Outcome:
             if cells:
                 bar.set_postfix_str(f"loading {model.label}")
                 _run_model(checked, model, cells, device, done, bar.set_postfix_str, outcome)
-    return outcome
 
 
 def _run_model(

@@ -23,10 +23,10 @@ from lm_eval_edit.sweep import ray_actors, serving
 from lm_eval_edit.sweep.checking import Checked
 from lm_eval_edit.sweep.design import Model
 from lm_eval_edit.sweep.edited_rows import waiting
-from lm_eval_edit.sweep.engine import Outcome, claimed, missing
-from lm_eval_edit.sweep.folder import FAILED, Cell
+from lm_eval_edit.sweep.engine import Outcome
+from lm_eval_edit.sweep.folder import COLLAPSED, DONE, FAILED, Cell
 from lm_eval_edit.sweep.prepared import CHECKPOINT, Prepared, WaitingRoom
-from lm_eval_edit.sweep.ray_engine import RETRIES, Resources, Tasks, check_resources, connected, find_ray, nodes_for
+from lm_eval_edit.sweep.ray_engine import RETRIES, Resources, Tasks, begun_with_ray, nodes_for
 from lm_eval_edit.sweep.ray_tasks import Answer
 from lm_eval_edit.sweep.served_cells import adapters_of
 from lm_eval_edit.sweep.serving import Serving
@@ -51,26 +51,17 @@ def run_sweep(checked: Checked, resources: Resources, how: Serving, *, progress:
         UserError: no Ray, no such cluster, a task or an actor that fits no node.
         CannotWriteError: the folder cannot be written.
     """
-    started = time.perf_counter()
-    ray = find_ray()
-    check_resources(resources)
-    with claimed(checked):
-        todo = missing(checked)
-        outcome = Outcome(kept=len(checked.cells()) - len(todo))
+    with begun_with_ray(checked, resources, progress) as run:
         room = WaitingRoom(checked.folder)
         end_left_over(room.root)
         end_all_left_over(room.engines)
-        room.begin(checked.cells(), todo)
-        if todo:
-            with (
-                connected(ray, resources.address),
-                tqdm(total=len(todo), desc="cells", unit="cell", disable=not progress) as bar,
-            ):
-                _Run(ray, checked, resources, outcome, bar, how, room).run(todo)
+        room.begin(checked.cells(), run.todo)
+        if run.todo:
+            with run.tasks() as (ray, bar):
+                _Run(ray, checked, resources, run.outcome, bar, how, room).run(run.todo)
         room.tidy()
         end_all_left_over(room.engines)
-    outcome.seconds = time.perf_counter() - started
-    return outcome
+    return run.outcome
 
 
 class _Run(Tasks):

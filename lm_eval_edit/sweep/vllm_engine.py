@@ -8,7 +8,6 @@ the other engines; what is done is never done again, nor is what waits.
 from __future__ import annotations
 
 import logging
-import time
 
 from tqdm.auto import tqdm
 
@@ -19,7 +18,7 @@ from lm_eval_edit.sweep import serving
 from lm_eval_edit.sweep.checking import Checked
 from lm_eval_edit.sweep.design import Model
 from lm_eval_edit.sweep.edited_rows import EditedRows, waiting
-from lm_eval_edit.sweep.engine import EngineLostError, Outcome, claimed, missing
+from lm_eval_edit.sweep.engine import EngineLostError, Outcome, begun
 from lm_eval_edit.sweep.folder import FAILED, Cell
 from lm_eval_edit.sweep.prepared import ADAPTER, BASE, CHECKPOINT, Prepared, WaitingRoom
 from lm_eval_edit.sweep.preparing import Preparer
@@ -46,10 +45,7 @@ def run_sweep(checked: Checked, how: Serving, *, progress: bool = True) -> Outco
         UserError: another process writes this folder.
         CannotWriteError: the folder cannot be written.
     """
-    started = time.perf_counter()
-    with claimed(checked):
-        todo = missing(checked)
-        outcome = Outcome(kept=len(checked.cells()) - len(todo))
+    with begun(checked) as (todo, outcome):
         room = WaitingRoom(checked.folder)
         if count := end_left_over(room.root) + end_all_left_over(room.engines):
             logger.warning("%d processes of vLLM, left by a run of this sweep that was killed, are ended", count)
@@ -60,7 +56,6 @@ def run_sweep(checked: Checked, how: Serving, *, progress: bool = True) -> Outco
                 if cells:
                     _Run(checked, model, how, room, outcome, bar).run(cells)
         room.tidy()
-    outcome.seconds = time.perf_counter() - started
     return outcome
 
 

@@ -19,7 +19,7 @@ import yaml
 
 from lm_eval_edit.cli import main
 from lm_eval_edit.harness import left_over
-from lm_eval_edit.sweep import ray_serving, serving, vllm_engine
+from lm_eval_edit.sweep import ray_engine, ray_serving, serving, vllm_engine
 from lm_eval_edit.sweep.ray_engine import RETRIES, Resources
 from tests.conftest import ROOT
 from tests.support import stand_in_vllm
@@ -151,8 +151,8 @@ def run_here(served_world: Path, root: Path, ray: RayHere):
     """The sweep of three cells, with all that Ray's nodes do done in this process."""
     checked, how = checked_sweep(served_world, root, **ONE_CELL_EACH), serving.Serving({})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ray_serving, "find_ray", lambda: ray)
-        patch.setattr(ray_serving, "connected", lambda *_: contextlib.nullcontext())
+        patch.setattr(ray_engine, "find_ray", lambda: ray)
+        patch.setattr(ray_engine, "connected", lambda *_: contextlib.nullcontext())
         return ray_serving.run_sweep(checked, Resources(cpus=1, device="cpu"), how, progress=False)
 
 
