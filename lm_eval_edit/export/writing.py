@@ -25,6 +25,7 @@ from lm_eval_edit.export.adapter import (
     load_adapter,
     make_adapter,
     no_adapter_of_experts,
+    refused,
     write_adapter,
 )
 from lm_eval_edit.export.checkpoint import reloaded_logits, write_checkpoint
@@ -34,8 +35,8 @@ from lm_eval_edit.export.selfcheck import ExportError, Verdict, compare, last_lo
 from lm_eval_edit.export.sums import sum_deltas
 from lm_eval_edit.facts.exported import RECORD
 from lm_eval_edit.facts.fact import identity_of
-from lm_eval_edit.weights.edited import EditedWeights, wide_dtype
 from lm_eval_edit.models.dtypes import dtype_name
+from lm_eval_edit.weights.edited import EditedWeights, wide_dtype
 from lm_eval_edit.weights.fingerprint import parameter_hashes
 from lm_eval_edit.weights.stacked import SliceWise
 
@@ -92,7 +93,9 @@ def export(
         problems += error.problems
     if selection is not None and to == "peft":
         found = {name: kind for operation in selection.operations for name, kind in operation.kinds.items()}
-        problems += [no_adapter_of_experts(name) for name, kind in found.items() if issubclass(kind, SliceWise)]
+        problems += [
+            refused(no_adapter_of_experts(name)) for name, kind in found.items() if issubclass(kind, SliceWise)
+        ]
     if problems or selection is None:
         raise ConfigurationError(problems)
     job = _Job(load(selection, device, trust_remote_code), to, rank, device, trust_remote_code)

@@ -23,7 +23,7 @@ from lm_eval_edit import demo
 from lm_eval_edit.edits.source import describe_source
 from lm_eval_edit.edits.surroundings import frame_of
 from lm_eval_edit.errors import ConfigurationError
-from lm_eval_edit.export.adapter import Adapter, make_adapter, write_adapter
+from lm_eval_edit.export.adapter import Adapter, make_adapter, unexpressible, write_adapter
 from lm_eval_edit.export.checkpoint import write_checkpoint
 from lm_eval_edit.export.commands import vllm_rank, why_no_rank
 from lm_eval_edit.export.sums import sum_deltas
@@ -145,6 +145,8 @@ class Preparer:
             return CHECKPOINT, self.no_adapters, None
         factors: list[tuple[str, LowRankDelta | SparseDelta]] = []
         for name, delta in self._deltas():
+            if (why := unexpressible(lm.model, name)) is not None:
+                return CHECKPOINT, why, None
             if not isinstance(delta, LowRankDelta | SparseDelta):
                 return CHECKPOINT, f"the update of {name} is not low rank", None
             factors.append((name, delta))
