@@ -80,7 +80,7 @@ class _Run(Tasks):
         super().__init__(ray, checked, resources, outcome, bar)
         self.how, self.room = how, room
         gpus = self.options["num_gpus"]
-        self.gpus = max(gpus, how.arguments.get("tensor_parallel_size", 1)) if gpus else 0
+        self.gpus = max(gpus, serving.gpus_of(how.arguments)) if gpus else 0
         self.nodes()
 
     def nodes(self) -> list[str]:

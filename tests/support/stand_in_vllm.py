@@ -61,6 +61,7 @@ class EngineArgs:
     gpu_memory_utilization: float = 0.9
     max_model_len: int | None = None
     tensor_parallel_size: int = 1
+    pipeline_parallel_size: int = 1
     data_parallel_size: int = 1
 
 
