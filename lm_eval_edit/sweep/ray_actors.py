@@ -17,7 +17,7 @@ from lm_eval_edit.sweep.checking import Checked
 from lm_eval_edit.sweep.design import Model
 from lm_eval_edit.sweep.edited_rows import EditedRows
 from lm_eval_edit.sweep.engine import EngineLostError
-from lm_eval_edit.sweep.folder import Cell
+from lm_eval_edit.sweep.folder import COLLAPSED, DONE, Cell
 from lm_eval_edit.sweep.prepared import CHECKPOINT, WaitingRoom
 from lm_eval_edit.sweep.preparing import Preparer
 from lm_eval_edit.sweep.ray_tasks import Answer, Job
@@ -28,7 +28,7 @@ NO_ENGINE, LOST = "no engine", "engine lost"
 
 
 def prepare(job: Job, label: str, no_adapters: str | None, cells: Sequence[Cell]) -> Answer:
-    """Edit until these cells of one schedule wait, or of none: one cell without edits.
+    """Edit until these cells wait: those of one schedule, maybe with the row's before its edits, or the base alone.
 
     Args:
         label: The model's.
@@ -44,12 +44,14 @@ def prepare(job: Job, label: str, no_adapters: str | None, cells: Sequence[Cell]
     def through(preparer: Preparer) -> dict[str, str]:
         ended: dict[str, str] = {}
         rows = EditedRows(preparer, lambda cell, status: ended.update({cell.path: status}))
-        row = cells[0].row
-        if cells[0].n_edits == 0:
-            rows.without_edits(cells[0])
-        elif row is not None:
-            # A worker that was lost may have let some of them wait.
-            rows.edit(row, [cell for cell in cells if rows.waiting(cell) is None])
+        # A worker that was lost may have let some of them wait, or computed them.
+        open_cells = [cell for cell in cells if preparer.checked.folder.state(cell)[0] not in (DONE, COLLAPSED)]
+        for cell in open_cells:
+            if cell.n_edits == 0:
+                rows.without_edits(cell)
+        lacking = [cell for cell in open_cells if cell.n_edits and rows.waiting(cell) is None]
+        if lacking and (row := lacking[0].row) is not None:
+            rows.edit(row, lacking)
         return ended
 
     return ray_tasks.answer(job, label, through, make)

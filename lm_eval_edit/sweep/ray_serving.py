@@ -103,10 +103,13 @@ class _Run(Tasks):
     def _prepare(self, model: Model, cells: Sequence[Cell], no_adapters: str | None) -> None:
         self.bar.set_postfix_str(f"editing {model.label}")
         lacking = [cell for cell in cells if waiting(self.room, cell, no_adapters) is None]
-        parts = [[cell] for cell in lacking if cell.n_edits == 0]
+        parts = [[cell] for cell in lacking if cell.row is None]
         for (label, name), schedules in self.checked.schedules.items():
-            mine = [c for c in lacking if c.row is not None and c.n_edits and (c.model, c.row.name) == (label, name)]
-            parts += [[cell for cell in mine if cell.n_edits in schedule.checkpoints] for schedule in schedules]
+            mine = [c for c in lacking if c.row is not None and (c.model, c.row.name) == (label, name)]
+            edited = [[cell for cell in mine if cell.n_edits in schedule.checkpoints] for schedule in schedules]
+            first, *others = [part for part in edited if part] or [[]]
+            # A row's own facts are asked by a task that edits the row: on a GPU every task loads the model anew.
+            parts += [[cell for cell in mine if cell.n_edits == 0] + first, *others]
         for part in filter(None, parts):
             self.submit(partial(self._prepared, part, no_adapters), ray_actors.prepare, model.label, no_adapters, part)
         self.wait()
@@ -116,6 +119,8 @@ class _Run(Tasks):
         for cell in cells:
             if answer.error is None and cell.path in answer.value:
                 self.done(cell, answer.value[cell.path])
+            elif (status := self.checked.folder.state(cell)[0]) in (DONE, COLLAPSED):  # then the worker was lost
+                self.done(cell, str(status))
             elif answer.error is not None and waiting(self.room, cell, no_adapters) is None:
                 self.finish(cell, answer)
 
