@@ -5,6 +5,7 @@ vLLM is a stand-in here that applies real adapters (`tests.support.stand_in_vllm
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -24,6 +25,7 @@ from lm_eval_edit.comparison.other_engines import noise_floor, warnings
 from lm_eval_edit.comparison.results import load_run
 from lm_eval_edit.export import commands
 from lm_eval_edit.harness import left_over
+from lm_eval_edit.harness import served as harness
 from lm_eval_edit.harness.engines import Engine, engine_of
 from lm_eval_edit.sweep import engine, routes, serving, vllm_engine
 from tests.conftest import ROOT
@@ -126,8 +128,6 @@ def test_nothing_waits_in_the_end_and_nothing_is_done_twice(served_world, served
 def test_how_outputs_ended_is_known_from_their_tokens(vllm, served_world):
     from lm_eval.api.instance import Instance
 
-    from lm_eval_edit.harness import served as harness
-
     lm = harness.start(str(served_world / "model"), "float32", {}, {}, None, served_world)
     how = {"until": ["."], "do_sample": False, "max_gen_toks": 3}
     (said,) = lm.generate_until([Instance("generate_until", {}, ("The weather is", how), 0)], disable_tqdm=True)
@@ -160,6 +160,48 @@ def test_an_engine_that_does_not_start_fails_its_cells_and_no_others(vllm, serve
     assert outcome.statuses["tiny/ft-facts-file_order/n00001"] == "done"
     assert "max_lora_rank 1 is none of" in cells(tmp_path / "sweep")["tiny/unedited"]["reason"]
     assert serve(checked_sweep(served_world, tmp_path / "sweep", **changes)).loads == 1
+
+
+@contextlib.contextmanager
+def with_a_process(made: list[subprocess.Popen], then: str):
+    """Within the block an engine has a process of its own, and does not come to be or does not end in order."""
+    began = stand_in_vllm.LLM.__init__
+
+    def start(self, *args, **more):
+        made.append(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]))
+        if then == "fails to start":
+            raise RuntimeError("no room for the cache")
+        began(self, *args, **more)
+        self.llm_engine.engine_core.shutdown = lambda: 1 / 0
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stand_in_vllm.LLM, "__init__", start)
+        try:
+            yield
+        finally:
+            for process in made:
+                process.kill()
+
+
+@pytest.mark.parametrize("then", ["fails to start", "fails to end"])
+def test_no_process_of_an_engine_outlives_it(vllm, served_world, tmp_path, then):
+    changes = {"editors": [design_of(served_world)["editors"][1]], "n_edits": [1], "tasks": ["toy_likely"]}
+    made: list[subprocess.Popen] = []
+    alive: list[list[bool]] = []
+    start = harness.start
+
+    def look(*args, **more):
+        alive.append([process.poll() is None for process in made])
+        return start(*args, **more)
+
+    with with_a_process(made, then), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(harness, "start", look)
+        outcome = serve(checked_sweep(served_world, tmp_path / "sweep", **changes))
+        assert alive == [[], [False]] and all(process.poll() is not None for process in made)
+    assert not list((tmp_path / "sweep").rglob(left_over.PROCESSES))
+    reasons = [record["reason"] for record in cells(tmp_path / "sweep").values() if record["status"] == "failed"]
+    assert reasons == ["vLLM: RuntimeError: no room for the cache"] * (2 if then == "fails to start" else 0)
+    assert len(outcome.failed) == len(reasons)
 
 
 @pytest.mark.parametrize("call", [1, 2])  # while its answers are checked, while its tasks are asked
