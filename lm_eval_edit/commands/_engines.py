@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lm_eval_edit.errors import ConfigurationError, UserError, problems_of
+from lm_eval_edit.harness.engines import TRANSFORMERS, VLLM
 
-LOCAL, RAY, VLLM = "local", "ray", "vllm"
+LOCAL, RAY = "local", "ray"  # and VLLM: what `--engine` takes
 _ONLY = {
     RAY: ("address", "gpus_per_task", "cpus_per_task"),
     VLLM: ("tensor_parallel_size", "data_parallel_size", "engine_args"),
@@ -17,11 +18,11 @@ _ONLY = {
 
 
 @dataclass(frozen=True)
-class Engine:
+class Choice:
     """An engine that was chosen.
 
     Attributes:
-        name: Of what evaluates, as cells record it.
+        name: Of what evaluates, as `harness.engines` names it and cells record it.
         compute: A checked sweep -> what was done.
         examine: A checked sweep -> why this engine cannot run it, as sentences.
         lines: A checked sweep -> what a dry run says beside its cells.
@@ -91,7 +92,7 @@ def check_options(args: argparse.Namespace) -> None:
         raise UserError(said)
 
 
-def choose(args: argparse.Namespace) -> Engine:
+def choose(args: argparse.Namespace) -> Choice:
     """The engine; one that is not there, or cannot do what is asked, is told here.
 
     Raises:
@@ -105,7 +106,7 @@ def choose(args: argparse.Namespace) -> Engine:
         if args.serve == VLLM:
             return _vllm_on_ray(args, resources)
         ray_engine.check_resources(resources)
-        return Engine("transformers", lambda checked: ray_engine.run_sweep(checked, resources))
+        return Choice(TRANSFORMERS, lambda checked: ray_engine.run_sweep(checked, resources))
     from lm_eval_edit.models.devices import find_device
 
     device = find_device(args.device, "--device ")
@@ -113,10 +114,10 @@ def choose(args: argparse.Namespace) -> Engine:
         return _vllm(args, device)
     from lm_eval_edit.sweep import engine
 
-    return Engine("transformers", lambda checked: engine.run_sweep(checked, device=device))
+    return Choice(TRANSFORMERS, lambda checked: engine.run_sweep(checked, device=device))
 
 
-def _vllm(args: argparse.Namespace, device: str) -> Engine:
+def _vllm(args: argparse.Namespace, device: str) -> Choice:
     from lm_eval_edit.sweep import routes, serving
 
     arguments, version = _engine_args(args), None
@@ -134,10 +135,10 @@ def _vllm(args: argparse.Namespace, device: str) -> Engine:
 
         return vllm_engine.run_sweep(checked, how)
 
-    return Engine(VLLM, compute, lambda checked: serving.problems(checked, how), routes.route_lines, problems)
+    return Choice(VLLM, compute, lambda checked: serving.problems(checked, how), routes.route_lines, problems)
 
 
-def _vllm_on_ray(args: argparse.Namespace, resources: Any) -> Engine:
+def _vllm_on_ray(args: argparse.Namespace, resources: Any) -> Choice:
     from lm_eval_edit.sweep import ray_engine, routes, serving
 
     arguments = _engine_args(args)
@@ -162,7 +163,7 @@ def _vllm_on_ray(args: argparse.Namespace, resources: Any) -> Engine:
 
         return ray_serving.run_sweep(checked, resources, how)
 
-    return Engine(
+    return Choice(
         VLLM,
         compute,
         lambda checked: serving.problems(checked, how),

@@ -19,6 +19,7 @@ from lm_eval_edit.edits.needed_moments import check_second_moments
 from lm_eval_edit.edits.opened import without_weights
 from lm_eval_edit.errors import UserError
 from lm_eval_edit.models.architecture import Architecture, is_linear, layer_problems, linear_shape
+from lm_eval_edit.models.dtypes import dtype_name
 from lm_eval_edit.plan import EditPlan, draft_plan, lacking_second_moments
 from lm_eval_edit.settings import NAMES
 from lm_eval_edit.weights.edited import wide_dtype
@@ -93,10 +94,6 @@ def _dtype(plan: EditPlan, config: PretrainedConfig) -> torch.dtype:
     return wanted if isinstance(wanted, torch.dtype) else torch.float32
 
 
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
 def _model(plan: EditPlan, shapes: _Shapes) -> list[tuple[str, str]]:
     model, architecture = shapes.model, shapes.architecture
     blocks = architecture.blocks
@@ -104,7 +101,7 @@ def _model(plan: EditPlan, shapes: _Shapes) -> list[tuple[str, str]]:
         (
             "model",
             f"{plan.pretrained}: {type(model).__name__} ({model.config.model_type}), {architecture.n_layers} layers, "
-            f"width {architecture.hidden_size}, keys of {architecture.key_size}, {_name(shapes.dtype)}",
+            f"width {architecture.hidden_size}, keys of {architecture.key_size}, {dtype_name(shapes.dtype)}",
         ),
         ("blocks", f"{blocks[0]} to {blocks[-1]}"),
         *(("mixtures" if not number else "", line) for number, line in enumerate(_mixtures(architecture))),
@@ -245,7 +242,7 @@ def _memory(chosen: Hyperparameters | None, shapes: _Shapes, parameters: list[st
         )  # those that no edit reaches are not kept
         parts["originals of edited weights" + (", all experts" if experts else "")] = edited * dtype.itemsize
         if wide != dtype:
-            parts[f"their sums in {_name(wide)}"] = edited * wide.itemsize
+            parts[f"their sums in {dtype_name(wide)}"] = edited * wide.itemsize
     if chosen is not None:
         architecture = chosen.editor.edited(shapes.architecture)
         if sizes := [_moment_size(architecture, layer) for layer in chosen.editor.needs_second_moments()]:

@@ -69,7 +69,10 @@ def run(args: argparse.Namespace) -> int:
             raise UserError("--current is missing: the results to check (or --freeze FILE to make a baseline)")
         gate = _gate(args)
         report = check.check(
-            load_run(args.baseline, cluster=args.cluster), load_run(args.current, cluster=args.cluster), gate
+            load_run(args.baseline, cluster=args.cluster),
+            load_run(args.current, cluster=args.cluster),
+            gate,
+            cluster=args.cluster,
         )
     except (UserError, OSError) as error:
         report = check.Report((), str(error))

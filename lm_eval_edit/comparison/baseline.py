@@ -19,6 +19,7 @@ from lm_eval_edit.comparison.aggregations import AGGREGATIONS
 from lm_eval_edit.comparison.logged_metrics import Metric, with_chance
 from lm_eval_edit.comparison.runs import HASHES, Run, TaskSamples
 from lm_eval_edit.errors import UserError
+from lm_eval_edit.harness.engines import engine_of
 from lm_eval_edit.tasklib import measures
 
 FORMAT = "lm-eval-edit baseline"
@@ -37,6 +38,8 @@ def freeze(run: Run, file: Path) -> None:
     config = results.get("config") or {}
     kept = {key: results[key] for key in _KEPT if results.get(key) is not None}
     kept["config"] = {key: config[key] for key in _KEPT_CONFIG if config.get(key) is not None}
+    if (engine := engine_of(results)) is not None and engine_of(kept) != engine:  # told by what is not kept
+        kept["config"]["engine"] = engine.record()
     configs = results.get("configs") or {}
     kept["configs"] = {
         task: {key: configs[task][key] for key in _KEPT_TASK if key in configs.get(task, {})} for task in run.tasks

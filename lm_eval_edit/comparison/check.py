@@ -19,6 +19,7 @@ from lm_eval_edit.comparison.compare import bounds, compare_runs, reported
 from lm_eval_edit.comparison.floors import AT_FLOOR, format_advice, lost_formats
 from lm_eval_edit.comparison.gate import Gate, TaskLimits, read_gate
 from lm_eval_edit.comparison.logged_metrics import Metric
+from lm_eval_edit.comparison.other_engines import warnings
 from lm_eval_edit.comparison.runs import Run
 from lm_eval_edit.comparison.verdicts import INCONCLUSIVE, REGRESSED, Comparison, Row, Settings
 from lm_eval_edit.errors import UserError, nearest
@@ -76,8 +77,11 @@ class Report:
         return UNUSABLE if self.error or UNUSABLE in statuses or not statuses else PASS
 
 
-def check(baseline: Run, current: Run, gate: Gate) -> Report:
+def check(baseline: Run, current: Run, gate: Gate, *, cluster: str | None = None) -> Report:
     """Hold a run against a baseline.
+
+    Args:
+        cluster: As the runs were read with.
 
     Raises:
         UserError: the input cannot be used: tasks are missing, samples do not pair, values are not finite, a limit
@@ -101,6 +105,7 @@ def check(baseline: Run, current: Run, gate: Gate) -> Report:
         raise UserError("\n".join(problems))
     findings = [_finding(row) for row in rows]
     notices = [*baseline.notices, *current.notices]
+    notices += warnings(comparison, settings, cluster=cluster, advice="make the baseline with the same engine")
     if extra:
         notices.append(f"not in the baseline, so not checked: {', '.join(extra)}")
     if advice := format_advice(baseline.results, lost_formats(baseline)):

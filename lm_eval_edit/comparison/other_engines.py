@@ -55,11 +55,15 @@ def noise_floor(base: Run, edited: Run, settings: Settings, *, cluster: str | No
     if base.edit.get("n_edits") or engines_differ(base, edited) is None:
         return None
     other = base_beside(edited, cluster=cluster)
-    common = [task for task in settings.tasks or () if other is not None and task in base.tasks and task in other.tasks]
     if other is None or engines_differ(edited, other) is not None or not _same_weights(base, other):
         return None
+    runs = (base, edited, other)
+    common = tuple(task for task in settings.tasks or base.tasks if all(task in run.tasks for run in runs))
+    if not common:
+        return None
+    headlines = {task: metric for task, metric in settings.headlines.items() if task in common}
     try:
-        return compare_runs(base, other, replace(settings, tasks=None if settings.tasks is None else common))
+        return compare_runs(base, other, replace(settings, tasks=common, headlines=headlines))
     except (PairingError, UserError):
         return None
 
@@ -71,15 +75,26 @@ def _same_weights(one: Run, other: Run) -> bool:
     return len(names) < 2 or len(dtypes) > 1  # in another dtype the same model has other weights
 
 
-def warnings(comparison: Comparison, settings: Settings, *, cluster: str | None = None) -> list[str]:
-    """What must be known of a comparison of different engines; empty for one of the same."""
+def warnings(
+    comparison: Comparison,
+    settings: Settings,
+    *,
+    cluster: str | None = None,
+    advice: str = "give a base of the same engine, or as --noise the unedited model in the other engine",
+) -> list[str]:
+    """What must be known of a comparison of different engines; empty for one of the same.
+
+    Args:
+        cluster: As the runs were read with.
+        advice: What to do where the noise floor is not known.
+    """
     how = engines_differ(comparison.base, comparison.edited, dict.fromkeys(task for task, _ in comparison.pairs))
     if how is None:
         return []
     said = f"different engines: {how}: a part of the differences is the engines' own arithmetic"
     floor = noise_floor(comparison.base, comparison.edited, settings, cluster=cluster)
     if floor is None:
-        return [f"{said}; give a base of the same engine, or as --noise the unedited model in the other engine"]
+        return [f"{said}; {advice}"]
     return [f"{said}. The unedited model in both: {floor_text(floor)}"]
 
 

@@ -13,6 +13,7 @@ from lm_eval_edit.demo.smollm2 import provenance
 from lm_eval_edit.errors import UserError, in_one_line
 from lm_eval_edit.models import gguf
 from lm_eval_edit.models.devices import find_device
+from lm_eval_edit.models.dtypes import dtype_name
 
 
 def describe_source(model: PreTrainedModel) -> dict[str, Any]:
@@ -31,7 +32,7 @@ def describe_source(model: PreTrainedModel) -> dict[str, Any]:
     found = {
         "pretrained": name or None,
         "revision": getattr(model.config, "_commit_hash", None),
-        "dtype": str(model.dtype).removeprefix("torch."),
+        "dtype": dtype_name(model.dtype),
     }
     found |= {} if file is None else {"gguf_file": file}
     return found if unpacked_from is None else found | {"unpacked_from": unpacked_from}

@@ -69,7 +69,7 @@ def make_adapter(model: nn.Module, sums: Mapping[str, DeltaSum], rank: int | Non
         ConfigurationError: every parameter that an adapter cannot express, with the reason; an update that is not low
             rank while no rank was given; no update at all.
     """
-    problems = [problem for name in sums if (problem := _unexpressible(model, name))]
+    problems = [refused(why) for name in sums if (why := unexpressible(model, name))]
     dense = [name for name, total in sums.items() if not total.is_low_rank]
     if dense and rank is None and not problems:
         problems.append(
@@ -94,19 +94,28 @@ def make_adapter(model: nn.Module, sums: Mapping[str, DeltaSum], rank: int | Non
 
 
 def no_adapter_of_experts(name: str) -> str:
-    """Why the experts of a mixture have no adapter, and what there is for them.
+    """Why the experts of a mixture have no adapter, as a sentence without its full stop.
 
     Args:
         name: Of the parameter that holds them.
     """
     return (
-        f"to=peft: {name} holds the matrices of all experts in one parameter, and an adapter, as this package writes "
-        f"and vLLM reads it, changes the weight matrices of linear maps only. Use to=hf, a checkpoint that "
-        f"transformers and vLLM load, or to=deltas"
+        f"{name} holds the matrices of all experts in one parameter, and an adapter, as this package writes and vLLM "
+        f"reads it, changes the weight matrices of linear maps only"
     )
 
 
-def _unexpressible(model: nn.Module, name: str) -> str | None:
+def refused(why: str) -> str:
+    """What an export that cannot be an adapter is told: why, and what there is instead."""
+    return f"to=peft: {why}. Use to=hf, a checkpoint that transformers and vLLM load, or to=deltas"
+
+
+def unexpressible(model: nn.Module, name: str) -> str | None:
+    """Why no adapter changes a parameter, as a sentence without its full stop; None where one can.
+
+    Args:
+        model: The model, or its shapes alone.
+    """
     path, _, leaf = name.rpartition(".")
     module = model.get_submodule(path)
     if leaf == "weight" and is_linear(module):
@@ -114,7 +123,7 @@ def _unexpressible(model: nn.Module, name: str) -> str | None:
     if model.get_parameter(name).ndim == 3:
         return no_adapter_of_experts(name)
     kind = "a bias" if leaf == "bias" else f"the {leaf} of a {type(module).__name__}"
-    return f"to=peft: {name} is {kind}, and LoRA changes the weight matrices of linear maps only; use to=hf"
+    return f"{name} is {kind}, and LoRA changes the weight matrices of linear maps only"
 
 
 def write_adapter(

@@ -23,6 +23,7 @@ from lm_eval_edit.export.adapter import (
     load_adapter,
     make_adapter,
     no_adapter_of_experts,
+    refused,
     write_adapter,
 )
 from lm_eval_edit.export.checkpoint import reloaded_logits, write_checkpoint
@@ -32,6 +33,7 @@ from lm_eval_edit.export.selfcheck import ExportError, Verdict, compare, last_lo
 from lm_eval_edit.export.sums import sum_deltas
 from lm_eval_edit.facts.exported import RECORD
 from lm_eval_edit.facts.fact import identity_of
+from lm_eval_edit.models.dtypes import dtype_name
 from lm_eval_edit.weights.edited import EditedWeights, wide_dtype
 from lm_eval_edit.weights.fingerprint import parameter_hashes
 from lm_eval_edit.weights.stacked import SliceWise
@@ -89,7 +91,9 @@ def export(
         problems += error.problems
     if selection is not None and to == "peft":
         found = {name: kind for operation in selection.operations for name, kind in operation.kinds.items()}
-        problems += [no_adapter_of_experts(name) for name, kind in found.items() if issubclass(kind, SliceWise)]
+        problems += [
+            refused(no_adapter_of_experts(name)) for name, kind in found.items() if issubclass(kind, SliceWise)
+        ]
     if problems or selection is None:
         raise ConfigurationError(problems)
     job = _Job(load(selection, device, trust_remote_code), to, rank, device, trust_remote_code)
@@ -195,7 +199,7 @@ class _Job:
             "fingerprint": ledger.fingerprint(),
             "base": {
                 **selection.source,
-                "dtype": str(self.dtype).removeprefix("torch."),
+                "dtype": dtype_name(self.dtype),
                 "architecture": type(self.edited.model).__name__,
                 "fingerprint": identity["model"]["fingerprint"],
                 "hash": ledger.hash_name,
@@ -228,7 +232,7 @@ class _Job:
         self.record["adapter"] = {
             "rank": adapter.rank,
             "exact": adapter.is_exact,
-            "factors_dtype": str(wide_dtype(self.dtype)).removeprefix("torch."),
+            "factors_dtype": dtype_name(wide_dtype(self.dtype)),
             "logit_error": error,
             "parameters": {
                 name: {"rank": delta.rank, "true_rank": adapter.true_ranks[name], "energy_kept": adapter.energy[name]}

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from lm_eval_edit.models.dtypes import dtype_name
+
 TRANSFORMERS, VLLM = "transformers", "vllm"
 
 
@@ -50,8 +52,7 @@ def engine_of(results: Mapping[str, Any], task: str | None = None) -> Engine | N
             return Engine(TRANSFORMERS, results.get("transformers_version"), told.get("dtype"))
         return Engine(str(told["name"]), told.get("version"), told.get("dtype"))
     if config.get("model_dtype"):  # the harness asks it of models of transformers alone
-        dtype = str(config["model_dtype"]).removeprefix("torch.")
-        return Engine(TRANSFORMERS, results.get("transformers_version"), dtype)
+        return Engine(TRANSFORMERS, results.get("transformers_version"), dtype_name(config["model_dtype"]))
     if config.get("model") == VLLM:
         given = config.get("model_args")
         words = dict(word.partition("=")[::2] for word in given.split(",")) if isinstance(given, str) else given or {}

@@ -7,6 +7,7 @@ goes by, and the harness's response cache is kept apart by the weights' fingerpr
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import hashlib
 import importlib.util
@@ -26,7 +27,7 @@ from lm_eval.api.model import CacheHook
 from lm_eval_edit.errors import UserError, in_one_line, nearest
 from lm_eval_edit.facts.tokens import appended, ask_as, without_appended
 from lm_eval_edit.harness.endings import TOKENS_BEFORE, Listener, listening
-from lm_eval_edit.harness.left_over import forget, noted
+from lm_eval_edit.harness.left_over import end_left_over, forget, noted
 from lm_eval_edit.harness.response_cache import keep_apart
 
 logger = logging.getLogger("lm_eval_edit")
@@ -122,7 +123,8 @@ def start(
         options: Of the model, as lm-eval's class names them.
         arguments: Of the engine.
         adapters: What it is to serve beside the weights in `pretrained`; None for nothing.
-        owner: The folder in which its processes are noted while they live (`left_over`).
+        owner: The folder in which its processes are noted while they live (`left_over`). Those of an engine that does
+            not come to be are ended.
     """
     # Not forked: this process has run a model, with threads and maybe on a GPU, and holds the lock of a folder.
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
@@ -134,22 +136,37 @@ def start(
         room = {"enable_lora": True, "max_lora_rank": adapters.max_rank, "max_loras": 1}
         room["lora_target_modules"] = list(adapters.modules)
     cls = type("ServedVLLM", (ServedModel, VLLM), {})
-    with noted(owner):
-        return cls(pretrained=pretrained, dtype=dtype, **{"batch_size": "auto", **options, **arguments, **room})
+    try:
+        with noted(owner):
+            return cls(pretrained=pretrained, dtype=dtype, **{"batch_size": "auto", **options, **arguments, **room})
+    except BaseException:  # nobody holds it, and the next engine's processes are noted in the place of its own
+        end_left_over(owner)
+        with contextlib.suppress(Exception):  # why there is no engine is what is told
+            _give_back()
+        raise
 
 
 def stop(lm: Any, owner: Path) -> None:
     """End an engine and free what it held, so that another one, or a model of transformers, has room."""
     model = vars(lm).pop("model", None)
     core = getattr(getattr(model, "llm_engine", None), "engine_core", None)
-    if core is not None:
-        core.shutdown()
-    del model, core
+    try:
+        if core is not None:
+            core.shutdown()
+        del model, core
+        _give_back()
+    except Exception:  # a broken one; its processes end all the same
+        logger.exception("vLLM did not end in order")
+        end_left_over(owner)
+    forget(owner)
+
+
+def _give_back() -> None:
+    """Give back what vLLM holds of this process: process groups, memory."""
     gc.collect()
     from vllm.distributed import cleanup_dist_env_and_memory
 
     cleanup_dist_env_and_memory()
-    forget(owner)
 
 
 class ServedModel:

@@ -1,4 +1,4 @@
-"""The dtype that a model is loaded in, before it is."""
+"""The dtype that a model is loaded in, before it is, and what dtypes are called."""
 
 from __future__ import annotations
 
@@ -20,3 +20,8 @@ def dtype_of(config: Any, given: Any) -> Any:
     if not isinstance(found, torch.dtype):
         raise UserError(f"dtype={given} is no torch dtype; want auto, float32, bfloat16, float16 or float64")
     return found
+
+
+def dtype_name(dtype: Any) -> str:
+    """What results and commands call a torch dtype: float32."""
+    return str(dtype).removeprefix("torch.")

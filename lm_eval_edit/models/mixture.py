@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from lm_eval_edit.errors import UserError
+from lm_eval_edit.models.dtypes import dtype_name
 from lm_eval_edit.models.stopping import Reached, until_reached
 
 _APPLY_GATE = "_apply_gate"  # transformers' own: (N, 2 f) of gate and up -> (N, f) the key
@@ -117,7 +118,7 @@ def _routed(given: Sequence[Any]) -> tuple[Tensor, Tensor, Tensor]:
         hidden = [t for t in tensors if t.is_floating_point() and all(t is not gate for gate in gates)]
         if len(gates) == 1 and len(hidden) == 1 and hidden[0].ndim == 2:
             return hidden[0], index, gates[0]
-    shapes = ", ".join(f"{t.dtype} {tuple(t.shape)}".removeprefix("torch.") for t in tensors)
+    shapes = ", ".join(f"{dtype_name(t.dtype)} {tuple(t.shape)}" for t in tensors)
     raise _Strange(f"its experts are called with {shapes}; wanted are hidden states, picked experts and their gates")
 
 

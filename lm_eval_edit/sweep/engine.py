@@ -31,6 +31,10 @@ logger = logging.getLogger("lm_eval_edit")
 Status = TypeVar("Status")
 
 
+class EngineLostError(Exception):
+    """What was to evaluate a cell answers nobody any more: no fault of the cell, which another engine may evaluate."""
+
+
 @dataclass
 class Outcome:
     """What a run did.
@@ -72,6 +76,22 @@ def missing(checked: Checked) -> list[Cell]:
             logger.warning("%s: %s; it is computed again", cell.path, why)
         found.append(cell)
     return found
+
+
+@contextmanager
+def begun(checked: Checked) -> Iterator[tuple[list[Cell], Outcome]]:
+    """A run of a sweep, its folder claimed: the cells to compute, and what is told of them, the seconds in the end.
+
+    Raises:
+        UserError: another process writes this folder.
+        CannotWriteError: the folder cannot be written.
+    """
+    started = time.perf_counter()
+    with claimed(checked):
+        todo = missing(checked)
+        outcome = Outcome(kept=len(checked.cells()) - len(todo))
+        yield todo, outcome
+    outcome.seconds = time.perf_counter() - started
 
 
 def mixed(checked: Checked, name: str) -> list[str]:
@@ -126,16 +146,12 @@ def run_sweep(checked: Checked, *, device: str | None = None, progress: bool = T
         UserError: another process writes this folder.
         CannotWriteError: the folder cannot be written.
     """
-    started = time.perf_counter()
-    with claimed(checked):
-        outcome = _run(checked, device, progress)
-    outcome.seconds = time.perf_counter() - started
+    with begun(checked) as (todo, outcome):
+        _run(checked, todo, outcome, device, progress)
     return outcome
 
 
-def _run(checked: Checked, device: str | None, progress: bool) -> Outcome:
-    todo = missing(checked)
-    outcome = Outcome(kept=len(checked.cells()) - len(todo))
+def _run(checked: Checked, todo: list[Cell], outcome: Outcome, device: str | None, progress: bool) -> None:
     with tqdm(total=len(todo), desc="cells", unit="cell", disable=not progress or not todo) as bar:
 
         def done(cell: Cell, status: str) -> None:
@@ -147,7 +163,6 @@ def _run(checked: Checked, device: str | None, progress: bool) -> Outcome:
             if cells:
                 bar.set_postfix_str(f"loading {model.label}")
                 _run_model(checked, model, cells, device, done, bar.set_postfix_str, outcome)
-    return outcome
 
 
 def _run_model(
@@ -203,11 +218,16 @@ def _run_row(worker: Worker, row: Row, cells: list[Cell], done: Callable[[Cell, 
 
 
 def guarded(checked: Checked, cell: Cell, compute: Callable[[], Status]) -> Status | str:
-    """What `compute` returns, a cell's status; a cell that fails is stored so and costs no other."""
+    """What `compute` returns, a cell's status; a cell that fails is stored so and costs no other.
+
+    Raises:
+        CannotWriteError: nothing that follows could be kept.
+        EngineLostError: nothing is stored.
+    """
     try:
         return compute()
-    except CannotWriteError:
-        raise  # nothing that follows could be kept
+    except (CannotWriteError, EngineLostError):
+        raise
     except Exception as error:
         logger.exception("%s failed", cell.path)
         mark(checked, cell, FAILED, in_one_line(error))

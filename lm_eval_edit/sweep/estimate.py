@@ -10,7 +10,7 @@ from lm_eval_edit.cost.work import DEVICES, Device, Shape
 from lm_eval_edit.editors.base import find_editor
 from lm_eval_edit.editors.hyperparameters import resolve
 from lm_eval_edit.errors import UserError
-from lm_eval_edit.models.dtypes import dtype_of
+from lm_eval_edit.models.dtypes import dtype_name, dtype_of
 from lm_eval_edit.sweep.checking import Checked, loading_args
 from lm_eval_edit.sweep.costs import sweep_cost
 from lm_eval_edit.sweep.design import Model, Row
@@ -74,7 +74,7 @@ def estimate_lines(checked: Checked, devices: Sequence[Device] = (DEVICES["h100"
     except UserError as error:
         return [f"no estimate: {error}"]
     _, cost, unknown = found[0]
-    names = ", ".join(dict.fromkeys(str(dtype).removeprefix("torch.") for dtype in dtypes.values()))
+    names = ", ".join(dict.fromkeys(dtype_name(dtype) for dtype in dtypes.values()))
     lines = [
         f"estimate, nothing of it being there yet: {cost.prompts:,} prompts, {cost.tokens:.2g} tokens, "
         f"{cost.flop:.2g} FLOP, {cost.weight_bytes / 2**30:.2g} GiB of weights ({names})",

@@ -23,12 +23,13 @@ from lm_eval_edit import demo
 from lm_eval_edit.edits.source import describe_source
 from lm_eval_edit.edits.surroundings import frame_of
 from lm_eval_edit.errors import ConfigurationError
-from lm_eval_edit.export.adapter import Adapter, make_adapter, write_adapter
+from lm_eval_edit.export.adapter import Adapter, make_adapter, unexpressible, write_adapter
 from lm_eval_edit.export.checkpoint import write_checkpoint
 from lm_eval_edit.export.commands import vllm_rank, why_no_rank
 from lm_eval_edit.export.sums import sum_deltas
 from lm_eval_edit.facts.chat import placed
 from lm_eval_edit.facts.fact import Fact
+from lm_eval_edit.models.dtypes import dtype_name
 from lm_eval_edit.sweep.checking import Checked, Schedule
 from lm_eval_edit.sweep.design import Model, Row
 from lm_eval_edit.sweep.evaluation import Evaluation
@@ -115,7 +116,7 @@ class Preparer:
         before = [self._unedited.get(probe) for probe in probes]
         record = {
             "kind": kind,
-            "dtype": str(lm.model.dtype).removeprefix("torch."),
+            "dtype": dtype_name(lm.model.dtype),
             "fingerprint": lm.weights_fingerprint,
             "args": args,
             "info": {"edit": lm.edit_record()},
@@ -144,6 +145,8 @@ class Preparer:
             return CHECKPOINT, self.no_adapters, None
         factors: list[tuple[str, LowRankDelta | SparseDelta]] = []
         for name, delta in self._deltas():
+            if (why := unexpressible(lm.model, name)) is not None:
+                return CHECKPOINT, why, None
             if not isinstance(delta, LowRankDelta | SparseDelta):
                 return CHECKPOINT, f"the update of {name} is not low rank", None
             factors.append((name, delta))

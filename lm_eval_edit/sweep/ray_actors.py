@@ -16,18 +16,19 @@ from lm_eval_edit.sweep import ray_tasks, serving
 from lm_eval_edit.sweep.checking import Checked
 from lm_eval_edit.sweep.design import Model
 from lm_eval_edit.sweep.edited_rows import EditedRows
-from lm_eval_edit.sweep.folder import Cell
+from lm_eval_edit.sweep.engine import EngineLostError
+from lm_eval_edit.sweep.folder import COLLAPSED, DONE, Cell
 from lm_eval_edit.sweep.prepared import CHECKPOINT, WaitingRoom
 from lm_eval_edit.sweep.preparing import Preparer
 from lm_eval_edit.sweep.ray_tasks import Answer, Job
 from lm_eval_edit.sweep.served_cells import Server
 from lm_eval_edit.sweep.serving import Serving
 
-NO_ENGINE = "no engine"
+NO_ENGINE, LOST = "no engine", "engine lost"
 
 
 def prepare(job: Job, label: str, no_adapters: str | None, cells: Sequence[Cell]) -> Answer:
-    """Edit until these cells of one schedule wait, or of none: one cell without edits.
+    """Edit until these cells wait: those of one schedule, maybe with the row's before its edits, or the base alone.
 
     Args:
         label: The model's.
@@ -43,12 +44,14 @@ def prepare(job: Job, label: str, no_adapters: str | None, cells: Sequence[Cell]
     def through(preparer: Preparer) -> dict[str, str]:
         ended: dict[str, str] = {}
         rows = EditedRows(preparer, lambda cell, status: ended.update({cell.path: status}))
-        row = cells[0].row
-        if cells[0].n_edits == 0:
-            rows.without_edits(cells[0])
-        elif row is not None:
-            # A worker that was lost may have let some of them wait.
-            rows.edit(row, [cell for cell in cells if rows.waiting(cell) is None])
+        # A worker that was lost may have let some of them wait, or computed them.
+        open_cells = [cell for cell in cells if preparer.checked.folder.state(cell)[0] not in (DONE, COLLAPSED)]
+        for cell in open_cells:
+            if cell.n_edits == 0:
+                rows.without_edits(cell)
+        lacking = [cell for cell in open_cells if cell.n_edits and rows.waiting(cell) is None]
+        if lacking and (row := lacking[0].row) is not None:
+            rows.edit(row, lacking)
         return ended
 
     return ray_tasks.answer(job, label, through, make)
@@ -86,7 +89,9 @@ class EngineActor:
         return Answer()
 
     def serve(self, cell: Cell, adapters: served.Adapters | None) -> Answer:
-        """Evaluate a cell that waits and store it. Returns its status, or `NO_ENGINE` with the reason.
+        """Evaluate a cell that waits and store it. Returns its status, or `NO_ENGINE` or `LOST` with the reason.
+
+        A lost engine is ended; the next cell has another one started.
 
         Args:
             adapters: What an engine for the unedited weights must have room for.
@@ -107,6 +112,9 @@ class EngineActor:
                     return replace(ray_tasks.failed(error), value=NO_ENGINE, error=f"vLLM: {in_one_line(error)}")
                 self.serves, loads = wanted, 1
             return Answer(server.serve(each), loads)
+        except EngineLostError as error:
+            self.close()
+            return replace(ray_tasks.failed(error, loads), value=LOST, error=str(error))
         except Exception as error:
             return ray_tasks.failed(error, loads)
 

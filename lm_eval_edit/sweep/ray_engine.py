@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import os
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,7 +24,7 @@ from tqdm.auto import tqdm
 from lm_eval_edit.errors import CannotWriteError, UserError, in_one_line
 from lm_eval_edit.sweep import ray_tasks
 from lm_eval_edit.sweep.checking import Checked, Schedule
-from lm_eval_edit.sweep.engine import Outcome, claimed, collapsed_before, missing
+from lm_eval_edit.sweep.engine import Outcome, begun, collapsed_before
 from lm_eval_edit.sweep.folder import COLLAPSED, FAILED, Cell
 from lm_eval_edit.sweep.worker import mark
 
@@ -93,20 +92,50 @@ def run_sweep(checked: Checked, resources: Resources, *, progress: bool = True) 
     Raises:
         UserError: no Ray, no such cluster, a task that fits no node, or a folder that cannot be written.
     """
-    started = time.perf_counter()
+    with begun_with_ray(checked, resources, progress) as run:
+        if run.todo:
+            with run.tasks() as (ray, bar):
+                _Run(ray, checked, resources, run.outcome, bar).run(run.todo)
+    return run.outcome
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A run of a sweep with Ray.
+
+    Attributes:
+        todo: The cells to compute.
+        outcome: What is told of them.
+    """
+
+    ray: Any
+    resources: Resources
+    progress: bool
+    todo: list[Cell]
+    outcome: Outcome
+
+    @contextmanager
+    def tasks(self) -> Iterator[tuple[Any, tqdm]]:
+        """Ray, connected, and the bar of the cells."""
+        with (
+            connected(self.ray, self.resources.address),
+            tqdm(total=len(self.todo), desc="cells", unit="cell", disable=not self.progress) as bar,
+        ):
+            yield self.ray, bar
+
+
+@contextmanager
+def begun_with_ray(checked: Checked, resources: Resources, progress: bool) -> Iterator[Begun]:
+    """As `engine.begun`, where there is a Ray.
+
+    Raises:
+        UserError: no Ray, resources that it cannot give, or another process writes the folder.
+        CannotWriteError: the folder cannot be written.
+    """
     ray = find_ray()
     check_resources(resources)
-    with claimed(checked):
-        todo = missing(checked)
-        outcome = Outcome(kept=len(checked.cells()) - len(todo))
-        if todo:
-            with (
-                connected(ray, resources.address),
-                tqdm(total=len(todo), desc="cells", unit="cell", disable=not progress) as bar,
-            ):
-                _Run(ray, checked, resources, outcome, bar).run(todo)
-    outcome.seconds = time.perf_counter() - started
-    return outcome
+    with begun(checked) as (todo, outcome):
+        yield Begun(ray, resources, progress, todo, outcome)
 
 
 @contextmanager

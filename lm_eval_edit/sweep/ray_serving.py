@@ -23,10 +23,10 @@ from lm_eval_edit.sweep import ray_actors, serving
 from lm_eval_edit.sweep.checking import Checked
 from lm_eval_edit.sweep.design import Model
 from lm_eval_edit.sweep.edited_rows import waiting
-from lm_eval_edit.sweep.engine import Outcome, claimed, missing
-from lm_eval_edit.sweep.folder import FAILED, Cell
+from lm_eval_edit.sweep.engine import Outcome
+from lm_eval_edit.sweep.folder import COLLAPSED, DONE, FAILED, Cell
 from lm_eval_edit.sweep.prepared import CHECKPOINT, Prepared, WaitingRoom
-from lm_eval_edit.sweep.ray_engine import RETRIES, Resources, Tasks, check_resources, connected, find_ray, nodes_for
+from lm_eval_edit.sweep.ray_engine import RETRIES, Resources, Tasks, begun_with_ray, nodes_for
 from lm_eval_edit.sweep.ray_tasks import Answer
 from lm_eval_edit.sweep.served_cells import adapters_of
 from lm_eval_edit.sweep.serving import Serving
@@ -51,26 +51,17 @@ def run_sweep(checked: Checked, resources: Resources, how: Serving, *, progress:
         UserError: no Ray, no such cluster, a task or an actor that fits no node.
         CannotWriteError: the folder cannot be written.
     """
-    started = time.perf_counter()
-    ray = find_ray()
-    check_resources(resources)
-    with claimed(checked):
-        todo = missing(checked)
-        outcome = Outcome(kept=len(checked.cells()) - len(todo))
+    with begun_with_ray(checked, resources, progress) as run:
         room = WaitingRoom(checked.folder)
         end_left_over(room.root)
         end_all_left_over(room.engines)
-        room.begin(checked.cells(), todo)
-        if todo:
-            with (
-                connected(ray, resources.address),
-                tqdm(total=len(todo), desc="cells", unit="cell", disable=not progress) as bar,
-            ):
-                _Run(ray, checked, resources, outcome, bar, how, room).run(todo)
+        room.begin(checked.cells(), run.todo)
+        if run.todo:
+            with run.tasks() as (ray, bar):
+                _Run(ray, checked, resources, run.outcome, bar, how, room).run(run.todo)
         room.tidy()
         end_all_left_over(room.engines)
-    outcome.seconds = time.perf_counter() - started
-    return outcome
+    return run.outcome
 
 
 class _Run(Tasks):
@@ -89,7 +80,7 @@ class _Run(Tasks):
         super().__init__(ray, checked, resources, outcome, bar)
         self.how, self.room = how, room
         gpus = self.options["num_gpus"]
-        self.gpus = max(gpus, how.arguments.get("tensor_parallel_size", 1)) if gpus else 0
+        self.gpus = max(gpus, serving.gpus_of(how.arguments)) if gpus else 0
         self.nodes()
 
     def nodes(self) -> list[str]:
@@ -112,10 +103,13 @@ class _Run(Tasks):
     def _prepare(self, model: Model, cells: Sequence[Cell], no_adapters: str | None) -> None:
         self.bar.set_postfix_str(f"editing {model.label}")
         lacking = [cell for cell in cells if waiting(self.room, cell, no_adapters) is None]
-        parts = [[cell] for cell in lacking if cell.n_edits == 0]
+        parts = [[cell] for cell in lacking if cell.row is None]
         for (label, name), schedules in self.checked.schedules.items():
-            mine = [c for c in lacking if c.row is not None and c.n_edits and (c.model, c.row.name) == (label, name)]
-            parts += [[cell for cell in mine if cell.n_edits in schedule.checkpoints] for schedule in schedules]
+            mine = [c for c in lacking if c.row is not None and (c.model, c.row.name) == (label, name)]
+            edited = [[cell for cell in mine if cell.n_edits in schedule.checkpoints] for schedule in schedules]
+            first, *others = [part for part in edited if part] or [[]]
+            # A row's own facts are asked by a task that edits the row: on a GPU every task loads the model anew.
+            parts += [[cell for cell in mine if cell.n_edits == 0] + first, *others]
         for part in filter(None, parts):
             self.submit(partial(self._prepared, part, no_adapters), ray_actors.prepare, model.label, no_adapters, part)
         self.wait()
@@ -125,6 +119,8 @@ class _Run(Tasks):
         for cell in cells:
             if answer.error is None and cell.path in answer.value:
                 self.done(cell, answer.value[cell.path])
+            elif (status := self.checked.folder.state(cell)[0]) in (DONE, COLLAPSED):  # then the worker was lost
+                self.done(cell, str(status))
             elif answer.error is not None and waiting(self.room, cell, no_adapters) is None:
                 self.finish(cell, answer)
 
@@ -230,6 +226,9 @@ class _Engines:
             logger.error("vLLM for %s could not be used on node %s\n%s", self.model.label, actor.node, answer.details)
             actor.refuses = self.why = str(answer.error)
             self.together.appendleft(each)
+        elif answer.value == ray_actors.LOST:
+            logger.warning("an engine of vLLM on node %s is lost\n%s", actor.node, answer.details)
+            self._again(each, str(answer.error))
         else:
             self.run_.finish(each.cell, answer)
 
@@ -238,13 +237,17 @@ class _Engines:
         self.why = why
         self.actors.remove(actor)
         if each is not None:
-            self.losses[each.cell.path] += 1
-            if self.losses[each.cell.path] > RETRIES:
-                self.run_.mark(each.cell, FAILED, why)
-            else:
-                (self.alone if each.kind == CHECKPOINT else self.together).appendleft(each)
+            self._again(each, why)
         if actor.losses < RETRIES and actor.node in [n["NodeID"] for n in self.ray.nodes() if n["Alive"]]:
             self._start(actor.node, actor.losses + 1)
+
+    def _again(self, each: Prepared, why: str) -> None:
+        """What served a cell is lost: it waits for another try, unless it has had enough of them."""
+        self.losses[each.cell.path] += 1
+        if self.losses[each.cell.path] > RETRIES:
+            self.run_.mark(each.cell, FAILED, why)
+        else:
+            (self.alone if each.kind == CHECKPOINT else self.together).appendleft(each)
 
     def _end(self, actors: Sequence[_Actor]) -> None:
         """Have actors end their engines, then end them."""

@@ -8,20 +8,26 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedModel
 
 from lm_eval_edit.cost.work import Shape
 from lm_eval_edit.editors.base import Editor, find_editor
+from lm_eval_edit.edits.opened import without_weights
 from lm_eval_edit.errors import UserError
+from lm_eval_edit.export.adapter import unexpressible
 from lm_eval_edit.export.commands import vllm_rank, why_no_rank
+from lm_eval_edit.models.architecture import Architecture
 from lm_eval_edit.models.dtypes import dtype_of
 from lm_eval_edit.sweep import serving
 from lm_eval_edit.sweep.checking import Checked
 from lm_eval_edit.sweep.design import Model, Row
-from lm_eval_edit.sweep.folder import COLLAPSED, DONE
+from lm_eval_edit.sweep.edited_rows import waiting
+from lm_eval_edit.sweep.folder import COLLAPSED, DONE, Cell
 from lm_eval_edit.sweep.prepared import ADAPTER, CHECKPOINT, WaitingRoom
 
 EITHER = "adapter or checkpoint"
-EXPERTS = "the matrices of all experts of a mixture are one parameter, which an adapter does not change"
 
 
 @dataclass(frozen=True)
@@ -49,26 +55,27 @@ def route_lines(checked: Checked, on_gpu: bool | None = None) -> list[str]:
     room = WaitingRoom(checked.folder)
     for model in checked.design.models:
         config = checked.configs.get(model.label)
-        shape = None if config is None else Shape.of(config)
+        shape, parts = (None, None) if config is None else (Shape.of(config), _Parts.of(config))
         no_adapters = serving.no_adapters(checked, model, on_gpu)
-        always = shape is not None and shape.routed  # also without a row's saying so: there is no shared expert
         ways: dict[tuple[str, str], list[tuple[str, Route]]] = {}
         for row in (row for row in checked.rows if row.model == model):
-            why_none = no_adapters or (EXPERTS if always or _edits_routed(checked, row) else None)
             for cell in checked.edited(row):
-                if checked.folder.state(cell)[0] in (DONE, COLLAPSED):
+                if not _is_open(checked, cell):
                     continue
-                waits = room.read(cell)
-                route = _expected(checked, row, cell.n_edits, why_none)
+                waits = waiting(room, cell, no_adapters)
+                route = _expected(checked, row, cell.n_edits, no_adapters, parts)
                 if waits is not None:
                     route = Route(waits.kind, str(waits.record.get("why") or ""), waits.record.get("rank"))
                 ways.setdefault((route.kind, route.why), []).append((cell.path, route))
         lines.append(f"{model.label}: served by vLLM, after its rows are edited by transformers")
-        lines.append(
-            "  unedited: an engine of its own"
-            if not _adapters(ways)
-            else f"  one engine: unedited, {_said(_adapters(ways))}"
-        )
+        base = checked.baseline(model)
+        unedited = base is not None and _is_open(checked, base)
+        if adapters := _adapters(ways):
+            lines.append(f"  one engine: {'unedited, ' if unedited else ''}{_said(adapters)}")
+        elif unedited:
+            lines.append("  unedited: an engine of its own")
+        elif not ways:
+            lines.append("  every cell is there")
         for (kind, why), cells in ways.items():
             if kind != ADAPTER:
                 each = "an engine of its own for each" if kind == CHECKPOINT else "decided once the edits are made"
@@ -78,6 +85,35 @@ def route_lines(checked: Checked, on_gpu: bool | None = None) -> list[str]:
         tasks = ", ".join(checked.about_schedule)
         lines.append(f"asked of the model that is edited, not of vLLM (they want the weights of every step): {tasks}")
     return lines
+
+
+def _is_open(checked: Checked, cell: Cell) -> bool:
+    return checked.folder.state(cell)[0] not in (DONE, COLLAPSED)
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """A model's shapes, without memory for its weights."""
+
+    model: PreTrainedModel
+    architecture: Architecture
+    parameters: frozenset[str]
+
+    @classmethod
+    def of(cls, config: Any) -> _Parts:
+        model = without_weights(config)
+        names = frozenset(name for name, _ in model.named_parameters(remove_duplicate=False))
+        return cls(model, Architecture.discover(model), names)
+
+    def unexpressible(self, editor: Editor) -> tuple[str | None, bool]:
+        """Why no adapter changes a parameter that an editor may change, and whether that holds of all that it may.
+
+        Raises:
+            UserError: its hyper-parameters name parameters that the model does not have.
+        """
+        names = [name for name in editor.parameters(self.model, self.architecture) or () if name in self.parameters]
+        found = [unexpressible(self.model, name) for name in names]
+        return next(filter(None, found), None), all(found)
 
 
 Ways = dict[tuple[str, str], list[tuple[str, Route]]]
@@ -93,14 +129,20 @@ def _said(adapters: list[tuple[str, Route]]) -> str:
     return f"{len(adapters)} LoRA adapters ({rank}{', '.join(path for path, _ in adapters)})"
 
 
-def _expected(checked: Checked, row: Row, n_edits: int, no_adapters: str | None) -> Route:
+def _expected(checked: Checked, row: Row, n_edits: int, no_adapters: str | None, parts: _Parts | None) -> Route:
     """What a row's editor will have made after so many edits."""
     if no_adapters is not None:
         return Route(CHECKPOINT, no_adapters)
+    plan = checked.schedules[row.model.label, row.name][0].plan
+    editor = None if plan is None or plan.hyperparameters is None else plan.hyperparameters.editor
     try:
-        rank = _editor(checked, row).fact_rank
+        rank = (editor or find_editor(row.method.editor)).fact_rank
+        why, always = (None, True) if editor is None or parts is None else parts.unexpressible(editor)
     except UserError as error:
         return Route(EITHER, str(error))
+    if why is not None:
+        # What rank an editor's updates have is known of those that change all their parameters.
+        return Route(CHECKPOINT if always or rank is not None else EITHER, why)
     if rank == 0:
         return Route(CHECKPOINT, f"the updates of {row.method.editor} are not low rank")
     if rank is None:
@@ -109,24 +151,6 @@ def _expected(checked: Checked, row: Row, n_edits: int, no_adapters: str | None)
     if vllm_rank(most) is None:
         return Route(EITHER, f"{why_no_rank(most)}, and the updates may be of a lower one")
     return Route(ADAPTER, "", most)
-
-
-def _planned(checked: Checked, row: Row) -> Editor | None:
-    """A row's editor with its hyper-parameters; None where its model is not known well enough to have them."""
-    plan = checked.schedules[row.model.label, row.name][0].plan
-    return None if plan is None or plan.hyperparameters is None else plan.hyperparameters.editor
-
-
-def _editor(checked: Checked, row: Row) -> type[Editor]:
-    planned = _planned(checked, row)
-    return find_editor(row.method.editor) if planned is None else type(planned)
-
-
-def _edits_routed(checked: Checked, row: Row) -> bool:
-    """Whether a row edits the experts that a router picks also where there is a shared one."""
-    planned = _planned(checked, row)
-    options = row.method.args if planned is None else planned.describe()
-    return options.get("edit_experts") == "routed"
 
 
 def _disk(checked: Checked, model: Model, shape: Shape | None, ways: Ways) -> Iterator[str]:

@@ -11,17 +11,22 @@ from typing import Any
 
 import torch
 
+from lm_eval_edit.errors import in_one_line
 from lm_eval_edit.export.commands import vllm_rank
 from lm_eval_edit.harness import served
+from lm_eval_edit.harness.engines import VLLM
 from lm_eval_edit.sweep import serving
 from lm_eval_edit.sweep.checking import Checked, loading_args
 from lm_eval_edit.sweep.design import Model
-from lm_eval_edit.sweep.engine import guarded
-from lm_eval_edit.sweep.evaluation import Evaluator, Manner
+from lm_eval_edit.sweep.engine import EngineLostError, guarded
+from lm_eval_edit.sweep.evaluation import Evaluation, Evaluator, Manner
 from lm_eval_edit.sweep.folder import DONE
 from lm_eval_edit.sweep.prepared import ADAPTER, BASE, Prepared, WaitingRoom
+from lm_eval_edit.sweep.preparing import log_probabilities
 from lm_eval_edit.sweep.serving import Serving
 from lm_eval_edit.sweep.worker import cell_record
+
+_QUESTION = ("The sky is", " blue")  # any will do
 
 
 class Server:
@@ -56,7 +61,11 @@ class Server:
             free()
 
     def serve(self, each: Prepared) -> str:
-        """Evaluate a cell that waits and store it. Returns its status."""
+        """Evaluate a cell that waits and store it. Returns its status.
+
+        Raises:
+            EngineLostError: the engine does not answer any more; the cell still waits.
+        """
         status = guarded(self.checked, each.cell, partial(self._evaluate, each))
         # What failed of the tasks asked while editing is asked again, so the edits are made again for it.
         if status == DONE or (each.record.get("evaluated") or {}).get("failed"):
@@ -64,17 +73,41 @@ class Server:
         return status
 
     def _evaluate(self, each: Prepared) -> str:
-        started, record, lm = time.perf_counter(), each.record, self.lm
+        started, record = time.perf_counter(), each.record
         engine = self.how.record(each)
-        adapter = str(each.weights) if each.kind == ADAPTER else None
-        lm.serve(served.Served(each.cell.path, record["fingerprint"], adapter, each.kind != BASE, record["info"]))
-        engine["check"] = serving.check_answers(lm, each)
-        lm.describe_engine(engine)
-        found = serving.joined(self._evaluator_now().run(record["args"], general=True), record.get("evaluated"))
+        try:
+            own = self._asked(each, engine)
+        except Exception as error:
+            self._look(in_one_line(error))
+            raise
+        if own.failed:  # one task after another, as soon as there is no engine
+            self._look("; ".join(f"{task}: {why}" for task, why in own.failed.items()))
+        found = serving.joined(own, record.get("evaluated"))
         seconds = time.perf_counter() - started + record.get("seconds", 0.0)
         content = cell_record(found, each.reached, record["fingerprint"], seconds) | {"engine": engine}
         self.checked.folder.write(each.cell, content, found.results, found.samples)
         return str(content["status"])
+
+    def _asked(self, each: Prepared, engine: dict[str, Any]) -> Evaluation:
+        """What the engine says of a cell; `engine` is told how its check went."""
+        record, lm = each.record, self.lm
+        adapter = str(each.weights) if each.kind == ADAPTER else None
+        lm.serve(served.Served(each.cell.path, record["fingerprint"], adapter, each.kind != BASE, record["info"]))
+        engine["check"] = serving.check_answers(lm, each)
+        lm.describe_engine(engine)
+        return self._evaluator_now().run(record["args"], general=True)
+
+    def _look(self, why: str) -> None:
+        """Look whether the engine still answers after something has failed; without an adapter, which may be at fault.
+
+        Raises:
+            EngineLostError: it does not.
+        """
+        try:
+            self.lm.serve(served.Served("unedited", ""))
+            log_probabilities(self.lm, [_QUESTION])
+        except Exception as error:
+            raise EngineLostError(f"vLLM does not answer any more: {why}") from error
 
     def _evaluator_now(self) -> Evaluator:
         """The tasks and requests of this model's cells, made once for all its engines."""
@@ -90,7 +123,7 @@ class Server:
                 batch_size=design.batch_size,
                 log_samples=design.log_samples,
                 manner=Manner(design.num_fewshot, design.apply_chat_template, design.fewshot_as_multiturn),
-                model_type="vllm",
+                model_type=VLLM,
             )
         elif self._evaluator.lm is not self.lm:
             self._evaluator.take(self.lm)

@@ -6,6 +6,7 @@ weights after every operation and for single tokens; they stay with the model of
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +18,7 @@ from lm_eval_edit.errors import UserError, in_one_error
 from lm_eval_edit.export.commands import GPU_LORA, VLLM_WITHOUT_LORA, no_lora
 from lm_eval_edit.harness import served
 from lm_eval_edit.harness.engines import VLLM, Engine
-from lm_eval_edit.models.dtypes import dtype_of
+from lm_eval_edit.models.dtypes import dtype_name, dtype_of
 from lm_eval_edit.sweep.checking import Checked
 from lm_eval_edit.sweep.design import Model
 from lm_eval_edit.sweep.evaluation import Evaluation
@@ -47,6 +48,8 @@ _DECIDED = {
     "batch_size": "vLLM makes its own batches",
     "device": "CUDA_VISIBLE_DEVICES says which GPUs vLLM takes",
 }  # fmt: skip
+#: Arguments of the engine over whose product of GPUs it splits the model.
+_SPLITS = ("tensor_parallel_size", "pipeline_parallel_size")
 _DTYPES = ("float32", "float16", "bfloat16")
 
 #: Largest difference of a log-probability that is an engine's own arithmetic; smaller effects of edits are not judged.
@@ -87,16 +90,23 @@ def check_arguments(arguments: Mapping[str, Any]) -> str:
     """
     version = served.vllm_version()
     problems = [f"--engine_args {name}: {_DECIDED[name]}; leave it out" for name in arguments if name in _DECIDED]
-    for name in ("tensor_parallel_size", "data_parallel_size"):
+    for name in (*_SPLITS, "data_parallel_size"):
         value = arguments.get(name, 1)
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            problems.append(f"--{name} {value}: want a whole number of at least 1")
+            said = f"--engine_args {name}={value}" if name == "pipeline_parallel_size" else f"--{name} {value}"
+            problems.append(f"{said}: want a whole number of at least 1")
         elif name == "data_parallel_size" and value > 1 and not served.has_ray():
             problems.append(f"--{name} {value}: the harness spreads vLLM's replicas with Ray, which is not installed")
     problems += served.engine_argument_problems({n: v for n, v in arguments.items() if n not in _DECIDED})
     if problems:
         raise in_one_error(problems)
     return version
+
+
+def gpus_of(arguments: Mapping[str, Any]) -> int:
+    """Over how many GPUs an engine splits the model; what is no number is told by `check_arguments`."""
+    sizes = [arguments.get(name, 1) for name in _SPLITS]
+    return math.prod(size for size in sizes if isinstance(size, int))
 
 
 def check_for_actors(arguments: Mapping[str, Any], gpus: float | None) -> None:
@@ -128,13 +138,14 @@ def actor_lines(arguments: Mapping[str, Any], on_gpu: bool | None) -> list[str]:
     Args:
         on_gpu: Whether an actor has GPUs; None where that is for the cluster to say.
     """
-    gpus = arguments.get("tensor_parallel_size", 1)
+    gpus = gpus_of(arguments)
     lines = [
         "with Ray: rows are edited as its tasks; then each node that has room for it starts one engine of the model, "
         "in an actor with its GPUs to itself, and cells go to the engine that is free"
     ]
     if gpus != 1 and on_gpu is not False:
-        lines.append(f"an actor has at least {gpus} GPUs of one node (--tensor_parallel_size)")
+        given = ", ".join(f"{name}={arguments[name]}" for name in _SPLITS if name in arguments)
+        lines.append(f"an actor has at least {gpus} GPUs of one node ({given})")
     if on_gpu is None:
         lines.append(
             "whether the nodes have GPUs is asked when it runs; below, they are as this machine is (a float32 model "
@@ -191,7 +202,7 @@ def served_dtype(checked: Checked, model: Model) -> str | None:
         return None
     options = _options(checked, model)
     try:
-        return str(dtype_of(config, options.get("dtype") or options.get("torch_dtype"))).removeprefix("torch.")
+        return dtype_name(dtype_of(config, options.get("dtype") or options.get("torch_dtype")))
     except UserError:
         return None  # told with the design's other problems
 

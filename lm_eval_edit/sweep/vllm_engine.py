@@ -8,17 +8,17 @@ the other engines; what is done is never done again, nor is what waits.
 from __future__ import annotations
 
 import logging
-import time
 
 from tqdm.auto import tqdm
 
 from lm_eval_edit.errors import CannotWriteError, in_one_line
 from lm_eval_edit.harness.left_over import end_all_left_over, end_left_over
+from lm_eval_edit.harness.served import Adapters
 from lm_eval_edit.sweep import serving
 from lm_eval_edit.sweep.checking import Checked
 from lm_eval_edit.sweep.design import Model
 from lm_eval_edit.sweep.edited_rows import EditedRows, waiting
-from lm_eval_edit.sweep.engine import Outcome, claimed, missing
+from lm_eval_edit.sweep.engine import EngineLostError, Outcome, begun
 from lm_eval_edit.sweep.folder import FAILED, Cell
 from lm_eval_edit.sweep.prepared import ADAPTER, BASE, CHECKPOINT, Prepared, WaitingRoom
 from lm_eval_edit.sweep.preparing import Preparer
@@ -27,6 +27,8 @@ from lm_eval_edit.sweep.serving import Serving
 from lm_eval_edit.sweep.worker import mark
 
 logger = logging.getLogger("lm_eval_edit")
+
+TRIES = 2  # engines that one cell may cost
 
 
 def run_sweep(checked: Checked, how: Serving, *, progress: bool = True) -> Outcome:
@@ -43,10 +45,7 @@ def run_sweep(checked: Checked, how: Serving, *, progress: bool = True) -> Outco
         UserError: another process writes this folder.
         CannotWriteError: the folder cannot be written.
     """
-    started = time.perf_counter()
-    with claimed(checked):
-        todo = missing(checked)
-        outcome = Outcome(kept=len(checked.cells()) - len(todo))
+    with begun(checked) as (todo, outcome):
         room = WaitingRoom(checked.folder)
         if count := end_left_over(room.root) + end_all_left_over(room.engines):
             logger.warning("%d processes of vLLM, left by a run of this sweep that was killed, are ended", count)
@@ -57,7 +56,6 @@ def run_sweep(checked: Checked, how: Serving, *, progress: bool = True) -> Outco
                 if cells:
                     _Run(checked, model, how, room, outcome, bar).run(cells)
         room.tidy()
-    outcome.seconds = time.perf_counter() - started
     return outcome
 
 
@@ -114,14 +112,11 @@ class _Run:
 
     def _serve(self, cells: list[Prepared], pretrained: str) -> None:
         """Evaluate cells that wait in one engine."""
-        self.bar.set_postfix_str(f"starting vLLM for {self.model.label}")
+        adapters = adapters_of(cells)
         try:
             try:
-                self.server.start(pretrained, cells[0].dtype, adapters_of(cells))
-                self.outcome.loads += 1
                 for each in cells:
-                    self.bar.set_postfix_str(each.cell.path)
-                    self._done(each.cell, self.server.serve(each))
+                    self._done(each.cell, self._evaluate(each, pretrained, adapters))
             finally:
                 self.server.stop()
         except CannotWriteError:
@@ -132,3 +127,21 @@ class _Run:
                 if each.cell.path not in self.outcome.statuses:
                     mark(self.checked, each.cell, FAILED, f"vLLM: {in_one_line(error)}")
                     self._done(each.cell, FAILED)
+
+    def _evaluate(self, each: Prepared, pretrained: str, adapters: Adapters | None) -> str:
+        """The status of a cell; where the engine is lost meanwhile, another one has a try and serves what follows."""
+        lost = ""
+        for _ in range(TRIES):
+            if self.server.lm is None:
+                self.bar.set_postfix_str(f"starting vLLM for {self.model.label}")
+                self.server.start(pretrained, each.dtype, adapters)
+                self.outcome.loads += 1
+            self.bar.set_postfix_str(each.cell.path)
+            try:
+                return self.server.serve(each)
+            except EngineLostError as error:
+                lost = str(error)
+                logger.warning("%s: %s", each.cell.path, lost)
+                self.server.stop()
+        mark(self.checked, each.cell, FAILED, lost)
+        return FAILED

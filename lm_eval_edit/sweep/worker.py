@@ -7,13 +7,15 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import metadata
 from typing import Any
+
+import transformers
 
 from lm_eval_edit.edits.guards import NotFiniteError
 from lm_eval_edit.errors import in_one_line
 from lm_eval_edit.harness.engines import TRANSFORMERS, Engine
 from lm_eval_edit.model import EditedHFLM
+from lm_eval_edit.models.dtypes import dtype_name
 from lm_eval_edit.sweep.checking import Checked, Schedule, loading_args, row_args
 from lm_eval_edit.sweep.collapse import perplexity
 from lm_eval_edit.sweep.design import Model, Row
@@ -188,8 +190,7 @@ def cell_record(found: Evaluation, reached: Checkpoint, fingerprint: str, second
 
 def in_process(lm: EditedHFLM) -> dict[str, Any]:
     """The engine of a model of this process, for cell.json."""
-    dtype = str(lm.model.dtype).removeprefix("torch.")
-    return Engine(TRANSFORMERS, metadata.version(TRANSFORMERS), dtype).record()
+    return Engine(TRANSFORMERS, transformers.__version__, dtype_name(lm.model.dtype)).record()
 
 
 def mark(checked: Checked, cell: Cell, status: str, reason: str) -> None:

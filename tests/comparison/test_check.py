@@ -198,7 +198,7 @@ def test_unusable_files(base, tmp_path, capsys):
 
 
 def test_an_error_of_our_own_is_no_pass_and_no_regression(base, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("lm_eval_edit.comparison.check.check", lambda *_: 1 / 0)
+    monkeypatch.setattr("lm_eval_edit.comparison.check.check", lambda *_, **__: 1 / 0)
     assert cli.main(["check", "--baseline", str(base), "--current", str(base)]) == 2
     assert "division by zero" in capsys.readouterr().err
 

@@ -11,16 +11,26 @@ class RayHere:
 
     Args:
         lose: (node, method) -> whether an actor of that node is lost instead of answering.
+        again: Whether a task's worker is lost as soon as the task is done, so that it is done once more.
+        gpus: Of each node.
+
+    Attributes:
+        started: The nodes of the actors, in turn.
+        tasks: What each task was given, in turn.
     """
 
-    def __init__(self, lose: Callable[[str, str], bool] = lambda node, method: False):
-        self.lose, self.started = lose, list[str]()
+    def __init__(
+        self, lose: Callable[[str, str], bool] = lambda node, method: False, again: bool = False, gpus: float = 0.0
+    ):
+        self.lose, self.again, self.gpus = lose, again, gpus
+        self.started, self.tasks = list[str](), list[tuple[Any, ...]]()
 
     def cluster_resources(self) -> dict[str, float]:
-        return {"CPU": 2.0}
+        return {"CPU": 2.0, "GPU": 2 * self.gpus}
 
     def nodes(self) -> list[dict[str, Any]]:
-        return [{"NodeID": node * 56, "Alive": True, "Resources": {"CPU": 1.0}} for node in "ab"]
+        resources = {"CPU": 1.0, "GPU": self.gpus}
+        return [{"NodeID": node * 56, "Alive": True, "Resources": resources} for node in "ab"]
 
     def put(self, value: Any) -> Any:
         return value
@@ -29,7 +39,7 @@ class RayHere:
         where = options.get("scheduling_strategy")
 
         def made(what: Any) -> Any:
-            return _Remote(what) if where is None else _Actors(self, what, where.node_id[0])
+            return _Tasks(self, what) if where is None else _Actors(self, what, where.node_id[0])
 
         return made
 
@@ -56,6 +66,21 @@ class _Remote:
 
     def remote(self, *args: Any) -> _Reference:
         return _Reference(lambda: self.function(*args))
+
+
+class _Tasks:
+    def __init__(self, ray: RayHere, function: Any):
+        self.ray, self.function = ray, function
+
+    def remote(self, *args: Any) -> _Reference:
+        self.ray.tasks.append(args)
+
+        def done() -> Any:
+            if self.ray.again:
+                self.function(*args)
+            return self.function(*args)
+
+        return _Reference(done)
 
 
 class _Actors:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lm_eval.tasks import TaskManager
+from transformers import PreTrainedModel
 
 from lm_eval_edit._startup import hooks
 from lm_eval_edit.sweep import checking, evaluation
@@ -42,10 +43,15 @@ _SAYS = 'generation_kwargs: {until: ["."], do_sample: false, max_gen_toks: 5}\nm
 ROME = {"mom2_adjustment": False, "v_num_grad_steps": 20, "v_lr": 0.5, "context_template_length_params": []}
 
 
-def make_world(root: Path, **sizes: Any) -> Path:
-    """`model`, `facts.jsonl` and `tasks` with `toy_likely` and `toy_says` in a folder."""
+def make_world(root: Path, model: PreTrainedModel | None = None, **sizes: Any) -> Path:
+    """`model`, `facts.jsonl` and `tasks` with `toy_likely` and `toy_says` in a folder.
+
+    Args:
+        model: One of the words of `tiny_tokenizer`; None for a LLaMA.
+        sizes: Of that LLaMA.
+    """
     sizes = {"max_position_embeddings": 96} | sizes
-    save_tiny(root / "model", tiny_llama(vocab_size=len(tiny_tokenizer()), **sizes))
+    save_tiny(root / "model", model or tiny_llama(vocab_size=len(tiny_tokenizer()), **sizes))
     write_facts(root / "facts.jsonl")
     tasks = root / "tasks"
     tasks.mkdir()

@@ -61,6 +61,7 @@ class EngineArgs:
     gpu_memory_utilization: float = 0.9
     max_model_len: int | None = None
     tensor_parallel_size: int = 1
+    pipeline_parallel_size: int = 1
     data_parallel_size: int = 1
 
 
@@ -196,6 +197,37 @@ def _modules() -> dict[str, types.ModuleType]:
         vars(module).update(content)
         found[name] = module
     return found
+
+
+@contextlib.contextmanager
+def dying(name: str | None, call: int, most: int) -> Iterator[list[str | None]]:
+    """Within the block an engine is dead from the `call`-th answer for an adapter on; yields whom engines died for.
+
+    Args:
+        name: The adapter's; None for the weights that the engine has loaded.
+        call: From 1 on, of each engine.
+        most: How many engines die.
+    """
+    deaths: list[str | None] = []
+    answer = LLM.generate
+
+    def generate(self: Any, prompts: Any, sampling_params: Any, **more: Any) -> Any:
+        request = more.get("lora_request")
+        asked = None if request is None else request.lora_name
+        calls = vars(self).setdefault("calls", {})
+        calls[asked] = calls.get(asked, 0) + 1
+        if asked == name and calls[asked] == call and len(deaths) < most:
+            deaths.append(asked)
+            self.dead = True
+        if getattr(self, "dead", False):
+            raise RuntimeError("EngineCore encountered an issue. See stack trace (above) for the root cause.")
+        return answer(self, prompts, sampling_params, **more)
+
+    LLM.generate = generate  # type: ignore[method-assign]
+    try:
+        yield deaths
+    finally:
+        LLM.generate = answer  # type: ignore[method-assign]
 
 
 NAMES = (

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,8 +19,11 @@ import pytest
 import yaml
 
 from lm_eval_edit.cli import main
+from lm_eval_edit.errors import UserError
 from lm_eval_edit.harness import left_over
-from lm_eval_edit.sweep import ray_serving, serving, vllm_engine
+from lm_eval_edit.sweep import engine, ray_engine, ray_serving, serving, vllm_engine
+from lm_eval_edit.sweep.prepared import WaitingRoom
+from lm_eval_edit.sweep.preparing import Preparer
 from lm_eval_edit.sweep.ray_engine import RETRIES, Resources
 from tests.conftest import ROOT
 from tests.support import stand_in_vllm
@@ -144,16 +148,25 @@ def test_a_sweep_that_is_killed_goes_on(served_world, here, two_nodes, tmp_path)
 # --------------------------------------------------------------------------------------------- what may go wrong inside
 
 ONE_CELL_EACH = {"n_edits": [1], "tasks": ["toy_likely"]}
+CPU = Resources(cpus=1, device="cpu")
 UNEDITED, ROME, FT = "tiny/unedited", "tiny/rome-facts-file_order/n00001", "tiny/ft-facts-file_order/n00001"
 
 
-def run_here(served_world: Path, root: Path, ray: RayHere):
-    """The sweep of three cells, with all that Ray's nodes do done in this process."""
-    checked, how = checked_sweep(served_world, root, **ONE_CELL_EACH), serving.Serving({})
+AT_ONCE = "tiny/ft-facts-file_order-at_once"
+
+
+def parts_of(ray: RayHere) -> list[list[str]]:
+    """The cells of each editing task."""
+    return [[cell.path for cell in task[-1]] for task in ray.tasks]
+
+
+def run_here(served_world: Path, root: Path, ray: RayHere, resources=CPU, arguments=(), **changes):
+    """The sweep of three cells, or with changes, with all that Ray's nodes do done in this process."""
+    checked, how = checked_sweep(served_world, root, **ONE_CELL_EACH | changes), serving.Serving(dict(arguments))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ray_serving, "find_ray", lambda: ray)
-        patch.setattr(ray_serving, "connected", lambda *_: contextlib.nullcontext())
-        return ray_serving.run_sweep(checked, Resources(cpus=1, device="cpu"), how, progress=False)
+        patch.setattr(ray_engine, "find_ray", lambda: ray)
+        patch.setattr(ray_engine, "connected", lambda *_: contextlib.nullcontext())
+        return ray_serving.run_sweep(checked, resources, how, progress=False)
 
 
 def test_an_engine_that_does_not_start_on_one_node_costs_no_cell(served_world, tmp_path, monkeypatch):
@@ -190,6 +203,22 @@ def test_actors_that_are_lost_are_replaced_and_their_cells_served_by_others(serv
     assert sorted(ray.started) == ["a", "a", "b", "b"]
 
 
+@pytest.mark.parametrize("call", [1, 2])  # while its answers are checked, while its tasks are asked
+def test_an_engine_that_dies_in_its_actor_costs_no_cell(served_world, tmp_path, call):
+    ray = RayHere()
+    with stand_in_vllm.dying(ROME, call, most=RETRIES) as deaths:
+        outcome = run_here(served_world, tmp_path / "sweep", ray)
+    assert len(deaths) == RETRIES and outcome.statuses == dict.fromkeys((UNEDITED, ROME, FT), "done")
+    assert ray.started == ["a", "b"]  # the actors are there still
+
+
+def test_a_cell_that_every_engine_dies_of_costs_no_other(served_world, tmp_path):
+    with stand_in_vllm.dying(ROME, 1, most=RETRIES + 1):
+        outcome = run_here(served_world, tmp_path / "sweep", RayHere())
+    assert outcome.statuses == {UNEDITED: "done", ROME: "failed", FT: "done"}
+    assert "does not answer any more" in cells(tmp_path / "sweep")[ROME]["reason"]
+
+
 def test_nodes_that_lose_every_actor_end(served_world, tmp_path):
     ray = RayHere(lambda node, method: method == "serve")
     outcome = run_here(served_world, tmp_path / "sweep", ray)
@@ -206,16 +235,58 @@ def test_a_node_without_vllm_is_told(served_world, tmp_path, monkeypatch):
     assert len(outcome.failed) == 3 and "ZeroDivisionError" in cells(tmp_path / "sweep")[ROME]["reason"]
 
 
+def test_a_rows_own_facts_are_asked_by_a_task_that_edits_the_row(served_world, tmp_path):
+    """On a GPU, where Ray gives every task a process of its own, another task would load the model for them alone."""
+    ft = {"editor": "ft", "label": "ft", "num_steps": 2, "edit_batch_size": "all"}
+    changes = {"editors": [ft], "n_edits": [1, 2], "tasks": ["toy_likely", "edithurt_efficacy"]}
+    ray = RayHere()
+    assert not run_here(served_world, tmp_path / "sweep", ray, **changes).failed
+    assert parts_of(ray) == [["tiny/unedited"], [f"{AT_ONCE}/n00000", f"{AT_ONCE}/n00001"], [f"{AT_ONCE}/n00002"]]
+    for name, there in (("n00002", [["n00000", "n00002"]]), ("n00000", [["n00000"]])):
+        for lost in {"n00000", name}:
+            shutil.rmtree(tmp_path / "sweep" / AT_ONCE / lost)
+        ray = RayHere()
+        assert not run_here(served_world, tmp_path / "sweep", ray, **changes).failed
+        assert parts_of(ray) == [[f"{AT_ONCE}/{cell}" for cell in part] for part in there]
+
+
+def test_what_a_lost_worker_had_done_is_not_done_again(served_world, tmp_path, monkeypatch):
+    asked, before = [], Preparer.before
+    monkeypatch.setattr(Preparer, "before", lambda self, cell: asked.append(cell.path) or before(self, cell))
+    changes = {"tasks": ["toy_likely", "edithurt_efficacy"]}
+    outcome = run_here(served_world, tmp_path / "sweep", RayHere(again=True), **changes)
+    own = ["tiny/rome-facts-file_order/n00000", "tiny/ft-facts-file_order/n00000"]
+    assert outcome.statuses == dict.fromkeys((UNEDITED, ROME, FT, *own), "done") and asked == own
+
+
 # ------------------------------------------------------------------------------------------------- what is known before
+
+
+@pytest.mark.parametrize(("gpus", "fits"), [(3.0, False), (4.0, True)])
+def test_an_actor_has_the_gpus_that_its_engine_splits_the_model_over(served_world, tmp_path, gpus, fits):
+    arguments = {"tensor_parallel_size": 2, "pipeline_parallel_size": 2}
+    checked, ray = checked_sweep(served_world, tmp_path / "sweep", **ONE_CELL_EACH), RayHere(gpus=gpus)
+    outcome, room = engine.Outcome(), WaitingRoom(checked.folder)
+
+    def begin():
+        return ray_serving._Run(ray, checked, Resources(cpus=1), outcome, None, serving.Serving(arguments), room)
+
+    if fits:
+        assert begin().gpus == 4
+    else:
+        with pytest.raises(UserError, match="an engine of vLLM that needs 1 CPUs and 4 GPUs fits no node"):
+            begin()
 
 
 def test_the_dry_run_says_that_nodes_serve(served_world, tmp_path, capsys):
     (tmp_path / "design.yaml").write_text(yaml.safe_dump(design_of(served_world)))
     flags = ["--engine", "ray", "--serve", "vllm", "--tensor_parallel_size", "2", "--dry_run", "--device_rate", "h100"]
+    flags += ["--engine_args", "pipeline_parallel_size=3"]
     assert main(["sweep", str(tmp_path / "design.yaml"), *flags]) == 0
     said = capsys.readouterr().out
     assert "each node that has room for it starts one engine of the model" in said
-    assert "at least 2 GPUs of one node" in said and "whether the nodes have GPUs is asked when it runs" in said
+    assert "at least 6 GPUs of one node (tensor_parallel_size=2, pipeline_parallel_size=3)" in said
+    assert "whether the nodes have GPUs is asked when it runs" in said
     assert "one engine: unedited, 2 LoRA adapters (max_lora_rank 8; tiny/rome-facts-file_order/n00001, " in said
     assert main(["sweep", str(tmp_path / "design.yaml"), *flags, "--gpus_per_task", "1"]) == 0
     said = capsys.readouterr().out
@@ -231,9 +302,9 @@ def test_the_dry_run_says_that_nodes_serve(served_world, tmp_path, capsys):
         (["--engine", "ray", "--engine_args", "enforce_eager=True"], ["or with --engine ray --serve vllm"]),
         (
             ["--engine", "ray", "--serve", "vllm", "--device", "cuda:1", "--data_parallel_size", "2",
-             "--gpus_per_task", "0.5", "--engine_args", "enforce_eagr=True"],
+             "--gpus_per_task", "0.5", "--engine_args", "enforce_eagr=True,pipeline_parallel_size=0"],
             ["--device cuda:1", "--data_parallel_size 2 with --engine ray", "--gpus_per_task 0.5 with --serve vllm",
-             "Did you mean 'enforce_eager'?"],
+             "Did you mean 'enforce_eager'?", "--engine_args pipeline_parallel_size=0: want a whole number"],
         ),
     ],
 )  # fmt: skip

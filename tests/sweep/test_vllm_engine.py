@@ -5,8 +5,10 @@ vLLM is a stand-in here that applies real adapters (`tests.support.stand_in_vllm
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +19,8 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
+from lm_eval.api.instance import Instance
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from lm_eval_edit.cli import main
 from lm_eval_edit.comparison.compare import Settings, compare_runs
@@ -24,11 +28,13 @@ from lm_eval_edit.comparison.other_engines import noise_floor, warnings
 from lm_eval_edit.comparison.results import load_run
 from lm_eval_edit.export import commands
 from lm_eval_edit.harness import left_over
+from lm_eval_edit.harness import served as harness
 from lm_eval_edit.harness.engines import Engine, engine_of
 from lm_eval_edit.sweep import engine, routes, serving, vllm_engine
 from tests.conftest import ROOT
 from tests.support import stand_in_vllm
 from tests.support.served_sweeps import answers, cells, checked_sweep, design_of, likelihoods
+from tests.support.tiny import FACTS
 
 pytestmark = pytest.mark.usefixtures("tasks_at_hand")
 
@@ -40,7 +46,7 @@ def local(served_world, tmp_path_factory) -> Path:
     return root
 
 
-def serve(checked, monkeypatch=None, notes: Path | None = None, **arguments):
+def serve(checked, notes: Path | None = None, **arguments):
     with pytest.MonkeyPatch.context() as patch:
         if notes is not None:
             patch.setenv(stand_in_vllm.NOTES, str(notes))
@@ -50,10 +56,12 @@ def serve(checked, monkeypatch=None, notes: Path | None = None, **arguments):
 
 def assert_same(found: dict, wanted: dict) -> None:
     """Log-probabilities within an engine's noise (this process batches other tasks together), and all texts."""
+    assert found.keys() == wanted.keys()
     for task in wanted:
         if task == "toy_says":
             assert found[task] == wanted[task]
         else:
+            assert likelihoods(wanted, task), task
             assert likelihoods(found, task) == pytest.approx(likelihoods(wanted, task), abs=1e-3), task
 
 
@@ -72,7 +80,6 @@ def test_served_cells_say_what_the_cells_of_this_process_say(local, served):
     found, wanted = answers(served), answers(local)
     assert found.keys() == wanted.keys() and len(found) == 7
     for cell in found:
-        assert found[cell].keys() == wanted[cell].keys(), cell
         assert_same(found[cell], wanted[cell])
     told = [tuple(likelihoods(found[cell])) for cell in found if "toy_likely" in found[cell]]
     assert len(set(told)) == 5  # the unedited model and four edited ones: none was served for another
@@ -82,7 +89,11 @@ def test_results_are_those_of_the_other_engines_but_for_the_engine(local, served
     for cell in ("tiny/rome-facts-file_order/n00002", "tiny/ft-facts-file_order/n00001", "tiny/unedited"):
         one, other = (load_run(root / cell).results for root in (served, local))
         assert one["results"].keys() == other["results"].keys() and one["configs"].keys() == other["configs"].keys()
-        assert one["task_hashes"] == other["task_hashes"]
+        assert one["task_hashes"] == other["task_hashes"] and one["task_hashes"].keys() == one["results"].keys()
+        for task, figures in other["results"].items():
+            numbers = {name: value for name, value in figures.items() if isinstance(value, float)}
+            found = {name: one["results"][task][name] for name in numbers}
+            assert numbers and found == pytest.approx(numbers, abs=1e-3, nan_ok=True)
         plain = {"seconds_per_edit", "ledger", "details"}
         edits = [{k: v for k, v in each["config"]["edit"].items() if k not in plain} for each in (one, other)]
         assert edits[0] == edits[1]
@@ -123,22 +134,29 @@ def test_nothing_waits_in_the_end_and_nothing_is_done_twice(served_world, served
     assert (outcome.kept, outcome.statuses, outcome.loads) == (7, {}, 0)
 
 
-def test_how_outputs_ended_is_known_from_their_tokens(vllm, served_world):
-    from lm_eval.api.instance import Instance
-
-    from lm_eval_edit.harness import served as harness
-
-    lm = harness.start(str(served_world / "model"), "float32", {}, {}, None, served_world)
+@pytest.mark.parametrize("ends", [False, True])
+def test_how_outputs_ended_is_known_from_their_tokens(vllm, served_world, tmp_path, ends):
+    model = AutoModelForCausalLM.from_pretrained(served_world / "model")
+    tokenizer = AutoTokenizer.from_pretrained(served_world / "model")
+    prompt = tokenizer(FACTS[0].text, return_tensors="pt").input_ids
+    new = model.generate(prompt, max_new_tokens=3, do_sample=False, pad_token_id=0)[0, prompt.shape[1] :].tolist()
+    assert new[0] != new[1] and len(new) == 3 and tokenizer.eos_token_id not in new
+    folder = shutil.copytree(served_world / "model", tmp_path / "model")
+    if ends:  # another token that ends outputs, which the tokenizer knows nothing of
+        GenerationConfig(eos_token_id=[tokenizer.eos_token_id, new[1]]).save_pretrained(folder)
+    lm = harness.start(str(folder), "float32", {}, {}, None, tmp_path)
     how = {"until": ["."], "do_sample": False, "max_gen_toks": 3}
-    (said,) = lm.generate_until([Instance("generate_until", {}, ("The weather is", how), 0)], disable_tqdm=True)
-    harness.stop(lm, served_world)
-    assert said.known == "exact" and said.ended is not None and not said.edited
+    (said,) = lm.generate_until([Instance("generate_until", {}, (FACTS[0].text, how), 0)], disable_tqdm=True)
+    harness.stop(lm, tmp_path)
+    assert (said.known, said.ended, said.edited) == ("exact", ends, False)
+    assert said == tokenizer.decode(new[: 1 if ends else 3])
+    assert said.decoded == f" {tokenizer.decode(new[: 2 if ends else 3])}"  # behind the prompt
 
 
 # --------------------------------------------------------------------------------------------- what may go wrong inside
 
 
-def test_an_engine_that_ignores_adapters_is_found_out(vllm, served_world, tmp_path, monkeypatch):
+def test_an_engine_that_ignores_adapters_is_found_out(vllm, served_world, tmp_path):
     changes = {"editors": [design_of(served_world)["editors"][0]], "n_edits": [1], "tasks": ["toy_likely"]}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(stand_in_vllm.IGNORE, "1")
@@ -160,6 +178,82 @@ def test_an_engine_that_does_not_start_fails_its_cells_and_no_others(vllm, serve
     assert outcome.statuses["tiny/ft-facts-file_order/n00001"] == "done"
     assert "max_lora_rank 1 is none of" in cells(tmp_path / "sweep")["tiny/unedited"]["reason"]
     assert serve(checked_sweep(served_world, tmp_path / "sweep", **changes)).loads == 1
+
+
+@contextlib.contextmanager
+def with_a_process(made: list[subprocess.Popen], then: str):
+    """Within the block an engine has a process of its own, and does not come to be or does not end in order."""
+    began = stand_in_vllm.LLM.__init__
+
+    def start(self, *args, **more):
+        made.append(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]))
+        if then == "fails to start":
+            raise RuntimeError("no room for the cache")
+        began(self, *args, **more)
+        self.llm_engine.engine_core.shutdown = lambda: 1 / 0
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stand_in_vllm.LLM, "__init__", start)
+        try:
+            yield
+        finally:
+            for process in made:
+                process.kill()
+
+
+@pytest.mark.parametrize("then", ["fails to start", "fails to end"])
+def test_no_process_of_an_engine_outlives_it(vllm, served_world, tmp_path, then):
+    changes = {"editors": [design_of(served_world)["editors"][1]], "n_edits": [1], "tasks": ["toy_likely"]}
+    made: list[subprocess.Popen] = []
+    alive: list[list[bool]] = []
+    start = harness.start
+
+    def look(*args, **more):
+        alive.append([process.poll() is None for process in made])
+        return start(*args, **more)
+
+    with with_a_process(made, then), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(harness, "start", look)
+        outcome = serve(checked_sweep(served_world, tmp_path / "sweep", **changes))
+        assert alive == [[], [False]] and all(process.poll() is not None for process in made)
+    assert not list((tmp_path / "sweep").rglob(left_over.PROCESSES))
+    reasons = [record["reason"] for record in cells(tmp_path / "sweep").values() if record["status"] == "failed"]
+    assert reasons == ["vLLM: RuntimeError: no room for the cache"] * (2 if then == "fails to start" else 0)
+    assert len(outcome.failed) == len(reasons)
+
+
+@pytest.mark.parametrize("call", [1, 2])  # while its answers are checked, while its tasks are asked
+def test_an_engine_that_dies_costs_no_cell(vllm, served_world, tmp_path, call):
+    changes = {"tasks": ["toy_likely", "toy_says"]}
+    with stand_in_vllm.dying("tiny/rome-facts-file_order/n00001", call, most=1) as deaths:
+        outcome = serve(checked_sweep(served_world, tmp_path / "sweep", **changes))
+    assert deaths and not outcome.failed and len(outcome.statuses) == 5
+    assert outcome.loads == 1 + 2 + 2  # the model, an engine and the one after it, two checkpoints
+    assert not (tmp_path / "sweep/.serving").exists()
+
+
+def test_a_cell_that_every_engine_dies_of_costs_no_other(vllm, served_world, tmp_path):
+    changes = {"tasks": ["toy_likely"], "n_edits": [1]}
+    checked = checked_sweep(served_world, tmp_path / "sweep", **changes)
+    with stand_in_vllm.dying(None, 1, most=vllm_engine.TRIES) as deaths:
+        outcome = serve(checked)
+    assert len(deaths) == vllm_engine.TRIES and outcome.failed == ["tiny/unedited"] and len(outcome.statuses) == 3
+    reason = cells(tmp_path / "sweep")["tiny/unedited"]["reason"]
+    assert reason.startswith("vLLM does not answer any more: RuntimeError: EngineCore encountered")
+    assert serve(checked).loads == 1  # an engine: it still waited
+
+
+def test_a_task_that_fails_is_no_engine_that_died(vllm, served_world, tmp_path, monkeypatch):
+    def fail(self, *args, **more):
+        raise ValueError("no such thing")
+
+    changes = {"tasks": ["toy_likely", "toy_says"], "n_edits": [1]}
+    monkeypatch.setattr("lm_eval_edit.harness.served.ServedModel.generate_until", fail)
+    outcome = serve(checked_sweep(served_world, tmp_path / "sweep", **changes))
+    assert len(outcome.failed) == 3 and outcome.loads == 1 + 1 + 1
+    found = cells(tmp_path / "sweep")["tiny/unedited"]
+    assert found["failed_tasks"] == {"toy_says": "ValueError: no such thing"}
+    assert all(said.keys() == {"toy_likely"} for said in answers(tmp_path / "sweep").values())
 
 
 def test_an_adapter_of_too_high_a_rank_is_a_checkpoint(vllm, served_world, tmp_path, monkeypatch):
@@ -207,12 +301,12 @@ def test_tasks_answered_by_the_edited_model_itself_are_of_one_engine(local, serv
     runs = [load_run(root / cell) for root in (local, served)]
     settings = Settings(tasks=("edithurt_efficacy",))
     assert warnings(compare_runs(*runs, settings), settings) == []
-    assert warnings(compare_runs(*runs, Settings()), Settings())
+    (warning,) = warnings(compare_runs(*runs, Settings()), Settings())
+    assert warning.startswith("different engines: transformers ") and "vllm" in warning
+    assert warning.endswith("; give a base of the same engine, or as --noise the unedited model in the other engine")
 
 
 def test_a_folder_of_two_engines_is_told_when_it_goes_on_and_reported(local, served, served_world, tmp_path, capsys):
-    import shutil
-
     root = tmp_path / "both"
     shutil.copytree(local, root)
     shutil.rmtree(root / "tiny/rome-facts-file_order/n00002")
@@ -261,9 +355,11 @@ def test_what_a_killed_run_left_of_its_engine_is_ended_and_nothing_else(vllm, se
         assert [number for number, _ in noted["processes"]] == [left.pid]
         serve(checked_sweep(served_world, served))
         assert not psutil.pid_exists(left.pid) and bystander.poll() is None and not room.exists()
-        for other in ({"host": "elsewhere"}, {"processes": [[bystander.pid, 1.0]]}):  # another machine, another birth
+        theirs = [[bystander.pid, psutil.Process(bystander.pid).create_time()]]
+        others = ({"host": "elsewhere", "processes": theirs}, {"processes": [[bystander.pid, 1.0]]})
+        for other in others:  # another machine, another birth
             room.mkdir()
-            (room / left_over.PROCESSES).write_text(json.dumps(noted | {"processes": noted["processes"]} | other))
+            (room / left_over.PROCESSES).write_text(json.dumps(noted | other))
             assert left_over.end_left_over(room) == 0
             left_over.forget(room)
             room.rmdir()
@@ -303,20 +399,20 @@ def stop_when(process: subprocess.Popen, pattern: str, out: Path, with_signal: i
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("pattern", "with_signal"),
+    ("pattern", "with_signal", "all_wait"),
     [
-        (".serving/tiny/rome-facts-file_order/n00001/ready.json", signal.SIGKILL),  # while a row is edited
-        ("tiny/rome-facts-file_order/n00001/cell.json", signal.SIGKILL),  # while adapters are served
-        ("tiny/unedited/cell.json", signal.SIGINT),
+        (".serving/tiny/rome-facts-file_order/n00001/ready.json", signal.SIGKILL, False),  # while a row is edited
+        ("tiny/rome-facts-file_order/n00001/cell.json", signal.SIGKILL, True),  # while adapters are served
+        ("tiny/unedited/cell.json", signal.SIGINT, True),
     ],
 )
-def test_a_sweep_that_is_stopped_goes_on(served_world, local, tmp_path, pattern, with_signal):
+def test_a_sweep_that_is_stopped_goes_on(served_world, local, tmp_path, pattern, with_signal, all_wait):
     out = tmp_path / "out"
     said = stop_when(start(served_world, out, **{stand_in_vllm.SLEEP: "0.5"}), pattern, out, with_signal)
     if with_signal == signal.SIGINT:
         assert "interrupted: every finished cell and every edit is kept in" in said and "Traceback" not in said
     there = {name: (out / name / "cell.json").stat().st_mtime_ns for name in cells(out)}
-    waited = {file: file.stat().st_mtime_ns for file in out.glob(".serving/**/ready.json")}
+    waited = list(out.glob(".serving/**/ready.json"))
     again = start(served_world, out, **{stand_in_vllm.NOTES: str(tmp_path / "notes")})
     printed, said = again.communicate(timeout=280)
     assert again.returncode == 0, said[-3000:]
@@ -325,5 +421,7 @@ def test_a_sweep_that_is_stopped_goes_on(served_world, local, tmp_path, pattern,
     assert answers(out).keys() == answers(local).keys() and not (out / ".serving").exists()
     for name, found in answers(out).items():
         assert_same(found, answers(local)[name])
-    if len(waited) + len(there) >= 7:  # every edit had been made: no model was loaded to edit again
-        assert "model loads" in printed and "editing (" not in said
+    known = there.keys() | {file.parent.relative_to(out / ".serving").as_posix() for file in waited}
+    assert len(known) == 7 or not all_wait
+    if len(known) == 7:  # every edit had been made: no model was loaded to edit again
+        assert "editing (" not in said
