@@ -143,7 +143,7 @@ class Ft(Editor):
         # The model's own tensors are never written: the forward is given these in their place.
         trained = {name: part.start.requires_grad_() for name, part in parts.items()}
         bounds = {name: part.start for name, part in parts.items()}
-        # On a CPU torch goes over the weight and its moments a dozen times in a step, unless it is asked for one kernel.
+        # On a CPU torch goes over weight and moments a dozen times in a step, unless it is asked for one kernel.
         fused = True if all(weight.device.type == "cpu" for weight in trained.values()) else None
         optimiser = torch.optim.Adam(trained.values(), lr=o.lr, weight_decay=o.weight_decay, fused=fused)
         epochs: list[float] = []
