@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import collections
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
 from torch.func import functional_call
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
-from lm_eval_edit.editors._shared.above import Above
+from lm_eval_edit.editors._shared.above import KEPT_BATCHES, Above
 from lm_eval_edit.editors._shared.finetune import padded, target_row
 from lm_eval_edit.editors._shared.groups import in_groups
 from lm_eval_edit.editors._shared.head import reading
+from lm_eval_edit.editors.ft import _batch
 from lm_eval_edit.models.architecture import Architecture
 from tests.support.mixtures import MIXTURES, mixture_model
 from tests.support.tiny import FACTS, tiny_llama, tiny_model, tiny_tokenizer
@@ -104,12 +106,13 @@ def test_what_a_block_computes_before_its_trained_weight_runs_once_for_each_row(
         assert "forward" in vars(module) or list(module.children()), "what had a forward of its own has it again"
 
 
+@pytest.mark.parametrize("layers", [(1,), (1, 2)], ids=["one", "two"])
 @pytest.mark.parametrize("name", MIXTURES)
-def test_steady_parts_of_mixtures_and_of_what_is_trained_in_several_layers(name):
+def test_steady_parts_of_mixtures_and_of_what_is_trained_in_several_layers(name, layers):
     model = mixture_model(name).requires_grad_(False)
     architecture, tokenizer = Architecture.discover(model).routed(), tiny_tokenizer()
     rows = [target_row(tokenizer, fact) for fact in FACTS[:3]]
-    names = [architecture.weight(layer) for layer in (1, 2)]
+    names = [architecture.weight(layer) for layer in layers]
     above = Above(model, architecture, [len(row.ids) for row in rows], 1)
     for numbers, scale in (([0], 1.0), ([2, 1], 0.7), ([1, 0, 2], 1.3)):
         batch, found = padded(model, [rows[i] for i in numbers]), []
@@ -126,6 +129,60 @@ def test_steady_parts_of_mixtures_and_of_what_is_trained_in_several_layers(name)
             found.append([logits, *torch.autograd.grad(logits.logsumexp(-1).sum(), list(weights.values()))])
         for ours, theirs in zip(*found, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-11)
+
+
+def positions_of(*modules):
+    """How many positions each call of each module runs at, and what ends the counting."""
+    seen = [[] for _ in modules]
+    handles = [
+        module.register_forward_hook(lambda _, args, output, found=found: found.append(args[0].shape[:-1].numel()))
+        for module, found in zip(modules, seen, strict=True)
+    ]
+    return seen, handles
+
+
+@pytest.mark.parametrize("layers", [(1,), (1, 2), (2,)], ids=str)
+@pytest.mark.parametrize("kind", MODELS)
+def test_where_labels_stand_together_is_read_once_and_the_last_mlp_runs_there_alone(kind, layers):
+    """Several tokens at the prompt's end, as FT-L scores them: rows of unequal lengths, in several batches."""
+    model = MODELS[kind](torch.float64).requires_grad_(False)
+    architecture, tokenizer = Architecture.discover(model), tiny_tokenizer()
+    rows = [replace(target_row(tokenizer, fact), labels=(5, 9, 7)[: n % 3 + 1]) for n, fact in enumerate(FACTS)]
+    assert len({len(row.ids) for row in rows}) > 1
+    names, above = (
+        [architecture.weight(n) for n in layers],
+        Above(model, architecture, [len(r.ids) for r in rows], layers[0]),
+    )
+    last, head = model.get_submodule(architecture.down_projections[-1]), model.get_output_embeddings()
+    for turn, numbers in enumerate(([0, 1], [3, 2, 1, 0], [2], [2])):
+        batch, found = _batch(model, [rows[n] for n in numbers], "prompt_last"), []
+        assert len(numbers) == 1 or len(batch.labels) > len(numbers)
+        for whole in (True, False):
+            weights = {n: (model.get_parameter(n).detach() * (1 + turn / 3)).requires_grad_() for n in names}
+            seen, handles = positions_of(last, head)
+            if whole:
+                inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "use_cache": False}
+                logits = functional_call(model, weights, kwargs=inputs).logits[batch.label_rows, batch.label_columns]
+            else:
+                logits = above.label_logits(batch, numbers, weights)
+            for handle in handles:
+                handle.remove()
+            assert len(logits) == len(batch.labels)
+            found.append([logits, *torch.autograd.grad(logits.log_softmax(-1)[:, 3].sum(), list(weights.values()))])
+        for ours, theirs in zip(*found, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+        in_mlp = len(numbers) if turn and layers == (1,) else batch.input_ids.numel()  # first seen, and trained, whole
+        tried = [2] if turn == 1 and layers == (1,) else []  # a column of the first batch, to see whether it can be
+        assert seen == [[*tried, in_mlp], [len(numbers)]]
+    assert not any("forward" in vars(module) for module in model.modules())
+
+
+def test_where_batches_are_read_is_kept_of_some():
+    world = World("gpt2")
+    for number in range(KEPT_BATCHES + 3):
+        batch = world.batch([number % 4])
+        assert world.above._read(batch) is world.above._read(batch)
+    assert len(world.above._reads) == KEPT_BATCHES
 
 
 def test_a_weight_that_has_two_names_is_given_under_both():

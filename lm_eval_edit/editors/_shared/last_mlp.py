@@ -80,8 +80,7 @@ class LastMlp:
         self._places.append((rows, columns, first, width, places))
         return places
 
-    @contextlib.contextmanager
-    def only_at(self, rows: Tensor, columns: Tensor, first: int, width: int) -> Iterator[None]:
+    def only_at(self, rows: Tensor, columns: Tensor, first: int, width: int) -> contextlib.AbstractContextManager[None]:
         """Within the block the module computes some positions alone, and gives zeros elsewhere; after `watched`.
 
         Args:
@@ -90,12 +89,18 @@ class LastMlp:
             first: The first column that runs.
             width: How many columns run.
         """
+        if self._module is None or not self._maps_each_by_itself(self._module):
+            return contextlib.nullcontext()
+        return self.only(self._read_at(rows, columns, first, width))
+
+    @contextlib.contextmanager
+    def only(self, places: Tensor) -> Iterator[None]:
+        """As `only_at`, at `places` (M,) among all positions that run, row by row, each once."""
         module = self._module
         if module is None or not self._maps_each_by_itself(module):
             yield
             return
         own, previous = module.forward, module.__dict__.get("forward")
-        places = self._read_at(rows, columns, first, width)
 
         def forward(hidden: Tensor) -> Tensor:
             at = places.to(hidden.device)
