@@ -38,7 +38,8 @@ def why_not(model: PreTrainedModel, architecture: Architecture, levels: Iterable
     assert isinstance(embeddings, Tensor), "a language model embeds its tokens"
     device = embeddings.device
     drawn = torch.randperm(len(embeddings), generator=torch.Generator().manual_seed(0))
-    drawn = drawn[drawn != model.config.get_text_config(decoder=True).pad_token_id].to(device)  # padding is warned of
+    padding = model.config.get_text_config(decoder=True).pad_token_id  # which transformers warns of
+    drawn = drawn[drawn != (-1 if padding is None else padding)].to(device)
     first, other = drawn[: 2 * _ROWS * _TOKENS].view(2, _ROWS, _TOKENS)
     mask = torch.ones_like(first)
     mask[0, 0] = 0  # padding, as in a batch of prompts of different lengths
