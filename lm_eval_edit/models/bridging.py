@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -20,18 +20,18 @@ def bridged(
     blocks: Sequence[nn.Module],
     entering: Tensor | None,
     returns_tuple: Sequence[bool],
-    instead: Callable[[int], None] = lambda layer: None,
+    instead: Callable[[int, Iterable[Any]], None] = lambda layer, given: None,
 ) -> Iterator[None]:
     """Replace the forward of `blocks`, the lowest of a model, by handing on the hidden states, the last one `entering`.
 
     Args:
         returns_tuple: For each block, whether its own forward returns a tuple.
-        instead: Called where a block would have been run, with its number.
+        instead: Called where a block would have been run, with its number and what it is given beside hidden states.
     """
 
     def bridge(layer: int) -> Callable[..., Any]:
         def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-            instead(layer)
+            instead(layer, [*args, *kwargs.values()])
             out = entering if layer == len(blocks) - 1 else hidden_states
             return (out, None) if returns_tuple[layer] else out
 

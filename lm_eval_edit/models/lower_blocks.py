@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 from transformers import Cache, PreTrainedModel
 
+from lm_eval_edit.models import naming
 from lm_eval_edit.models.architecture import Architecture
 from lm_eval_edit.models.bridging import bridged, hidden_of
 
@@ -107,6 +108,7 @@ class LowerBlocks:
         self._as_it_stands: tuple[tuple[int, int], ...] = ()
         self._open: contextlib.ExitStack | None = None
         self._then: Callable[[], None] = lambda: None
+        self._unfilled = False  # a pass that leaves a cache without what the lower blocks would have given it
 
     @contextlib.contextmanager
     def used(self, level: int) -> Iterator[None]:
@@ -138,8 +140,8 @@ class LowerBlocks:
             isinstance(v, Cache) and v.get_seq_length() for v in (*args, *kwargs.values())
         ):
             return  # of training, or of tokens behind the prompts
-        key, cache = _asked(args, kwargs)
-        if key is None or (cache is not None and not self.caches) or _stand(self._watched) != self._as_it_stands:
+        key, fills = _asked(args, kwargs)
+        if key is None or (fills and not self.caches) or _stand(self._watched) != self._as_it_stands:
             self.counts.others += 1
             return
         kept = self._passes.get(key)
@@ -150,9 +152,10 @@ class LowerBlocks:
                 self._passes[key] = self._passes.pop(key)
             if kept is not None and level:
                 self.counts.hits += 1
-                stack.enter_context(self._begun_at(level, kept, cache))
+                stack.enter_context(self._begun_at(level, kept))
+                self._unfilled = not fills
             if level < self._level:
-                found = stack.enter_context(self._listening(level, cache))
+                found = stack.enter_context(self._listening(level, fills))
                 self._then = lambda: self._keep(key, found)
             self._open = stack.pop_all()
 
@@ -161,23 +164,31 @@ class LowerBlocks:
             return
         self._open.close()
         then, self._open, self._then = self._then, None, lambda: None
+        unfilled, self._unfilled = self._unfilled, False
         if output is not None:  # else the pass has raised an error
             then()
+        if unfilled:
+            _close(output)
 
-    def _begun_at(self, level: int, kept: _Kept, cache: Cache | None) -> contextlib.AbstractContextManager[None]:
+    def _begun_at(self, level: int, kept: _Kept) -> contextlib.AbstractContextManager[None]:
         """A context in which a pass begins at a block."""
 
-        def instead(layer: int) -> None:
-            if cache is not None:
-                for args, kwargs in kept.updates.get(layer, ()):
+        def instead(layer: int, given: Iterable[Any]) -> None:
+            if updates := kept.updates.get(layer, ()):
+                (cache,) = _caches(given)
+                for args, kwargs in updates:
                     cache.update(*args, **kwargs)
 
         # A copy: some blocks add to what they are given.
         return bridged(self._blocks[:level], kept.hidden[level].clone(), self._returns_tuple, instead)
 
     @contextlib.contextmanager
-    def _listening(self, level: int, cache: Cache | None) -> Iterator[_Kept]:
-        """A context in which what a pass does from block `level` up to the present level is found out."""
+    def _listening(self, level: int, fills: bool) -> Iterator[_Kept]:
+        """A context in which what a pass does from block `level` up to the present level is found out.
+
+        Args:
+            fills: Whether a cache is to be filled, so that what blocks give it is kept.
+        """
         found, wanted = _Kept(period=self._period), {each for each in self.levels if level < each <= self._level}
         running: list[int] = []  # the block that is being run
         copies = _Copies()
@@ -185,6 +196,12 @@ class LowerBlocks:
         def on_update(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if running:
                 found.updates.setdefault(running[-1], []).append((copies.of(args), copies.of(kwargs)))
+
+        def on_begin(layer: int, given: Iterable[Any]) -> None:
+            running.append(layer)
+            for cache in _caches(given) if fills else ():  # the model may have made it itself
+                if "update" not in vars(cache):
+                    stack.enter_context(_overheard(cache, on_update))
 
         def on_end(layer: int, output: Any) -> None:
             running.clear()
@@ -196,12 +213,12 @@ class LowerBlocks:
         with contextlib.ExitStack() as stack:
             for layer in range(level, max(wanted)):
                 block = self._blocks[layer]
-                begin = block.register_forward_pre_hook(lambda m, args, layer=layer: running.append(layer))
+                begin = block.register_forward_pre_hook(
+                    lambda m, args, kwargs, layer=layer: on_begin(layer, [*args, *kwargs.values()]), with_kwargs=True
+                )
                 end = block.register_forward_hook(lambda m, args, output, layer=layer: on_end(layer, output))
                 stack.callback(begin.remove)
                 stack.callback(end.remove)
-            if cache is not None:
-                stack.enter_context(_overheard(cache, on_update))
             yield found
 
     def _keep(self, key: bytes, found: _Kept) -> None:
@@ -247,21 +264,44 @@ def _stand(tensors: Iterable[Tensor]) -> tuple[tuple[int, int], ...]:
     return tuple((tensor.data_ptr(), tensor._version) for tensor in tensors)
 
 
-def _asked(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[bytes | None, Cache | None]:
-    """What a pass is given, as a hash, and its cache, which is empty; (None, None) where that cannot be told."""
-    cache, told = None, hashlib.blake2b()
+def _asked(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[bytes | None, bool]:
+    """What a pass is given, as a hash, None where that cannot be told, and whether it is to fill a cache.
+
+    A cache that is there is empty. One that nobody has given, nor asked for, nobody reads.
+    """
+    told, fills = hashlib.blake2b(), kwargs.get(naming.USE_CACHE) is True
     for name, value in (*enumerate(args), *sorted(kwargs.items())):
         if isinstance(value, Tensor):
             told.update(f"{name}:{value.dtype}{tuple(value.shape)}{value.device};".encode())
             told.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-        elif isinstance(value, Cache) and cache is None:
-            cache = value
+        elif isinstance(value, Cache):
+            fills = True
             told.update(f"{name}:{type(value).__qualname__};".encode())
         elif value is None or isinstance(value, (bool, int, float, str)):
             told.update(f"{name}:{value!r};".encode())
         else:
-            return None, None
-    return told.digest(), cache
+            return None, fills
+    return told.digest(), fills
+
+
+def _caches(given: Iterable[Any]) -> list[Cache]:
+    """The cache among what a block is given."""
+    return [value for value in given if isinstance(value, Cache)]
+
+
+def _close(output: Any) -> None:
+    """See to it that a cache that lacks what the lower blocks would have given it is not gone on with."""
+
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise RuntimeError(
+            "this cache is of a pass that began above the lowest blocks and was not asked for a cache: give it one, or "
+            "use_cache=True"
+        )
+
+    for cache in _caches(
+        output.values() if isinstance(output, Mapping) else output if isinstance(output, tuple) else ()
+    ):
+        vars(cache)["update"] = refuse
 
 
 @contextlib.contextmanager
