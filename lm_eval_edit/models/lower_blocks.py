@@ -105,6 +105,7 @@ class LowerBlocks:
         self._returns_tuple = [False] * len(self._blocks)
         self._passes: dict[bytes, _Kept] = {}  # the least recently used first
         self._level = self._period = 0
+        self._watched: list[Tensor] = []
         self._as_it_stands: tuple[tuple[int, int], ...] = ()
         self._open: contextlib.ExitStack | None = None
         self._then: Callable[[], None] = lambda: None
@@ -132,6 +133,9 @@ class LowerBlocks:
             before.remove()
             after.remove()
             self._watched = []
+            if self._open is not None:  # a pass was interrupted, and its hook not called
+                self._open.close()
+                self._open, self._unfilled = None, False
 
     # ------------------------------------------------------------------------------------------------------- one pass
 

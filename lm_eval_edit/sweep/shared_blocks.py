@@ -19,7 +19,7 @@ from lm_eval_edit.errors import UserError
 from lm_eval_edit.models.architecture import Architecture
 from lm_eval_edit.models.lower_blocks import LowerBlocks, lower_tensors
 from lm_eval_edit.models.tried_above import why_not
-from lm_eval_edit.sweep.checking import Checked
+from lm_eval_edit.sweep.checking import Checked, loading_args
 from lm_eval_edit.sweep.design import Model, Row
 from lm_eval_edit.weights.fingerprint import hash_of_json, tensor_hash
 
@@ -75,7 +75,7 @@ def floors(checked: Checked, model: Model, loaded: PreTrainedModel | None = None
         config = checked.configs.get(model.label)
         if config is None:
             raise UserError("its configuration is not known here")
-        loaded = without_weights(config, bool(model.args.get("trust_remote_code")))
+        loaded = without_weights(config, bool(loading_args(checked.design, model).get("trust_remote_code")))
     architecture = Architecture.discover(loaded)
     return {row.name: _floor(checked, row, loaded, architecture) for row in rows}
 
@@ -199,6 +199,6 @@ class Sharing:
         counts = self.lower.counts
         return (
             f"{self.label}: lower blocks shared: {counts.hits} batches began above them, {counts.misses} were kept, "
-            f"{counts.full} found no room, {counts.others} could not be compared, {counts.dropped} were dropped; "
+            f"{counts.full} found no room, {counts.others} could not share, {counts.dropped} were dropped; "
             f"{counts.most / GIB:.2g} GiB kept at most"
         )

@@ -224,6 +224,25 @@ def test_a_pass_that_fails_leaves_the_model_as_it_was():
     assert not [module for module in model.modules() if module._forward_hooks or module._forward_pre_hooks]
 
 
+def test_an_interrupted_pass_leaves_the_model_as_it_was():
+    model, whole = tiny_model(), read(tiny_model())
+    shared = lower(model)
+
+    def interrupt(module, args):
+        raise KeyboardInterrupt
+
+    with shared.used(2):
+        read(model)
+    with shared.used(2), pytest.raises(KeyboardInterrupt):
+        model.lm_head.register_forward_pre_hook(interrupt)
+        read(model)
+    model.lm_head._forward_pre_hooks.clear()
+    assert not [name for name, module in model.named_modules() if "forward" in vars(module)]
+    assert torch.equal(read(model), whole)
+    with shared.used(2):
+        assert torch.equal(read(model), whole) and shared.counts.hits == 2
+
+
 @pytest.mark.parametrize("levels", [[], [0], [3], [0, 1]])
 def test_levels_without_blocks_below_or_above_are_refused(levels):
     with pytest.raises(ValueError, match="want blocks"):
