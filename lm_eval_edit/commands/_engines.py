@@ -12,6 +12,7 @@ from lm_eval_edit.harness.engines import TRANSFORMERS, VLLM
 
 LOCAL, RAY = "local", "ray"  # and VLLM: what `--engine` takes
 _ONLY = {
+    LOCAL: ("share_blocks",),
     RAY: ("address", "gpus_per_task", "cpus_per_task"),
     VLLM: ("tensor_parallel_size", "data_parallel_size", "engine_args"),
 }
@@ -49,6 +50,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=(VLLM,),
         help="with --engine ray: rows are edited as tasks, then served by one vLLM on each node that has room for it",
     )
+    parser.add_argument(
+        "--share_blocks",
+        type=float,
+        metavar="GIB",
+        help="with --engine local: run the blocks below the edits once for all checkpoints, and keep what leaves them "
+        "in so many GiB of the device's memory; figures are the same to the last bit",
+    )
     parser.add_argument("--address", help="of a Ray cluster, or auto; default: a Ray on this machine, for this run")
     parser.add_argument(
         "--gpus_per_task", type=float, metavar="N", help="of a Ray task; default: 1 where the cluster has any"
@@ -76,6 +84,8 @@ def check_options(args: argparse.Namespace) -> None:
         raise UserError(
             f"--serve {args.serve}: only with --engine ray, whose nodes serve; on this machine alone: --engine vllm"
         )
+    if args.share_blocks is not None and not 0 < args.share_blocks < float("inf"):
+        raise UserError(f"--share_blocks {args.share_blocks:g}: want GiB of memory, a number above 0, such as 4")
     chosen = {args.engine, args.serve}
     for engine, flags in _ONLY.items():
         given = [f"--{flag}" for flag in flags if getattr(args, flag) is not None]
@@ -112,9 +122,14 @@ def choose(args: argparse.Namespace) -> Choice:
     device = find_device(args.device, "--device ")
     if args.engine == VLLM:
         return _vllm(args, device)
-    from lm_eval_edit.sweep import engine
+    from lm_eval_edit.sweep import engine, shared_blocks
 
-    return Choice(TRANSFORMERS, lambda checked: engine.run_sweep(checked, device=device))
+    share = args.share_blocks
+    return Choice(
+        TRANSFORMERS,
+        lambda checked: engine.run_sweep(checked, device=device, share_blocks=share),
+        lines=lambda checked: [] if share is None else shared_blocks.share_lines(checked, share),
+    )
 
 
 def _vllm(args: argparse.Namespace, device: str) -> Choice:

@@ -280,7 +280,7 @@ def _table(sweep: Any) -> list[str]:
 
 def _told(outcome: Any, output: Path) -> str:
     made = f"{len(outcome.statuses)} cells computed, {outcome.kept} kept, {outcome.loads} model loads, "
-    made += f"{outcome.seconds:.1f} s"
+    made = "\n".join([made + f"{outcome.seconds:.1f} s", *outcome.shared])
     if outcome.failed:
         return (
             f"{made}\nFAILED: {', '.join(outcome.failed)}; the reasons are in their cell.json, the same command tries "

@@ -16,6 +16,7 @@ edited_rows   rows of one loaded model, until each of their cells waits
 prepared      cells whose edits are made, until they are served
 serving       what is asked of vLLM, what is refused before, what comes back
 served_cells  one engine after another, asked for the cells that wait
+shared_blocks  which rows share the blocks below their edits, and that they do
 routes        which cells will be adapters and which checkpoints, for `--dry_run`
 ray_engine    the same as Ray tasks, on this machine or a cluster
 ray_tasks     what a Ray worker does

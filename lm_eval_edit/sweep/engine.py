@@ -44,12 +44,14 @@ class Outcome:
         statuses: Path of a computed cell -> its status.
         loads: Models loaded.
         seconds: In all.
+        shared: What each model's evaluations shared, as lines.
     """
 
     kept: int = 0
     statuses: dict[str, str] = field(default_factory=dict)
     loads: int = 0
     seconds: float = 0.0
+    shared: list[str] = field(default_factory=list)
 
     @property
     def failed(self) -> list[str]:
@@ -132,12 +134,15 @@ def collapsed_before(checked: Checked, row: Row, n_edits: int) -> str | None:
     return None
 
 
-def run_sweep(checked: Checked, *, device: str | None = None, progress: bool = True) -> Outcome:
+def run_sweep(
+    checked: Checked, *, device: str | None = None, progress: bool = True, share_blocks: float | None = None
+) -> Outcome:
     """Compute every missing cell, in this process.
 
     Args:
         device: As `--device`; None for HFLM's default.
         progress: Show rows, cells and the time left.
+        share_blocks: As `Worker` takes it.
 
     Returns:
         What was done. A cell that fails is stored as failed, with the reason, and the others go on.
@@ -147,11 +152,18 @@ def run_sweep(checked: Checked, *, device: str | None = None, progress: bool = T
         CannotWriteError: the folder cannot be written.
     """
     with begun(checked) as (todo, outcome):
-        _run(checked, todo, outcome, device, progress)
+        _run(checked, todo, outcome, device, progress, share_blocks)
     return outcome
 
 
-def _run(checked: Checked, todo: list[Cell], outcome: Outcome, device: str | None, progress: bool) -> None:
+def _run(
+    checked: Checked,
+    todo: list[Cell],
+    outcome: Outcome,
+    device: str | None,
+    progress: bool,
+    share_blocks: float | None,
+) -> None:
     with tqdm(total=len(todo), desc="cells", unit="cell", disable=not progress or not todo) as bar:
 
         def done(cell: Cell, status: str) -> None:
@@ -162,14 +174,15 @@ def _run(checked: Checked, todo: list[Cell], outcome: Outcome, device: str | Non
             cells = [cell for cell in todo if cell.model == model.label]
             if cells:
                 bar.set_postfix_str(f"loading {model.label}")
-                _run_model(checked, model, cells, device, done, bar.set_postfix_str, outcome)
+                load = partial(Worker, checked, model, device, share_blocks)
+                _run_model(checked, model, cells, load, done, bar.set_postfix_str, outcome)
 
 
 def _run_model(
     checked: Checked,
     model: Model,
     cells: list[Cell],
-    device: str | None,
+    load: Callable[[], Worker],
     done: Callable[[Cell, str], None],
     say: Callable[[str], None],
     outcome: Outcome,
@@ -178,7 +191,7 @@ def _run_model(
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     try:
-        worker = Worker(checked, model, device)
+        worker = load()
     except Exception as error:
         logger.exception("model %s could not be loaded", model.label)
         for cell in cells:
@@ -194,6 +207,8 @@ def _run_model(
     for number, row in enumerate(rows, start=1):
         say(f"row {number}/{len(rows)} {row.name}")
         _run_row(worker, row, [cell for cell in cells if cell.row == row], done)
+    if worker.sharing is not None and (line := worker.sharing.told()):
+        outcome.shared.append(line)
 
 
 def _run_row(worker: Worker, row: Row, cells: list[Cell], done: Callable[[Cell, str], None]) -> None:

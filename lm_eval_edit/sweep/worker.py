@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,7 @@ from lm_eval_edit.sweep.collapse import perplexity
 from lm_eval_edit.sweep.design import Model, Row
 from lm_eval_edit.sweep.evaluation import Evaluation, Evaluator, Manner
 from lm_eval_edit.sweep.folder import COLLAPSED, DONE, FAILED, Cell
+from lm_eval_edit.sweep.shared_blocks import Sharing
 
 logger = logging.getLogger("lm_eval_edit")
 
@@ -53,9 +55,10 @@ class Worker:
         checked: The sweep.
         model: Which of its models.
         device: As HFLM takes it; None for its default.
+        share_blocks: GiB in which to keep what leaves the blocks below the edits; None: every evaluation runs them.
     """
 
-    def __init__(self, checked: Checked, model: Model, device: str | None):
+    def __init__(self, checked: Checked, model: Model, device: str | None, share_blocks: float | None = None):
         self.checked, self.model, design = checked, model, checked.design
         mine = [found for (label, _), found in checked.schedules.items() if label == model.label]
         plan = next(schedule.plan for found in mine for schedule in found if schedule.plan is not None)
@@ -76,6 +79,9 @@ class Worker:
         )
         self.unedited_perplexity = perplexity(self.lm.model, self.lm.tokenizer)
         self._unedited = self.lm.plan
+        self.sharing: Sharing | None = None
+        if share_blocks is not None:
+            self.sharing = Sharing.of(checked, model, self.lm.model, share_blocks)
         self._schedule: Schedule | None = None
 
     def put_back(self) -> None:
@@ -152,7 +158,8 @@ class Worker:
         assert reached.perplexity is not None, "a cell is evaluated where the model could be brought"
         about_model = cell.row is None or cell.n_edits > 0
         try:
-            found = self.evaluator.run(args, general=about_model, schedule=cell.row is not None)
+            with nullcontext() if self.sharing is None else self.sharing.during(cell.row, self.lm.ledger):
+                found = self.evaluator.run(args, general=about_model, schedule=cell.row is not None)
         except Exception as error:  # what was found about the model's perplexity is kept all the same
             logger.exception("%s failed", cell.path)
             found = Evaluation(None, failed={"the evaluation": in_one_line(error)})

@@ -21,10 +21,10 @@ def small(**changes: Any) -> Design:
     return parse_design(SMALL | changes, "the test")
 
 
-def sweep(root: Path, **changes: Any) -> engine.Outcome:
+def sweep(root: Path, share_blocks: float | None = None, **changes: Any) -> engine.Outcome:
     """Run `small(**changes)` in this process."""
     checked = checking.check(small(**changes), folder.SweepFolder(root))
-    return engine.run_sweep(checked, device="cpu", progress=False)
+    return engine.run_sweep(checked, device="cpu", progress=False, share_blocks=share_blocks)
 
 
 def figures(root: Path) -> dict[str, dict]:

@@ -1,7 +1,7 @@
 """Training passes over whole rows of which the lower blocks are run once: no weight in them is trained.
 
 The first pass over a row goes through the whole model and keeps what enters the lowest block that is trained; later
-ones begin there (`forward.bridged`), in whatever batch the row stands by then, and take from the first pass what that
+ones begin there (`models.bridging`), in whatever batch the row stands by then, and take from the first pass what that
 block computes before anything trained (`steady`). Logits, and the last block's MLP (`last_mlp`), are computed where a
 label is, once where several labels stand. Equal to whole passes up to round-off.
 """
@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from transformers import PreTrainedModel
 
-from lm_eval_edit.editors._shared.forward import bridged
 from lm_eval_edit.editors._shared.head import reading
 from lm_eval_edit.editors._shared.last_mlp import LastMlp
 from lm_eval_edit.editors._shared.rows import AlignedRows
 from lm_eval_edit.editors._shared.steady import Steady, stacked
 from lm_eval_edit.models import naming
 from lm_eval_edit.models.architecture import Architecture
+from lm_eval_edit.models.bridging import bridged
 
 KEPT_BYTES = 2**30
 """What may be kept of all rows together; the passes over rows beyond it go through the whole model."""

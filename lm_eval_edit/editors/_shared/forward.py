@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,7 @@ from lm_eval_edit.editors._shared.sites import site_of
 from lm_eval_edit.errors import UserError
 from lm_eval_edit.models import naming
 from lm_eval_edit.models.architecture import Architecture
+from lm_eval_edit.models.bridging import bridged, hidden_of
 
 
 @contextlib.contextmanager
@@ -39,11 +40,6 @@ def without_parameter_gradients(model: nn.Module) -> Iterator[None]:
     finally:
         for parameter in wanted:
             parameter.requires_grad_(True)
-
-
-def _hidden(output: Any) -> Tensor:
-    hidden: Tensor = output[0] if isinstance(output, tuple) else output
-    return hidden
 
 
 def _like(output: Any, hidden: Tensor) -> Any:
@@ -88,35 +84,6 @@ def keys_and_values(
             f"{n_layers} layers (it has a recurrent state, or layers that share them); editors cannot edit it"
         )
     return plain
-
-
-@contextlib.contextmanager
-def bridged(blocks: Sequence[nn.Module], entering: Tensor | None, returns_tuple: Sequence[bool]) -> Iterator[None]:
-    """Replace the forward of `blocks`, the lowest of a model, by handing on the hidden states, the last one `entering`.
-
-    Args:
-        returns_tuple: For each block, whether its own forward returns a tuple.
-    """
-
-    def bridge(layer: int) -> Callable[..., Any]:
-        def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-            out = entering if layer == len(blocks) - 1 else hidden_states
-            return (out, None) if returns_tuple[layer] else out
-
-        return forward
-
-    replaced = []
-    try:
-        for layer, block in enumerate(blocks):
-            replaced.append((block, block.__dict__.get("forward")))
-            block.forward = bridge(layer)
-        yield
-    finally:
-        for block, previous in replaced:
-            if previous is None:
-                del block.forward
-            else:  # accelerate had put its own forward there
-                block.forward = previous
 
 
 @dataclass(frozen=True)
@@ -187,7 +154,7 @@ class PartialForward:
 
         def on_output(layer: int) -> Callable[..., None]:
             def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-                mlp_outputs[layer] = at_column(_hidden(output))
+                mlp_outputs[layer] = at_column(hidden_of(output))
 
             return hook
 
@@ -195,12 +162,12 @@ class PartialForward:
             def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
                 self._block_is_tuple.append(isinstance(output, tuple))
                 if layer == start - 1:
-                    hidden[layer] = _hidden(output)[:, self._from - cut :].detach().clone()
+                    hidden[layer] = hidden_of(output)[:, self._from - cut :].detach().clone()
                 if layer in capture:
-                    block_outputs[layer] = _hidden(output)[:, column - cut].detach().clone()
+                    block_outputs[layer] = hidden_of(output)[:, column - cut].detach().clone()
                 # Padding attends to nothing, which some attention implementations answer with NaN; zeros instead,
                 # because NaN would reach the other columns even with an attention of 0.
-                return _like(output, _hidden(output).masked_fill(padding.to(_hidden(output).device), 0))
+                return _like(output, hidden_of(output).masked_fill(padding.to(hidden_of(output).device), 0))
 
             return hook
 
@@ -304,10 +271,10 @@ def added_to_output(module: nn.Module, column: int, vectors: Tensor) -> Iterator
     """Within the block, `vectors` (R, d) are added to `module`'s output at one column of every row."""
 
     def hook(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
-        hidden = by_row(_hidden(output), len(vectors))
+        hidden = by_row(hidden_of(output), len(vectors))
         shifted = hidden[:, column] + vectors.to(device=hidden.device, dtype=hidden.dtype)
         changed = torch.cat([hidden[:, :column], shifted[:, None], hidden[:, column + 1 :]], dim=1)
-        return _like(output, changed.view(_hidden(output).shape))
+        return _like(output, changed.view(hidden_of(output).shape))
 
     handle = module.register_forward_hook(hook)
     try:

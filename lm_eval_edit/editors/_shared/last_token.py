@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
-from lm_eval_edit.editors._shared.forward import _hidden, bridged, by_row, keys_and_values, position_argument
+from lm_eval_edit.editors._shared.forward import by_row, keys_and_values, position_argument
 from lm_eval_edit.errors import UserError
 from lm_eval_edit.models import naming
 from lm_eval_edit.models.architecture import Architecture
+from lm_eval_edit.models.bridging import bridged, hidden_of
 from lm_eval_edit.models.devices import input_device
 
 LAYERS_AT_ONCE = 4  # more would send too many variants through blocks that cannot change them
@@ -73,7 +74,7 @@ class LastTokenForward:
             self._returns_tuple.append(isinstance(output, tuple))
 
         def on_site(_module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            self.vectors.append(by_row(_hidden(output) if outputs else args[0], 1)[0, -1].clone())
+            self.vectors.append(by_row(hidden_of(output) if outputs else args[0], 1)[0, -1].clone())
 
         cache = naming.cache_with()
         cached = naming.with_cache(model, cache)

@@ -16,12 +16,13 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
-from lm_eval_edit.editors._shared.forward import bridged, by_row, position_argument
+from lm_eval_edit.editors._shared.forward import by_row, position_argument
 from lm_eval_edit.editors._shared.left import KeysValues, Left, keeps_all, shared_cut
 from lm_eval_edit.editors._shared.rows import Row, align
 from lm_eval_edit.editors._shared.sites import site_of
 from lm_eval_edit.models import naming
 from lm_eval_edit.models.architecture import Architecture
+from lm_eval_edit.models.bridging import bridged
 from lm_eval_edit.models.devices import input_device
 from lm_eval_edit.models.stopping import Reached, until_reached
 
