@@ -143,9 +143,7 @@ class Ft(Editor):
         # The model's own tensors are never written: the forward is given these in their place.
         trained = {name: part.start.requires_grad_() for name, part in parts.items()}
         bounds = {name: part.start for name, part in parts.items()}
-        # On a CPU torch goes over weight and moments a dozen times in a step, unless it is asked for one kernel.
-        fused = True if all(weight.device.type == "cpu" for weight in trained.values()) else None
-        optimiser = torch.optim.Adam(trained.values(), lr=o.lr, weight_decay=o.weight_decay, fused=fused)
+        optimiser = torch.optim.Adam(trained.values(), lr=o.lr, weight_decay=o.weight_decay)
         epochs: list[float] = []
         with without_parameter_gradients(model), torch.enable_grad():
             for _ in steps(range(o.num_steps), "fine-tuning", "pass", show=context.progress):
@@ -160,8 +158,7 @@ class Ft(Editor):
                     if value >= STOP_LOSS:
                         gradients = torch.autograd.grad(loss, list(trained.values()))
                         for weight, gradient in zip(trained.values(), gradients, strict=True):
-                            # That kernel goes through memory in order, and a gradient may lie otherwise.
-                            weight.grad = gradient.contiguous()
+                            weight.grad = gradient
                         optimiser.step()
                     if o.norm_constraint is not None:
                         with torch.no_grad():

@@ -53,9 +53,9 @@ class Trained:
 
     @property
     def start(self) -> Tensor:
-        """What is trained, as it stands, in float32 or wider: its own copy, its entries in order in memory."""
+        """What is trained, as it stands, in float32 or wider: its own copy."""
         chosen = self.whole if self.index is None else self.whole[self.index]
-        return chosen.to(wide_dtype(self.whole.dtype), copy=True, memory_format=torch.contiguous_format)
+        return chosen.to(wide_dtype(self.whole.dtype), copy=True)
 
     def in_place(self, value: Tensor) -> Tensor:
         """The parameter with other values for what is trained, differentiable in them."""
