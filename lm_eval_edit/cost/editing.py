@@ -244,23 +244,27 @@ def _mend(shape: Shape, options: Mapping[str, Any], fact: FactLength, facts: int
 
 
 def _ft(shape: Shape, options: Mapping[str, Any], fact: FactLength, facts: int) -> Work:
-    """A pass through the whole model for each fact, then passes from the edited layer on.
+    """A pass through the whole model for each fact, then passes from the lowest edited matrix on.
 
-    Every step takes the gradients down to that layer, and its matrix's. The head runs at the targets' tokens.
+    Every step takes the gradients down to that matrix, and its own. The head, and the last block's MLP where it is not
+    edited, run at the targets' tokens; what the lowest edited block computes before its matrix is kept.
     """
     layers = options.get("layers") or (0,)
     steps, size = options.get("num_steps") or 25, min(facts, options.get("minibatch") or options.get("batch_size", 1))
-    above, length = shape.layers - min(layers), fact.prompt + fact.target - 1
+    above, length = shape.layers - min(layers) - 1, fact.prompt + fact.target - 1
     tokens, batches = size * length, math.ceil(facts / size)
-    head = size * fact.target * shape.head
-    upper = shape.blocks(tokens, tokens * length, above) + head
+    read = size * fact.target
+    head = read * shape.head
+    unread = 0.0 if max(layers) == shape.layers - 1 else (tokens - read) * 2 * shape.block_weights * LAST_MLP
+    matrices = shape.picked if shape.routed else 1  # that a token has a part in
+    matrix = 2.0 * shape.hidden * shape.inner * tokens * matrices
+    upper = shape.blocks(tokens, tokens * length, above) + head - unread
     passes = (
         Pass(batches, shape.blocks(tokens, tokens * length) + head, shape.layers),
-        Pass(batches * (steps - 1), upper, above),
+        Pass(batches * (steps - 1), upper + matrix, above),
         Pass(batches * steps, upper, above),
     )
-    matrices = shape.picked if shape.routed else 1  # that a token has a part in
-    return Work(passes, single=2.0 * shape.hidden * shape.inner * tokens * matrices * len(layers) * batches * steps)
+    return Work(passes, single=matrix * len(layers) * batches * steps)
 
 
 def _lora(shape: Shape, options: Mapping[str, Any], fact: FactLength, facts: int) -> Work:

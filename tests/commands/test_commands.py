@@ -224,7 +224,7 @@ def test_validate_prints_mixtures_and_what_cannot_edit_them(in_process, tmp_path
     for editor, why in (
         ("ultraedit", "ultraedit cannot edit the experts of layers 1, 2: it takes one key and one output gradient"),
         ("betaedit,edit_corpus=wikitext", "betaedit cannot edit the experts of layers 1, 2: its null space is found"),
-        ("mend,archive=demo", "mend cannot edit the experts of layers 0, 1, 2: its hypernetwork maps the gradient"),
+        ("mend,archive=demo", "inner_params: transformer.h.1.mlp.c_fc.weight is no linear map's weight in this model"),
         ("ft,experts=1:9", "experts=9: layer 1 has experts 0 to 3"),
     ):
         where = run.replace(",edit_layers=1-2", "") if editor.startswith("mend") else run
