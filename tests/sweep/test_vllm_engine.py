@@ -384,6 +384,7 @@ def start(served_world: Path, out: Path, **env: str) -> subprocess.Popen:
     return subprocess.Popen(
         [*command, "--engine", "vllm", "--device", "cpu"], env=env, cwd=out.parent, stderr=subprocess.PIPE,
         stdout=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background ignores it
     )  # fmt: skip
 
 
