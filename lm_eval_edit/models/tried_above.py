@@ -49,12 +49,9 @@ def why_not(model: PreTrainedModel, architecture: Architecture, levels: Iterable
 
     def generated(ids: Tensor) -> list[Tensor]:
         how = {
-            "min_new_tokens": _MORE,
-            "max_new_tokens": _MORE,
-            "do_sample": False,
-            "use_cache": True,
-            "pad_token_id": 0,
-        }
+            "min_new_tokens": _MORE, "max_new_tokens": _MORE, "do_sample": False, "use_cache": True, "pad_token_id": 0,
+        }  # fmt: skip
+        # torch knows attributes of modules as tensors or modules.
         found: Any = model.generate(  # type: ignore[operator]
             input_ids=ids, attention_mask=mask, return_dict_in_generate=True, output_logits=True, **how
         )

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import pytest
-import torch
 import yaml
 
 from lm_eval_edit.cli import main
-from lm_eval_edit.sweep import routes, serving
-from tests.support.mixtures import mixture_model
+from lm_eval_edit.sweep import serving
 from tests.support.served_sweeps import checked_sweep, design_of
-from tests.support.tiny import save_tiny, tiny_tokenizer
 
 pytestmark = pytest.mark.usefixtures("tasks_at_hand")
 
@@ -36,18 +33,6 @@ def test_the_demo_is_served_from_checkpoints(vllm, tmp_path, capsys):
     said = capsys.readouterr().out
     assert "(vLLM has no LoRA for GPT2LMHeadModel): demo/rome-demo-seed0/n00001, demo/rome-demo-seed0/n00002" in said
     assert "unedited: an engine of its own" in said
-
-
-def test_rows_that_edit_routed_experts_beside_a_shared_one_are_no_adapters(vllm, served_world, tmp_path):
-    save_tiny(tmp_path / "model", mixture_model("qwen2_moe", torch.float32, vocab_size=len(tiny_tokenizer())))
-    shared = design_of(served_world)["editors"][0]
-    changes = {
-        "models": [{"pretrained": str(tmp_path / "model"), "label": "tiny"}], "tasks": ["toy_likely"], "n_edits": [1],
-        "editors": [shared, shared | {"label": "routed", "edit_experts": "routed"}],
-    }  # fmt: skip
-    lines = "\n".join(routes.route_lines(checked_sweep(served_world, tmp_path / "sweep", **changes)))
-    assert "1 LoRA adapters (max_lora_rank 1; tiny/rome-facts-file_order/n00001)" in lines, lines
-    assert f"({routes.EXPERTS}): tiny/routed-facts-file_order/n00001" in lines
 
 
 def test_float32_adapters_are_not_for_gpus(vllm, served_world, tmp_path, monkeypatch):
