@@ -129,7 +129,7 @@ def test_wrong_configurations_have_their_errors(folder, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(folder)
     facts = list(load_facts(str(folder / mixture.FACTS), tokenizer))[:1]
     for editor, says in (
-        ("kn", r"kn cannot edit the experts of layers 0, 1, 2: .*Use editor=memit"),
+        ("kn", r"kn cannot edit the experts of layers 0, 1, 2: .*Methods that can are editor=.*memit"),
         ("memit", r"layer 7 is out of range: the model has layers 0 to 2"),
     ):
         with pytest.raises(UserError, match=says):
