@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -13,6 +13,23 @@ def hidden_of(output: Any) -> Tensor:
     """The hidden states among what a block returns."""
     hidden: Tensor = output[0] if isinstance(output, tuple) else output
     return hidden
+
+
+@contextlib.contextmanager
+def forwards(instead: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
+    """Within, modules have other forwards; their own come back, those that accelerate has put there included."""
+    replaced = []
+    try:
+        for module, forward in instead.items():
+            replaced.append((module, module.__dict__.get("forward")))
+            module.forward = forward
+        yield
+    finally:
+        for module, previous in replaced:
+            if previous is None:
+                del module.forward
+            else:
+                module.forward = previous
 
 
 @contextlib.contextmanager
@@ -37,15 +54,5 @@ def bridged(
 
         return forward
 
-    replaced = []
-    try:
-        for layer, block in enumerate(blocks):
-            replaced.append((block, block.__dict__.get("forward")))
-            block.forward = bridge(layer)
+    with forwards({block: bridge(layer) for layer, block in enumerate(blocks)}):
         yield
-    finally:
-        for block, previous in replaced:
-            if previous is None:
-                del block.forward
-            else:  # accelerate had put its own forward there
-                block.forward = previous

@@ -8,11 +8,13 @@ are handed on in place of being computed, and all else in the block is its own c
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
+
+from lm_eval_edit.models.bridging import forwards
 
 
 @dataclass(frozen=True)
@@ -114,19 +116,12 @@ class Steady:
     @contextlib.contextmanager
     def handed_on(self, rows: Sequence[int]) -> Iterator[None]:
         """Within the block a pass over rows that are known, padded on the right, computes none of it again."""
-        replaced = []
-        try:
-            for module, form in self._forms.items():
-                given = form.made(stacked([self._rows[row][module] for row in rows]))
-                replaced.append((module, module.__dict__.get("forward")))
-                module.forward = lambda *args, _given=given, **kwargs: _given
+        instead: dict[nn.Module, Callable[..., Any]] = {}
+        for module, form in self._forms.items():
+            given = form.made(stacked([self._rows[row][module] for row in rows]))
+            instead[module] = lambda *args, _given=given, **kwargs: _given
+        with forwards(instead):
             yield
-        finally:
-            for module, previous in replaced:
-                if previous is None:
-                    del module.forward
-                else:  # accelerate had put its own forward there
-                    module.forward = previous
 
 
 def _holds(path: str, owners: Collection[str]) -> bool:
