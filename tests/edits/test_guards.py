@@ -12,16 +12,8 @@ from lm_eval_edit.editors import Editor, EditResult
 from lm_eval_edit.editors.base import editor_names, option_names
 from lm_eval_edit.editors.rome import Rome, RomeOptions
 from lm_eval_edit.weights.delta import DenseDelta
-from tests.support.tiny import FACTS, LEARNABLE, TEMPLATES, same_weights, tiny_model, tiny_tokenizer, weights_of
-
-OPTIONS = {"layers": [1], "v_num_grad_steps": 6, "v_lr": 0.5, "v_weight_decay": 1e-3}
-
-
-def edit(model, facts, ledger=None, editor="rome", **options):
-    return edit_model(
-        model, tiny_tokenizer(), facts, editor, options=OPTIONS | options, context_templates=TEMPLATES, ledger=ledger,
-        progress=False,
-    )  # fmt: skip
+from tests.support.small_edits import edit
+from tests.support.tiny import FACTS, LEARNABLE, same_weights, tiny_model, tiny_tokenizer, weights_of
 
 
 class Constant(Editor):

@@ -16,16 +16,8 @@ from lm_eval_edit.editors.rome import Rome, RomeOptions
 from lm_eval_edit.edits.run import begin_editing
 from lm_eval_edit.export.edited import select
 from tests.conftest import ROOT
+from tests.support.small_edits import OPTIONS, edit
 from tests.support.tiny import FACTS, TEMPLATES, same_weights, tiny_model, tiny_tokenizer, weights_of
-
-OPTIONS = {"layers": [1], "v_num_grad_steps": 6, "v_lr": 0.5, "v_weight_decay": 1e-3}
-
-
-def edit(model, facts, ledger=None, editor="rome", **options):
-    return edit_model(
-        model, tiny_tokenizer(), facts, editor, options=OPTIONS | options, context_templates=TEMPLATES, ledger=ledger,
-        progress=False,
-    )  # fmt: skip
 
 
 class Killed(BaseException):

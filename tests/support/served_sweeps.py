@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 from lm_eval.tasks import TaskManager
 from transformers import PreTrainedModel
 
@@ -112,6 +113,17 @@ def cells(root: Path) -> dict[str, dict[str, Any]]:
         file.parent.relative_to(root).as_posix(): json.loads(file.read_text(encoding="utf-8"))
         for file in sorted(root.glob("[!.]*/**/cell.json"))
     }
+
+
+def assert_same(found: dict, wanted: dict) -> None:
+    """Log-probabilities within an engine's noise (this process batches other tasks together), and all texts."""
+    assert found.keys() == wanted.keys()
+    for task in wanted:
+        if task == "toy_says":
+            assert found[task] == wanted[task]
+        else:
+            assert likelihoods(wanted, task), task
+            assert likelihoods(found, task) == pytest.approx(likelihoods(wanted, task), abs=1e-3), task
 
 
 if __name__ == "__main__":

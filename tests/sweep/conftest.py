@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from lm_eval_edit.sweep import evaluation
+from lm_eval_edit.sweep import engine, evaluation
 from tests.support import stand_in_vllm
-from tests.support.served_sweeps import make_world, quick_index
+from tests.support.served_sweeps import checked_sweep, make_world, quick_index
 
 
 @pytest.fixture(scope="module")
@@ -28,3 +30,11 @@ def vllm(tmp_path_factory):
 def served_world(tmp_path_factory):
     """Model, facts and tasks of a sweep that is served."""
     return make_world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="module")
+def local(served_world, tmp_path_factory) -> Path:
+    """That sweep by the engine of this process."""
+    root = tmp_path_factory.mktemp("local") / "sweep"
+    assert not engine.run_sweep(checked_sweep(served_world, root), device="cpu", progress=False).failed
+    return root

@@ -7,18 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
-import yaml
 from lm_eval.api.instance import Instance
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
@@ -31,19 +27,11 @@ from lm_eval_edit.harness import left_over
 from lm_eval_edit.harness import served as harness
 from lm_eval_edit.harness.engines import Engine, engine_of
 from lm_eval_edit.sweep import engine, routes, serving, vllm_engine
-from tests.conftest import ROOT
 from tests.support import stand_in_vllm
-from tests.support.served_sweeps import answers, cells, checked_sweep, design_of, likelihoods
+from tests.support.served_sweeps import answers, assert_same, cells, checked_sweep, design_of, likelihoods
 from tests.support.tiny import FACTS
 
 pytestmark = pytest.mark.usefixtures("tasks_at_hand")
-
-
-@pytest.fixture(scope="module")
-def local(served_world, tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("local") / "sweep"
-    assert not engine.run_sweep(checked_sweep(served_world, root), device="cpu", progress=False).failed
-    return root
 
 
 def serve(checked, notes: Path | None = None, **arguments):
@@ -52,17 +40,6 @@ def serve(checked, notes: Path | None = None, **arguments):
             patch.setenv(stand_in_vllm.NOTES, str(notes))
         how = serving.Serving(arguments, "cpu", stand_in_vllm.VERSION)
         return vllm_engine.run_sweep(checked, how, progress=False)
-
-
-def assert_same(found: dict, wanted: dict) -> None:
-    """Log-probabilities within an engine's noise (this process batches other tasks together), and all texts."""
-    assert found.keys() == wanted.keys()
-    for task in wanted:
-        if task == "toy_says":
-            assert found[task] == wanted[task]
-        else:
-            assert likelihoods(wanted, task), task
-            assert likelihoods(found, task) == pytest.approx(likelihoods(wanted, task), abs=1e-3), task
 
 
 @pytest.fixture(scope="module")
@@ -367,62 +344,3 @@ def test_what_a_killed_run_left_of_its_engine_is_ended_and_nothing_else(vllm, se
     finally:
         left.kill()
         bystander.kill()
-
-
-def start(served_world: Path, out: Path, **env: str) -> subprocess.Popen:
-    (out.parent / "design.yaml").write_text(yaml.safe_dump(design_of(served_world)))
-    command = [
-        sys.executable,
-        "-m",
-        "tests.support.stand_in_vllm",
-        "sweep",
-        str(out.parent / "design.yaml"),
-        "-o",
-        str(out),
-    ]
-    env = {**os.environ, "PYTHONPATH": str(ROOT), **env}
-    return subprocess.Popen(
-        [*command, "--engine", "vllm", "--device", "cpu"], env=env, cwd=out.parent, stderr=subprocess.PIPE,
-        stdout=subprocess.PIPE, text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background ignores it
-    )  # fmt: skip
-
-
-def stop_when(process: subprocess.Popen, pattern: str, out: Path, with_signal: int) -> str:
-    """Send a signal as soon as a file is there; returns what was said."""
-    deadline = time.monotonic() + 280
-    while not any(out.glob(pattern)):
-        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[1][-3000:]
-        time.sleep(0.02)
-    process.send_signal(with_signal)
-    return process.communicate(timeout=120)[1]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("pattern", "with_signal", "all_wait"),
-    [
-        (".serving/tiny/rome-facts-file_order/n00001/ready.json", signal.SIGKILL, False),  # while a row is edited
-        ("tiny/rome-facts-file_order/n00001/cell.json", signal.SIGKILL, True),  # while adapters are served
-        ("tiny/unedited/cell.json", signal.SIGINT, True),
-    ],
-)
-def test_a_sweep_that_is_stopped_goes_on(served_world, local, tmp_path, pattern, with_signal, all_wait):
-    out = tmp_path / "out"
-    said = stop_when(start(served_world, out, **{stand_in_vllm.SLEEP: "0.5"}), pattern, out, with_signal)
-    if with_signal == signal.SIGINT:
-        assert "interrupted: every finished cell and every edit is kept in" in said and "Traceback" not in said
-    there = {name: (out / name / "cell.json").stat().st_mtime_ns for name in cells(out)}
-    waited = list(out.glob(".serving/**/ready.json"))
-    again = start(served_world, out, **{stand_in_vllm.NOTES: str(tmp_path / "notes")})
-    printed, said = again.communicate(timeout=280)
-    assert again.returncode == 0, said[-3000:]
-    assert f"{7 - len(there)} cells computed, {len(there)} kept" in printed
-    assert {name: (out / name / "cell.json").stat().st_mtime_ns for name in there} == there
-    assert answers(out).keys() == answers(local).keys() and not (out / ".serving").exists()
-    for name, found in answers(out).items():
-        assert_same(found, answers(local)[name])
-    known = there.keys() | {file.parent.relative_to(out / ".serving").as_posix() for file in waited}
-    assert len(known) == 7 or not all_wait
-    if len(known) == 7:  # every edit had been made: no model was loaded to edit again
-        assert "editing (" not in said
