@@ -1,4 +1,4 @@
-"""The study (examples/study): its page is what the stored cells give, they hold nobody's text, its forms are designs."""
+"""The study (examples/study): its page is what the stored cells give, and these hold nobody's text."""
 
 from __future__ import annotations
 
