@@ -17,6 +17,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models: threads cost more 
 settings.register_profile("same", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("same")
 
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory):
+    """What is made once and kept is kept for these tests alone: what an earlier version made would be read again."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("LM_EVAL_EDIT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
 

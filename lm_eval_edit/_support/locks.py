@@ -1,11 +1,11 @@
-"""One writer at a time in a folder, by a lock that the system lets go of when its process ends, however it ends."""
+"""One writer at a time, by a lock that the system lets go of when its process ends, however it ends."""
 
 from __future__ import annotations
 
 import errno
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -46,6 +46,30 @@ def only_writer(folder: Path, who: str) -> Iterator[None]:
             if error.errno not in _NO_LOCKS:
                 raise
             logger.warning("%s cannot be locked (%s): start no other %s into it", folder, error.strerror, who)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def in_turn(file: Path, what: str) -> Iterator[None]:
+    """Wait until no other process is at work on a file that all of them would make alike.
+
+    It saves work and guards nothing: where there are no locks, or the folder cannot be written, nobody waits.
+
+    Args:
+        file: The file, which need not be there.
+        what: What is made, for the message of who waits.
+    """
+    lock = FileLock(file.with_name(f".{file.name}.lock"))
+    with suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            logger.warning("%s: another process is making %s; waiting for it", what, file)
+            lock.acquire()
     try:
         yield
     finally:

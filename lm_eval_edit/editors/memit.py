@@ -15,8 +15,9 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from lm_eval_edit.editors._shared.anchors import anchor_name, anchors, too_few
 from lm_eval_edit.editors._shared.batch_options import BatchOptions
-from lm_eval_edit.editors._shared.goals import Goals, anchor_name, anchors, find_goals, too_few
+from lm_eval_edit.editors._shared.goals import Goals, find_goals
 from lm_eval_edit.editors._shared.keys import SubjectStatesInTurn, solve_normal_equations
 from lm_eval_edit.editors._shared.progress import steps
 from lm_eval_edit.editors._shared.scale import MEMIT_CLOSED, NOTHING, kept, to_keep, update_weight
@@ -78,7 +79,10 @@ class Memit(Editor):
     def compute(
         self, context: EditContext, facts: Sequence[Fact], history: Sequence[Mapping[str, Tensor]] = ()
     ) -> EditResult:
-        scale = kept(history) if history else self._from_model(context, facts) | self._anchors(context, facts)
+        scale, origins = kept(history), dict[str, str]()
+        if not history:
+            measured, origins = anchors(context, facts, [layers[-1] for layers in self._groups()], self.options)
+            scale = self._from_model(context, facts) | measured
         deltas: dict[str, Delta] = {}
         found: dict[str, dict[str, Any]] = {}
         with contextlib.ExitStack() as edited:
@@ -90,7 +94,8 @@ class Memit(Editor):
         details, *others = found.values()
         if others:
             details = {"closed": sum(each["closed"] for each in found.values()) / len(found), "by_layer": found}
-        return EditResult(deltas, details | ({"from_model": scale} if scale else {}), state)
+        details |= ({"from_model": scale} if scale else {}) | ({"norm_anchor_from": origins} if origins else {})
+        return EditResult(deltas, details, state)
 
     def _groups(self) -> list[list[int]]:
         """The layers that share a target: all of them, or each by itself (BLUE)."""
@@ -141,10 +146,6 @@ class Memit(Editor):
                 context, facts, self.layers(), MEMIT_CLOSED, shared_by=len(self._groups()[0])
             )
         }
-
-    def _anchors(self, context: EditContext, facts: Sequence[Fact]) -> dict[str, float]:
-        """The norms that the goals are scaled to, where they are to be measured (`norm_anchor`)."""
-        return anchors(context, facts, [layers[-1] for layers in self._groups()], self.options)
 
     def _goals(
         self, context: EditContext, facts: Sequence[Fact], layer: int, scale: Mapping[str, float] = NOTHING

@@ -10,7 +10,7 @@ import torch
 from transformers import GPT2Config, LlamaConfig
 
 from lm_eval_edit import UserError, edit_model
-from lm_eval_edit.editors._shared.goals import anchor_name, mean_norm
+from lm_eval_edit.editors._shared.anchors import anchor_name, mean_norm
 from lm_eval_edit.editors._shared.keys import subject_states
 from lm_eval_edit.editors.base import EditContext, find_editor
 from lm_eval_edit.editors.hyperparameters import resolve

@@ -17,6 +17,7 @@ routing         which experts a model picks
 experts         which of a mixture's experts are edited
 target          target optimisation: the vector that makes the model say the new object
 goals           what the MEMIT family wants a block to give at the subjects' last tokens
+anchors         the norm that goals are scaled to, measured once and kept
 batch_options   hyper-parameters that MEMIT and its kin share
 scale           hyper-parameters with a scale, from the model itself
 above           training passes of which the lower blocks are run once

@@ -18,12 +18,8 @@ from lm_eval_edit.editors._shared.batch_options import BatchOptions
 from lm_eval_edit.editors._shared.progress import steps
 from lm_eval_edit.editors._shared.target import optimise_targets
 from lm_eval_edit.editors.base import EditContext
-from lm_eval_edit.errors import UserError, problems_of
-from lm_eval_edit.facts.chat import placed
 from lm_eval_edit.facts.fact import Fact
-from lm_eval_edit.facts.sources import load_facts
 
-DROPPED = 0.05  # of the largest norms, when the anchor is measured
 LIMIT = 2.0  # anchors; a longer v* is left out
 
 
@@ -106,64 +102,3 @@ def find_goals(context: EditContext, facts: Sequence[Fact], layer: int, options:
     if options.stop_after_correct is not None:
         details["stopped_after_correct"] = int(stopped.sum())
     return Goals(init.double(), delta.double(), mlp.double(), torch.ones_like(stopped), details)
-
-
-# ----------------------------------------------------------------------------------------------------------- the anchor
-
-
-def anchors(
-    context: EditContext, facts: Sequence[Fact], layers: Sequence[int], options: BatchOptions
-) -> dict[str, float]:
-    """{name: m} for every block with goals: given, or measured on the weights as they stand, those of no edit.
-
-    Args:
-        context: With the schedule's facts, of which the first are taken for `norm_anchor=auto`.
-        facts: To take where the context has no schedule.
-        layers: The blocks with goals.
-        options: With `norm_anchor` and `norm_anchor_facts`.
-
-    Raises:
-        UserError: there are fewer facts than `norm_anchor_facts`.
-    """
-    given = options.norm_anchor
-    if not isinstance(given, str):
-        return {}
-    some = list(context.schedule or facts) if given == "auto" else placed(list(load_facts(given)), context.chat)
-    if problems := too_few(len(some), options):
-        raise UserError(problems[0])
-    some = some[: options.norm_anchor_facts]
-    return {anchor_name(layer): mean_norm(find_goals(context, some, layer, options).wished) for layer in layers}
-
-
-def too_few(n_facts: int, options: BatchOptions) -> list[str]:
-    """The problem of an anchor that would be taken over fewer facts than it should, as a list of sentences.
-
-    A mean over whatever a run happens to edit would make a run of 20 facts another one than the first 20 of 100.
-
-    Args:
-        n_facts: Of the run, which are taken for `norm_anchor=auto`.
-    """
-    if isinstance(options.norm_anchor, str) and options.norm_anchor != "auto":
-        try:
-            n_facts = len(load_facts(options.norm_anchor))
-        except UserError as error:
-            return [f"norm_anchor={options.norm_anchor}: {problem}" for problem in problems_of(error)]
-    if not isinstance(options.norm_anchor, str) or n_facts >= options.norm_anchor_facts:
-        return []
-    where = "the run edits" if options.norm_anchor == "auto" else f"{options.norm_anchor} has"
-    return [
-        f"norm_anchor={options.norm_anchor}: the anchor is the mean over {options.norm_anchor_facts} facts, and "
-        f"{where} {n_facts}. "
-        f"Give norm_anchor_facts={n_facts or 1}, norm_anchor=FILE with more facts, or the number itself"
-    ]
-
-
-def mean_norm(wished: Tensor) -> float:
-    """m: the mean of ‖v*‖ over v* (n, d), the largest twentieth left out."""
-    norms = wished.norm(dim=1).sort().values
-    return float(norms[: max(1, round(len(norms) * (1 - DROPPED)))].mean())
-
-
-def anchor_name(layer: int) -> str:
-    """The name of a block's anchor among what the first operation found in the model."""
-    return f"norm_anchor.{layer}"
