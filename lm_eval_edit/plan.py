@@ -282,6 +282,7 @@ def _opened(plan: EditPlan, editor: Editor, config: PretrainedConfig, others: Ma
         plan.second_moments and plan.second_moments.regularised(settings.edit_mom2_regularisation),
         bool(settings.edit_corpus),
     )
+    problems += editor.tokenizer_problems(lambda: planned_tokenizer(source, others))
     if settings.edit_ledger and plan.operations:
         problems += opened.ledger_problems(Path(settings.edit_ledger), plan.operations)
     return problems

@@ -166,6 +166,14 @@ class Editor(ABC):
         """Why these options cannot edit a schedule of so many facts, as sentences; none by default."""
         return []
 
+    def tokenizer_problems(self, tokenizer_of: Callable[[], Any]) -> list[str]:
+        """Why these options cannot edit with a tokenizer, as sentences; none by default.
+
+        Args:
+            tokenizer_of: Loads it, where a check needs it; may give None where it cannot be had yet.
+        """
+        return []
+
     def finish(self, weights: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, Delta]:
         """A last correction after all operations of a schedule, for methods that restrain the sum of their edits.
 

@@ -20,7 +20,7 @@ Of a mixture of experts those are trained that the facts' prompts and targets ar
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -173,15 +173,21 @@ class Ft(Editor):
         details: dict[str, Any] = {"loss": [epochs[0], epochs[-1]], "steps": len(epochs)}
         return EditResult(deltas, details | ({"experts": chosen} if chosen else {}))
 
+    def tokenizer_problems(self, tokenizer_of: Callable[[], Any]) -> list[str]:
+        tokenizer = tokenizer_of() if self.options.append_eos else None
+        if tokenizer is None or tokenizer.eos_token_id is not None:
+            return []
+        return ["append_eos=True: the tokenizer has no end-of-text token; leave append_eos out"]
+
     def _rows(self, tokenizer: PreTrainedTokenizerBase, facts: Sequence[Fact]) -> list[Row]:
         if self.options.objective_optimization != "target_new":
             return [_prompt_last_row(tokenizer, fact) for fact in facts]
         rows = [target_row(tokenizer, fact) for fact in facts]
         if not self.options.append_eos:
             return rows
+        if problems := self.tokenizer_problems(lambda: tokenizer):
+            raise UserError(problems[0])
         end = tokenizer.eos_token_id
-        if end is None:
-            raise UserError("append_eos=True: the tokenizer has no end-of-text token; leave append_eos out")
         return [replace(row, ids=[*row.ids, row.labels[-1]], labels=(*row.labels, end)) for row in rows]
 
     def _batches(

@@ -79,7 +79,8 @@ class Memit(Editor):
     def compute(
         self, context: EditContext, facts: Sequence[Fact], history: Sequence[Mapping[str, Tensor]] = ()
     ) -> EditResult:
-        scale, origins = kept(history), dict[str, str]()
+        scale = kept(history)
+        origins: dict[str, str] = {}
         if not history:
             measured, origins = anchors(context, facts, [layers[-1] for layers in self._groups()], self.options)
             scale = self._from_model(context, facts) | measured

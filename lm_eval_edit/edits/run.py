@@ -106,6 +106,7 @@ def edit_model(
     if resolved is not None:
         problems += _unusable(resolved.editor, facts)
         problems += resolved.editor.schedule_problems(len(facts))
+        problems += resolved.editor.tokenizer_problems(lambda: tokenizer)
     if resolved is not None:
         parts = Architecture.discover(model)
         problems += parts.check_layers(resolved.editor.layers()) or resolved.editor.architecture_problems(parts)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from lm_eval_edit import ConfigurationError, demo, edit_model, load_facts
+from lm_eval_edit import ConfigurationError, Fact, demo, edit_model, load_facts
 from lm_eval_edit.editors import ft as module
 from lm_eval_edit.editors.base import find_editor
 from lm_eval_edit.editors.ft import Ft, FtOptions
 from lm_eval_edit.editors.hyperparameters import resolve
-from tests.support.tiny import FACTS, same_weights, tiny_model, tiny_tokenizer, weights_of
+from lm_eval_edit.plan import draft_plan
+from tests.support.tiny import FACTS, same_weights, save_tiny, tiny_model, tiny_tokenizer, weights_of, write_facts
 
 OPTIONS = {"layers": [1], "num_steps": 3, "lr": 1e-3}
 
@@ -107,8 +108,34 @@ def test_wrong_options_are_refused(options, message):
         edit(tiny_model(), **options)
 
 
-def test_a_tokenizer_without_an_end_is_refused():
+def without_end():
     tokenizer = tiny_tokenizer()
     tokenizer.eos_token = None
-    with pytest.raises(Exception, match="append_eos=True: the tokenizer has no end-of-text token"):
-        edit_model(tiny_model(), tokenizer, FACTS, "ft", 4, options=OPTIONS | {"append_eos": True}, progress=False)
+    return tokenizer
+
+
+NO_END = "append_eos=True: the tokenizer has no end-of-text token; leave append_eos out"
+
+
+def test_a_tokenizer_without_an_end_is_refused_with_all_else_that_is_wrong():
+    options = OPTIONS | {"append_eos": True}
+    with pytest.raises(ConfigurationError) as told:
+        edit_model(tiny_model(), without_end(), [*FACTS, Fact("", "no subject", "Oslo", id="x")], "ft", 4, options)
+    assert NO_END in told.value.problems and len(told.value.problems) == 2
+    with pytest.raises(ConfigurationError, match="append_eos=True"):
+        edit_model(tiny_model(), without_end(), FACTS, "sphere", 4, options=options | {"over": "ft"})
+    edit_model(tiny_model(), without_end(), FACTS, "ft", 4, options=OPTIONS, progress=False)
+
+
+@pytest.mark.parametrize("editor", [{"editor": "ft"}, {"editor": "sphere", "over": "ft"}])
+def test_the_stock_command_is_told_of_it_before_the_model_loads(editor, tmp_path):
+    folder = save_tiny(tmp_path / "model")
+    without_end().save_pretrained(folder)
+    ours = {"editor": editor["editor"], "n_edits": 2, "edit_dataset": str(write_facts(tmp_path / "facts.jsonl"))}
+    others = {"append_eos": True} | {n: v for n, v in editor.items() if n != "editor"}
+    _, problems = draft_plan(str(folder), ours, others)
+    assert problems == [NO_END]
+    (folder / "model.safetensors").unlink()
+    assert draft_plan(str(folder), ours, others)[1] == [NO_END], "no weights were looked at"
+    tiny_tokenizer().save_pretrained(folder)
+    assert draft_plan(str(folder), ours, others)[1] == []

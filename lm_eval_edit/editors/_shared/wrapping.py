@@ -79,6 +79,9 @@ class WrappingEditor(Editor):
     def schedule_problems(self, n_facts: int) -> list[str]:
         return self.inner.schedule_problems(n_facts)
 
+    def tokenizer_problems(self, tokenizer_of: Callable[[], Any]) -> list[str]:
+        return self.inner.tokenizer_problems(tokenizer_of)
+
     def finish(self, weights: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, Delta]:
         return self.inner.finish(weights)
 
