@@ -105,7 +105,7 @@ class Architecture:
 
         Raises:
             UserError: no list of blocks, or no single down-projection in a block (e.g. experts in a list of
-                modules), or a recurrent state in place of keys and values.
+                modules), or a recurrent state in place of keys and values, or several residual streams.
         """
         with eager_experts(model):
             kept, name = _kept(model), type(model).__name__
@@ -118,6 +118,9 @@ class Architecture:
             raise UserError(f"{without}: {error}") from None
         if without:
             raise UserError(f"{without}. {_WANTED}")
+        handed_on = kept.handed_on.get(found.blocks[0]) if kept else None
+        if handed_on and (why := _more_than_a_stream(handed_on, found.hidden_size)):
+            raise UserError(f"the blocks of {name} hand on {why}; editors cannot edit it")
         return found
 
     @classmethod
@@ -238,6 +241,25 @@ def _kept(model: PreTrainedModel) -> naming.Kept | None:
         raise
 
 
+def _more_than_a_stream(handed_on: Sequence[tuple[int, ...]], hidden: int) -> str:
+    """What blocks give each other that is not one residual stream, in words; empty for that alone.
+
+    Passes that begin above some blocks hand on hidden states. Maps of attention, which have a fourth axis, are looked
+    at by nobody.
+
+    Args:
+        handed_on: The shapes of what a block gives for one text of two tokens, hidden states first.
+        hidden: Their width.
+    """
+    first, *others = handed_on
+    if len(first) != 3 or first[-1] != hidden:
+        told = "x".join(map(str, first))
+        return f"hidden states of shape {told} for one text of two tokens, not one residual stream of width {hidden}"
+    if more := [shape for shape in others if len(shape) == 3 and shape[:2] == first[:2]]:
+        return f"something of width {more[0][-1]} for each token beside its hidden states, which later blocks read"
+    return ""
+
+
 def _edited_part(block_path: str, block: nn.Module, hidden: int) -> tuple[str, int, Mixture | None]:
     """(what is edited by default, f, the block's mixture): a down-projection, or without any that of all experts."""
     mixture = find_mixture(block_path, block, hidden)
@@ -245,7 +267,7 @@ def _edited_part(block_path: str, block: nn.Module, hidden: int) -> tuple[str, i
     if mixture is not None:
         linears = {path: m for path, m in linears.items() if f"{block_path}.{path}" != mixture.router}
         known = (mixture.down, mixture.up)
-        _refuse_experts(block_path, block, bool(linears), [name.removeprefix(f"{block_path}.") for name in known])
+        _refuse_experts(block_path, block, True, [name.removeprefix(f"{block_path}.") for name in known])
         if not any(linear_shape(m)[1] == hidden for m in linears.values()):
             return mixture.down, mixture.key_size, mixture
     else:
@@ -294,7 +316,7 @@ def _refuse_experts(block_path: str, block: nn.Module, beside: bool, known: Coll
     """Refuse a block with several MLPs side by side.
 
     Args:
-        beside: Whether the block has linear maps beside its convolutions: those are of no concern then.
+        beside: Whether the block has an MLP beside its convolutions: those are of no concern then.
         known: Names of the parameters of experts that can be edited.
     """
     mixers = _mixers(block) if beside else ()

@@ -248,12 +248,16 @@ def _tried(found: Mixture, block: nn.Module, block_path: str, d: int) -> int:
 
 @contextlib.contextmanager
 def eager_experts(model: nn.Module) -> Iterator[None]:
-    """Within the block a model computes its experts one after another, in torch's own operations; then as before."""
+    """Within the block a model computes its experts one after another, in torch's own operations; then as before.
+
+    Without weights all that are picked in one product: one after another is a loop over numbers that nobody has then.
+    """
     configs: dict[int, Any] = {id(m.config): m.config for m in model.modules() if hasattr(m, _APPLY_GATE)}
     kept = [(config, config._experts_implementation) for config in configs.values()]
+    weights = all(parameter.device.type != "meta" for parameter in model.parameters())
     try:
         for config, _ in kept:
-            config._experts_implementation = "eager"
+            config._experts_implementation = "eager" if weights else "batched_mm"
         yield
     finally:
         for config, before in kept:

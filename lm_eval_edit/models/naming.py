@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -38,12 +38,15 @@ class Kept:
     Attributes:
         name: Of the forward's argument that hands it over; None: the output holds no cache.
         layers: How many layers keep keys and values.
-        other: How many layers keep something else, a recurrent state for instance, beside them or in their place.
+        other: How many layers keep something else, a recurrent state for instance, beside them or in their place; one
+            more where the cache holds such a thing beside its layers.
+        handed_on: {path of a module in a list of modules: shapes of the tensors it gave}, blocks among them.
     """
 
     name: str | None
     layers: int
     other: int
+    handed_on: Mapping[str, list[tuple[int, ...]]] = field(default_factory=dict, compare=False)
 
 
 _kept: WeakKeyDictionary[nn.Module, Kept] = WeakKeyDictionary()
@@ -57,13 +60,15 @@ def kept(model: PreTrainedModel) -> Kept:
     """
     if model not in _kept:
         ids = torch.arange(_TOKENS, device=input_device(model))[None]
-        with torch.no_grad(), _evaluating(model):
-            # Without a mask transformers warns where one of these tokens happens to be the model's padding.
-            wanted = {USE_CACHE: True, MASK: torch.ones_like(ids)}
+        with torch.no_grad(), _evaluating(model), _handing_on(model) as shapes:
+            # Without a mask transformers warns where one of these tokens happens to be the model's padding. Without
+            # weights there are no tokens to see, and a mask would be looked into, which cannot be.
+            wanted = {USE_CACHE: True} | ({} if ids.device.type == "meta" else {MASK: torch.ones_like(ids)})
             output = model(input_ids=ids, **{name: each for name, each in wanted.items() if _takes(model, name)})
-        field, cache = _cache_in(output)
+        found, cache = _cache_in(output)
         layers = sum(layer is not None for layer in keys_and_values(cache))
-        _kept[model] = Kept(field and _argument(model, field), layers, sum(map(_has_other_state, _layers(cache))))
+        other = sum(map(_has_other_state, [*_layers(cache), *([] if cache is None else [cache])]))
+        _kept[model] = Kept(found and _argument(model, found), layers, other, shapes)
     return _kept[model]
 
 
@@ -129,7 +134,7 @@ def _layers(cache: Cache | None) -> Sequence[Any]:
 
 
 def _has_other_state(layer: Any) -> bool:
-    """Whether a layer of a cache holds activations that are neither its keys nor its values."""
+    """Whether a layer of a cache, or a cache beside its layers, holds activations that are no keys and no values."""
 
     def states(value: Any) -> Iterator[Tensor]:
         if isinstance(value, Tensor):
@@ -142,6 +147,32 @@ def _has_other_state(layer: Any) -> bool:
     found = [tensor for value in vars(layer).values() for tensor in states(value)]
     # What has no axis for rows and one for features is a counter or a window's width.
     return any(t.is_floating_point() and t.ndim > 1 and all(t is not each for each in own) for t in found)
+
+
+@contextmanager
+def _handing_on(model: nn.Module) -> Iterator[dict[str, list[tuple[int, ...]]]]:
+    """Within the block a pass notes the shapes of what each module of a list of modules gives, by its path."""
+    shapes: dict[str, list[tuple[int, ...]]] = {}
+
+    def noted(path: str, output: Any) -> None:
+        given = output if isinstance(output, tuple) else (output,)
+        shapes[path] = [tuple(each.shape) for each in given if isinstance(each, Tensor)]
+
+    listed = {
+        f"{path}.{index}": module
+        for path, modules in model.named_modules()
+        if isinstance(modules, nn.ModuleList)
+        for index, module in enumerate(modules)
+    }
+    handles = [
+        module.register_forward_hook(lambda module, args, output, path=path: noted(path, output))
+        for path, module in listed.items()
+    ]
+    try:
+        yield shapes
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @contextmanager

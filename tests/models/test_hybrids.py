@@ -9,10 +9,11 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from lm_eval_edit import UserError, edit_model
 from lm_eval_edit.editors._shared.forward import PartialForward
 from lm_eval_edit.editors._shared.rows import align, fact_rows
+from lm_eval_edit.edits.opened import without_weights
 from lm_eval_edit.export import export
 from lm_eval_edit.models import naming
 from lm_eval_edit.models.architecture import Architecture
-from tests.support.hybrids import HYBRIDS, make
+from tests.support.hybrids import HYBRIDS, REFUSED, WITH_EXPERTS, config_of, make
 from tests.support.tiny import (
     FACTS,
     TEMPLATES,
@@ -53,11 +54,12 @@ def test_its_mlps_are_found_and_its_state_is_seen(kind):
     assert naming.is_hybrid(model)
 
 
-@pytest.mark.parametrize("kind", HYBRIDS)
+@pytest.mark.parametrize("kind", [*HYBRIDS, *WITH_EXPERTS])
 @pytest.mark.parametrize("start", [1, 3])
 @torch.no_grad()
 def test_a_partial_pass_over_padded_rows_equals_full_passes_over_single_ones(kind, start):
     model, rows = make(kind), aligned()
+    model.set_experts_implementation("eager")  # others have no float64
     assert rows.attention_mask.min() == 0, "some rows are padded on the left"
     forward = PartialForward(model, Architecture.discover(model), rows, start)
     columns = torch.arange(rows.column, rows.input_ids.shape[1])
@@ -92,8 +94,47 @@ def test_it_is_edited_restored_to_the_bit_exported_and_loaded_again(kind, editor
     export(tmp_path / "ledger", "hf", tmp_path / "out", device="cpu")
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
     assert same_weights(again, edited)
+    if editor != "ft":  # whose update is no low rank
+        export(tmp_path / "ledger", "peft", tmp_path / "peft", device="cpu")  # compares its answers with the model's
     ledger.restore()
     assert same_weights(model, kept)
+
+
+@pytest.mark.parametrize("kind", WITH_EXPERTS)
+@pytest.mark.parametrize("editor", ["rome", "memit"])
+def test_experts_beside_a_recurrence_are_edited_and_restored_to_the_bit(kind, editor):
+    model = make(kind, torch.float32)
+    kept, found = weights_of(model), Architecture.discover(model)
+    experts = {layer: found.routed_mixture(layer) for layer in (2, 3)}
+    assert naming.is_hybrid(model) and all(experts.values())
+    options, templates = EDITS[editor]
+    eye = {found.down_projections[layer]: torch.eye(found.key_sizes[layer]).repeat(4, 1, 1) for layer in (2, 3)}
+    ledger = edit_model(
+        model, tiny_tokenizer(), FACTS[:2], editor, 2 if editor == "memit" else 1, context_templates=templates,
+        options=options | {"layers": [2, 3] if editor == "memit" else [2]}, second_moments=eye, progress=False,
+    )  # fmt: skip
+    changed = {n for n, p in model.named_parameters() if not torch.equal(p, kept[n])}
+    assert changed == {found.weight(layer) for layer in ((2, 3) if editor == "memit" else (2,))}
+    ledger.restore()
+    assert same_weights(model, kept)
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_cannot_be_edited_is_told_without_its_weights_as_it_is_with_them(kind):
+    given, reason = REFUSED[kind]
+    config = config_of(kind, given)
+    torch.manual_seed(0)
+    for model in (without_weights(config), AutoModelForCausalLM.from_config(config).eval()):
+        with pytest.raises(UserError, match=reason):
+            Architecture.discover(model)
+
+
+@pytest.mark.parametrize("kind", [*HYBRIDS, *WITH_EXPERTS])
+def test_what_can_be_is_found_without_weights_as_it_is_with_them(kind):
+    model = make(kind)
+    shapes = without_weights(model.config)
+    assert Architecture.discover(shapes) == Architecture.discover(model)
+    assert naming.is_hybrid(shapes), "a pass over two tokens needs no weights"
 
 
 def test_rome_moves_a_hybrids_answer_towards_its_target():

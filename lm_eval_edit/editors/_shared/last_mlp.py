@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lm_eval_edit.models.architecture import Architecture
+from lm_eval_edit.models.bridging import forwards
 
 
 class LastMlp:
@@ -100,7 +101,7 @@ class LastMlp:
         if module is None or not self._maps_each_by_itself(module):
             yield
             return
-        own, previous = module.forward, module.__dict__.get("forward")
+        own = module.forward
 
         def forward(hidden: Tensor) -> Tensor:
             at = places.to(hidden.device)
@@ -108,14 +109,8 @@ class LastMlp:
             read: Tensor = own(flat[at][None])[0]
             return read.new_zeros(len(flat), read.shape[-1]).index_put((at,), read).view(*hidden.shape[:-1], -1)
 
-        module.forward = forward
-        try:
+        with forwards({module: forward}):
             yield
-        finally:
-            if previous is None:
-                del module.forward
-            else:  # accelerate had put its own forward there
-                module.forward = previous
 
 
 @torch.no_grad()
