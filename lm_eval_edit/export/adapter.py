@@ -7,6 +7,7 @@ zeros: engines that know one rank per adapter (vLLM) read it too. The files are 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -119,11 +120,34 @@ def unexpressible(model: nn.Module, name: str) -> str | None:
     path, _, leaf = name.rpartition(".")
     module = model.get_submodule(path)
     if leaf == "weight" and is_linear(module):
-        return None
+        return _taken_for_an_expert(model, path)
     if model.get_parameter(name).ndim == 3:
         return no_adapter_of_experts(name)
     kind = "a bias" if leaf == "bias" else f"the {leaf} of a {type(module).__name__}"
     return f"{name} is {kind}, and LoRA changes the weight matrices of linear maps only"
+
+
+def _taken_for_an_expert(model: nn.Module, path: str) -> str | None:
+    """Why a reader of adapters would look elsewhere than at a linear map, as a sentence; None where it finds it.
+
+    Newer releases of peft take `....down_proj` of some kinds of mixtures for experts in a list, as checkpoints of
+    transformers 4 had them, and adapt the tensor that holds them all: a shared expert, or a dense block, has no adapter
+    that they read. Asked of peft itself, which has a list of those kinds.
+    """
+    try:
+        conversion = importlib.import_module("peft.utils.transformers_weight_conversion")
+    except ImportError:  # an older release, which does not
+        return None
+    config = peft.LoraConfig(target_modules=[path])
+    conversion.convert_peft_config_for_transformers(
+        config, model=model, conversions=conversion.get_model_conversion_mapping(model)
+    )
+    if path in (config.target_modules or ()):
+        return None
+    return (
+        f"peft {peft.__version__} takes {path} of a {type(model).__name__} for one of the experts of an older "
+        f"checkpoint, and would change the tensor of all routed experts in its place, or nothing"
+    )
 
 
 def write_adapter(
