@@ -34,7 +34,7 @@ from lm_eval_edit.facts.chat import chat_frame, placed
 from lm_eval_edit.facts.contradictions import Repetitions, repetitions
 from lm_eval_edit.facts.fact import Fact, Facts
 from lm_eval_edit.facts.tokens import context_size
-from lm_eval_edit.models import gguf
+from lm_eval_edit.models import gguf, quantised
 from lm_eval_edit.models.architecture import layer_problems
 from lm_eval_edit.moments.corpus import corpus_problem
 from lm_eval_edit.moments.second_moments import SecondMoments
@@ -195,14 +195,8 @@ def _unsupported_model(config: PretrainedConfig) -> list[str]:
     problems = []
     if getattr(config, "is_encoder_decoder", False):
         problems.append(f"the model is a {config.model_type} encoder-decoder; edited_hf edits decoder-only models")
-    if getattr(config, "quantization_config", None):
-        given = config.quantization_config
-        method = given.get("quant_method") if isinstance(given, Mapping) else getattr(given, "quant_method", None)
-        named = f" ({getattr(method, 'value', method)})" if method else ""
-        problems.append(
-            f"the checkpoint is quantised{named} and cannot hold an edit; give the unquantised one it was made from, "
-            f"or a GGUF file of it (pretrained=FOLDER,gguf_file=NAME), which is de-quantised"
-        )
+    if (method := quantised.method_of(config)) is not None:
+        problems.append(f"the checkpoint is quantised{method} and cannot hold an edit; {quantised.REMEDY}")
     return problems
 
 

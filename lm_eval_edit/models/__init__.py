@@ -9,5 +9,6 @@ naming        what the installed transformers calls things
 dtypes        which dtype a model is loaded in
 stopping      passes that end once what they are run for has been seen
 devices       which device a command computes on
+quantised     weights that are no floating-point numbers in memory
 gguf          models from GGUF files, whose weights are ordinary once they are loaded
 """

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from lm_eval_edit.errors import UserError
-from lm_eval_edit.models import naming
+from lm_eval_edit.models import naming, quantised
 from lm_eval_edit.models.devices import input_device, weight_of
 from lm_eval_edit.models.mixture import Mixture, eager_experts, find_mixture
 
@@ -105,14 +105,18 @@ class Architecture:
 
         Raises:
             UserError: no list of blocks, or no single down-projection in a block (e.g. experts in a list of
-                modules), or a recurrent state in place of keys and values, or several residual streams.
+                modules), or a recurrent state in place of keys and values, or several residual streams, or weights
+                that are quantised.
         """
+        quantised.refuse(model)
         with eager_experts(model):
             kept, name = _kept(model), type(model).__name__
         without = f"{name} keeps no keys and values from token to token" if kept and not kept.layers else ""
         try:
             found = cls._by_structure(model)
         except UserError as error:
+            if (method := quantised.method_of(model.config)) is not None:
+                raise UserError(f"{name} is quantised{method} and cannot hold an edit; {quantised.REMEDY}") from None
             if not without:
                 raise
             raise UserError(f"{without}: {error}") from None

@@ -10,12 +10,20 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from lm_eval_edit import ConfigurationError, EditedHFLM, edit_model, load_facts
+from lm_eval_edit import ConfigurationError, EditedHFLM, UserError, edit_model, load_facts
 from lm_eval_edit.edits.source import load_source
 from lm_eval_edit.export import export
 from lm_eval_edit.models import gguf
 from lm_eval_edit.plan import make_plan
-from tests.support.tiny import same_weights, tiny_llama, tiny_model, tiny_second_moments, weights_of
+from tests.support.tiny import (
+    FACTS,
+    same_weights,
+    tiny_llama,
+    tiny_model,
+    tiny_second_moments,
+    tiny_tokenizer,
+    weights_of,
+)
 
 
 def plan(pretrained, **others):
@@ -60,6 +68,55 @@ def test_a_quantised_checkpoint_is_refused_by_its_configuration(tmp_path, method
         ConfigurationError, match=rf"quantised \({method}\) and cannot hold an edit; give the unquantised"
     ):
         plan(str(tmp_path))
+
+
+class Packed(torch.nn.Module):
+    """Stands for the linear map of GPTQ or AWQ: integers in a buffer, no weight."""
+
+    def __init__(self, made):
+        super().__init__()
+        self.register_buffer("qweight", torch.zeros(made.weight.shape, dtype=torch.int32))
+        self.wide = made.weight.shape[1]
+
+    def forward(self, hidden):
+        return hidden.new_zeros(*hidden.shape[:-1], self.wide)
+
+
+def eight_bits(model):
+    """As bitsandbytes does: a linear map by its class, integers by its weight."""
+    for block in model.transformer.h:
+        block.mlp.c_proj.weight = torch.nn.Parameter(block.mlp.c_proj.weight.to(torch.int8), requires_grad=False)
+
+
+def packed(model):
+    for block in model.transformer.h:
+        block.mlp.c_proj = Packed(block.mlp.c_proj)
+    model.config.quantization_config = {"quant_method": "gptq"}
+
+
+def fp8(model):
+    last = model.transformer.h[2].mlp.c_proj
+    last.weight = torch.nn.Parameter(last.weight.to(torch.float8_e4m3fn), requires_grad=False)
+
+
+@pytest.mark.parametrize(
+    ("quantise", "reason"),
+    [
+        (
+            eight_bits,
+            r"transformer\.h\.0\.mlp\.c_proj\.weight holds int8 numbers: the model is quantised and cannot hold",
+        ),
+        (packed, r"GPT2LMHeadModel is quantised \(gptq\) and cannot hold an edit"),
+        (fp8, r"transformer\.h\.2\.mlp\.c_proj\.weight holds float8_e4m3fn numbers"),
+    ],
+)
+def test_a_quantised_model_that_is_handed_over_in_python_is_refused_too(quantise, reason):
+    model = tiny_model()
+    quantise(model)
+    with pytest.raises(
+        UserError, match=rf"{reason}.*; give the unquantised one it was made from, or a GGUF file of it"
+    ):
+        edit_model(model, tiny_tokenizer(), FACTS[:1], "rome", options={"layers": [1]}, progress=False)
 
 
 def test_marks_of_quantisation_are_taken_off_and_weights_stay(tmp_path):
