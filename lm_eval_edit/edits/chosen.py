@@ -19,6 +19,7 @@ from lm_eval_edit.editors.base import BUILT_IN, Editor, find_editor, option_name
 from lm_eval_edit.editors.hyperparameters import read_options_file, resolve
 from lm_eval_edit.editors.named_by_data import names_out_of_data
 from lm_eval_edit.errors import UserError, in_one_line
+from lm_eval_edit.models import gguf
 from lm_eval_edit.settings import EditSettings
 
 #: What HFLM takes by name.
@@ -69,9 +70,14 @@ def model_config(
     except Exception as error:
         if not others.get("gguf_file") and not isinstance(error, (OSError, ValueError)):
             raise  # a damaged GGUF file alone may be any error
+        if others.get("gguf_file"):
+            told = bool(gguf.problems(pretrained, str(others["gguf_file"])))  # by who asks for the file
+            why = f"gguf_file={others['gguf_file']}: no model configuration can be read of it ({in_one_line(error)})"
+            return None, [] if told else [f"{why}. Give a whole GGUF file of a kind that transformers knows"]
         return None, [
             f"pretrained={pretrained}: no model configuration found ({in_one_line(error)}). Give a "
             f"folder with config.json, or a hub id (that needs network), or pretrained=demo or smollm2"
+            f"{gguf.instead(pretrained)}"
         ]
 
 

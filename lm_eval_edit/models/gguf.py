@@ -24,7 +24,7 @@ def problems(pretrained: object, gguf_file: str) -> list[str]:
         folder = Path(pretrained).parent
         found.append(f"pretrained={pretrained} is a file; give its folder: pretrained={folder},gguf_file={gguf_file}")
     elif Path(pretrained).is_dir() and not (Path(pretrained) / gguf_file).is_file():
-        there = sorted(path.name for path in Path(pretrained).glob("*.gguf"))
+        there = _files_in(pretrained)
         found.append(
             f"gguf_file={gguf_file}: no such file in {pretrained}"
             + (f"; it has {', '.join(there)}" if there else "; it has no GGUF file")
@@ -34,6 +34,16 @@ def problems(pretrained: object, gguf_file: str) -> list[str]:
             f"gguf_file={gguf_file}: reading it needs the package gguf: pip install 'lm-eval-edit[gguf]' or gguf alone"
         )
     return found
+
+
+def instead(pretrained: str) -> str:
+    """What to give where a folder holds GGUF files and none was named, to follow another remedy; empty for others."""
+    there = _files_in(pretrained)
+    return f". It holds {', '.join(there)}: gguf_file={there[0]} loads that" if there else ""
+
+
+def _files_in(folder: str) -> list[str]:
+    return sorted(path.name for path in Path(folder).glob("*.gguf"))
 
 
 def made_ordinary(model: PreTrainedModel, gguf_file: str) -> PreTrainedModel:

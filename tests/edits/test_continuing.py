@@ -16,6 +16,7 @@ from tests.support.tiny import (
     FACTS,
     NESTED_TEMPLATES,
     same_weights,
+    tiny_llama,
     tiny_model,
     tiny_second_moments,
     tiny_tokenizer,
@@ -27,7 +28,14 @@ OPTIONS = {
     "alphaedit": SHARED | {"nullspace_threshold": 0.3, "L2": 1e-3},
     "memit_seq": SHARED | {"norm_anchor": "auto", "norm_anchor_facts": 2},
     "memit": SHARED,
+    "encore": SHARED,
+    "betaedit": SHARED | {"nullspace_threshold": 0.3, "L2": 1e-3, "mom2_update_weight": 0.1, "refresh_every": 2},
+    "sphere": SHARED | {"over": "memit_seq", "mom2_update_weight": 0.1},
+    "ultraedit": {"layers": (0, 1)},
+    "ft": {"layers": (1,), "num_steps": 4, "append_eos": True, "shuffle": True},
 }
+#: What a later operation cannot do without: with it forgotten the weights are others.
+WITH_STATE = sorted(set(OPTIONS) - {"memit", "ft"})
 
 
 @pytest.fixture(scope="module")
@@ -36,10 +44,10 @@ def moments():
 
 
 def edit(model, moments, facts, editor="alphaedit", size=1, ledger=None):
+    needed = {} if editor in ("ultraedit", "ft") else {"context_templates": NESTED_TEMPLATES, "second_moments": moments}
     return edit_model(
-        model, tiny_tokenizer(), facts, editor, size, options=OPTIONS[editor], context_templates=NESTED_TEMPLATES,
-        second_moments=moments, ledger=ledger, progress=False,
-    )  # fmt: skip
+        model, tiny_tokenizer(), facts, editor, size, options=OPTIONS[editor], ledger=ledger, progress=False, **needed
+    )
 
 
 @pytest.mark.parametrize("editor", OPTIONS)
@@ -74,7 +82,7 @@ def test_in_memory_a_ledger_goes_on_too(moments):
     assert same_weights(model, weights_of(whole))
 
 
-@pytest.mark.parametrize("editor", ["alphaedit", "memit_seq"])
+@pytest.mark.parametrize("editor", WITH_STATE)
 def test_a_second_run_on_an_edited_model_starts_anew_and_says_so(moments, editor, caplog, tmp_path):
     whole, model = tiny_model(), tiny_model()
     edit(whole, moments, FACTS, editor)
@@ -90,6 +98,35 @@ def test_a_second_run_on_an_edited_model_starts_anew_and_says_so(moments, editor
     with caplog.at_level(logging.WARNING):
         edit(model, moments, FACTS[:2], editor)
     assert "carries edits already" not in caplog.text
+
+
+CHANGED = {
+    "alphaedit": {"L2": 1e-2}, "memit_seq": {"lambda_prev": 0.5}, "encore": {"stop_after_correct": 1},
+    "betaedit": {"refresh_every": 3}, "sphere": {"suppression_strength": 0.4}, "ultraedit": {"batch_size_once": 1},
+    "ft": {"shuffle": False}, "memit": {"own_targets": True},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("editor", OPTIONS)
+def test_with_other_options_it_is_another_run(editor, tmp_path, moments, monkeypatch):
+    model = tiny_model()
+    ledger = edit(model, moments, FACTS[:2], editor, ledger=tmp_path / "ledger")
+    kept = weights_of(model)
+    (name,) = CHANGED[editor]
+    monkeypatch.setitem(OPTIONS, editor, OPTIONS[editor] | CHANGED[editor])
+    with pytest.raises(UserError, match=rf"(?s)belongs to another run.*{name}.*Give the options it was made with"):
+        edit(model, moments, FACTS, editor, ledger=tmp_path / "ledger")
+    assert same_weights(model, kept) and ledger.applied == 2
+
+
+@pytest.mark.parametrize("other", [lambda: tiny_model(seed=1), lambda: tiny_model(torch.float64), tiny_llama])
+def test_on_other_weights_it_is_another_run(other, tmp_path, moments):
+    edit(tiny_model(), moments, FACTS[:2], "ultraedit", ledger=tmp_path / "ledger")
+    model = other()
+    kept = weights_of(model)
+    with pytest.raises(UserError, match=r"(?s)belongs to another run.*model"):
+        edit(model, moments, FACTS, "ultraedit", ledger=tmp_path / "ledger")
+    assert same_weights(model, kept) and carried_by(model) == []
 
 
 def test_a_run_whose_ledger_nobody_kept_is_still_known(moments, tmp_path, caplog):

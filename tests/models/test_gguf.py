@@ -38,6 +38,19 @@ def test_what_is_wrong_with_a_gguf_file_is_told_before_anything_loads(tmp_path, 
         plan(tiny_model(), gguf_file="x.gguf")
     with pytest.raises(ConfigurationError, match="is a file; give its folder"):
         plan(str(tmp_path / "there.gguf"), gguf_file="there.gguf")
+    (tmp_path / "another.gguf").write_bytes(b"")
+    with pytest.raises(
+        ConfigurationError, match=r"It holds another.gguf, there.gguf: gguf_file=another.gguf loads that"
+    ):
+        plan(str(tmp_path))
+    if util.find_spec("gguf"):
+        with pytest.raises(ConfigurationError) as told:
+            plan(str(tmp_path), gguf_file="another.gguf")
+        [problem] = told.value.problems
+        assert problem.startswith("gguf_file=another.gguf: no model configuration can be read of it")
+    with pytest.raises(ConfigurationError) as told:
+        plan(str(tmp_path), gguf_file="x.gguf")
+    assert len(told.value.problems) == 1 + (util.find_spec("gguf") is None)
     monkeypatch.setattr(gguf.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigurationError, match=r"needs the package gguf: pip install 'lm-eval-edit\[gguf\]'"):
         plan(str(tmp_path), gguf_file="there.gguf")
