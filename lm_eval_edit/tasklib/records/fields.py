@@ -9,6 +9,7 @@ from lm_eval_edit.errors import UserError, in_one_error
 from lm_eval_edit.tasklib.records.layouts import Placed, Record
 
 _Read = TypeVar("_Read")
+ENTAILMENT = ("entailment", "not_entailment")  # GLUE's labels 0 and 1 of RTE
 _MOST = 20  # broken records told one by one
 
 
@@ -50,8 +51,30 @@ def strings(place: str, record: Record, name: str) -> list[str]:
 
 
 def binary(place: str, record: Record, name: str) -> bool:
-    """A needed field that is 0 or 1."""
+    """A needed field that is true or false, or 0 or 1."""
     value = field(place, record, name, int)
     if value not in (0, 1):
-        raise UserError(f"{place}: the field '{name}' should be 0 or 1, got {value} (a test split without labels?)")
+        raise _no_label(place, name, value)
     return bool(value)
+
+
+def label(place: str, record: Record, name: str, *words: str) -> int:
+    """A needed field that is the label 0 or 1: the number, its digit, or the word for it.
+
+    A truth value is refused: it does not tell which label is meant (GLUE's 0 may be what one would call true).
+
+    Args:
+        words: What label 0 and label 1 are called, if they have names.
+    """
+    value = field(place, record, name, int, str)
+    labels = {"0": 0, "1": 1} | {word: number for number, word in enumerate(words)}
+    if isinstance(value, bool) or (value not in (0, 1) and value not in labels):
+        raise _no_label(place, name, value, *words)
+    return value if isinstance(value, int) else labels[value]
+
+
+def _no_label(place: str, name: str, value: Any, *words: str) -> UserError:
+    hints = ["a test split without labels?"] if value == -1 else []
+    hints += [", ".join(f"{number} is {word}" for number, word in enumerate(words))] if words else []
+    hint = f" ({'; '.join(hints)})" if hints else ""
+    return UserError(f"{place}: the field '{name}' should be 0 or 1, got {value!r}{hint}")
