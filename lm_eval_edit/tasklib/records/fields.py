@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
@@ -10,6 +11,7 @@ from lm_eval_edit.tasklib.records.layouts import Placed, Record
 
 _Read = TypeVar("_Read")
 ENTAILMENT = ("entailment", "not_entailment")  # GLUE's labels 0 and 1 of RTE
+_HALF = re.compile("[\ud800-\udfff]")
 _MOST = 20  # broken records told one by one
 
 
@@ -39,6 +41,13 @@ def field(place: str, record: Record, name: str, *kinds: type) -> Any:
     if not isinstance(value, kinds):
         wanted = " or ".join(kind.__name__ for kind in kinds)
         raise UserError(f"{place}: the field '{name}' should be {wanted}, got {type(value).__name__}")
+    for text in [value] if isinstance(value, str) else value if isinstance(value, list | tuple) else ():
+        if isinstance(text, str) and (half := _HALF.search(text)):
+            where = f"\\u{ord(half[0]):04x} as character {half.start()}"
+            raise UserError(
+                f"{place}: the field '{name}' holds a lone surrogate ({where}): half a character, which no tokenizer "
+                f"reads. Write the whole character, or leave it out"
+            )
     return value
 
 

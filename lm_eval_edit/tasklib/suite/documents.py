@@ -72,7 +72,8 @@ def _nq(place: str, record: Record) -> Document:
     passage = None
     name = "passages" if "passages" in record else "output"  # the latter in the paper's file
     if name in record:
-        passage = record[name] if isinstance(record[name], str) else strings(place, record, name)[0]
+        whole = isinstance(record[name], str)
+        passage = field(place, record, name, str) if whole else strings(place, record, name)[0]
     return {
         "question": field(place, record, "question", str),
         "passage": passage,

@@ -134,6 +134,8 @@ BROKEN = [
     ("nli", {"label": "neutral"}, "the field 'label' should be 0 or 1, got 'neutral' (0 is entailment"),
     ("sst", {"label": 1.0}, "the field 'label' should be int or str, got float"),
     ("mrpc", {"label": None}, "the field 'label' should be int or str, got NoneType"),
+    ("sst", {"sentence": "x\ud800"}, "the field 'sentence' holds a lone surrogate (\\ud800 as character 1)"),
+    ("mmlu", {"choices": ["a", "b", "c", "\udfffd"]}, "the field 'choices' holds a lone surrogate (\\udfff as char"),
     ("mmlu", {"answer": 4}, "the field 'answer' should be 0 to 3, or A, B, C or D, got 4"),
     ("mmlu", {"answer": True}, "should be 0 to 3, or A, B, C or D, got True"),
     ("mmlu", {"choices": ["a", "b"]}, "the field 'choices' should hold 4 options, got 2"),
