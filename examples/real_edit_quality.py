@@ -33,6 +33,7 @@ from lm_eval_edit._startup import hooks
 from lm_eval_edit._support.files import hash_json
 from lm_eval_edit._support.versions import versions
 from lm_eval_edit.errors import UserError
+from lm_eval_edit.tasklib.glue.catalogue import GROUPED
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "edit_quality.md"
@@ -51,7 +52,9 @@ SHOWN = {
     "edithurt_factcheck": ("score", "true_new", "false_old", "consistent", "ranked"),
     "edithurt_wild": ("contains", "em", "old", "valid"),
     "edithurt_wild_chat": ("contains", "em", "old", "valid"),
+    "edithurt_glue": ("score", "valid", "f1_new"),
 }
+SHOWN |= {f"edithurt_glue_{task}": SHOWN["edithurt_glue"] for task in GROUPED}
 
 
 def marks(model: str) -> tuple[str, str]:

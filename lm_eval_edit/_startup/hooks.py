@@ -158,10 +158,14 @@ def _check_data_when_tasks_are_named(task_manager: type[TaskManager]) -> None:
                 manager = process(self, *args, **kwargs)
         finally:
             _named.reset(mark)
+        misplaced = _options_of_tasks(names, self.model, self.model_args)
         try:
             _check_data(names, manager)
         except UserError as error:
-            raise _with_those_of_options(error, self.model, self.model_args) from None
+            error = _with_those_of_options(error, self.model, self.model_args)
+            raise ConfigurationError([*misplaced, *problems_of(error)]) if misplaced else error from None
+        if misplaced:
+            raise ConfigurationError(misplaced)
         return manager
 
     task_manager.match_tasks = match_tasks
@@ -192,6 +196,32 @@ def _check_data(names: list[str], manager: TaskManager) -> None:
         from lm_eval_edit.tasklib import before_loading
 
         before_loading.check_tasks(names, manager.metadata or {})
+
+
+def _options_of_tasks(names: list[str], model: str, model_args: dict[str, Any] | None) -> list[str]:
+    """What tasks of ours read and stands among the arguments of a model that gives transformers what it does not know.
+
+    That is HFLM: transformers refuses it, after the model's files were read, and its error names no way.
+    """
+    if model == MODEL_TYPE or not model_args or not any(name.startswith(PREFIX) for name in names):
+        return []
+    from lm_eval_edit.settings import OF_TASKS
+
+    found = [name for name in OF_TASKS if name in model_args]
+    if not found or not _is_of_transformers(model):
+        return []
+    wanted = ",".join(f"{name}={model_args[name]}" for name in found)
+    return [
+        f"{', '.join(found)} in --model_args: the model type {model} has no such argument; "
+        f"tasks are told by --metadata {wanted}"
+    ]
+
+
+def _is_of_transformers(model: str) -> bool:
+    from lm_eval.api.registry import get_model
+    from lm_eval.models.huggingface import HFLM
+
+    return issubclass(get_model(model), HFLM)
 
 
 def _with_those_of_options(error: UserError, model: str, model_args: dict[str, Any] | None) -> UserError:

@@ -89,6 +89,46 @@ def test_wrong_options_of_the_edited_model_are_told_with_the_problems_of_its_tas
     assert sum("n_edit: no such option" in each or "runs backwards" in each for each in told) == of_options
 
 
+GLUE_SST = ["edithurt_glue_sst"]
+
+
+@pytest.mark.parametrize(
+    ("model", "tasks", "told"),
+    [
+        ("hf", GLUE_SST, True),
+        ("hf-multimodal", GLUE_SST, True),
+        ("edited_hf", GLUE_SST, False),
+        ("dummy", GLUE_SST, False),  # takes what it is given
+        ("hf", ["hellaswag"], False),  # its `data_dir` may be something else
+    ],
+)
+def test_what_tasks_read_is_not_an_argument_of_a_model_of_the_harness(model, tasks, told):
+    """transformers would be given it, and refuse it after the model's files were read."""
+    import lm_eval_edit._startup.hooks as hooks
+
+    hooks.connect()
+    found = hooks._options_of_tasks(tasks, model, {"pretrained": "m", "items": 5, "data_dir": "demo"})
+    assert len(found) == told
+    assert all("tasks are told by --metadata data_dir=demo,items=5" in problem for problem in found)
+    assert (
+        hooks._options_of_tasks(tasks, model, {"pretrained": "m"}) == hooks._options_of_tasks(tasks, model, None) == []
+    )
+
+
+def test_a_misplaced_option_is_told_with_the_problems_of_the_tasks():
+    from lm_eval.config.evaluate_config import EvaluatorConfig
+
+    import lm_eval_edit._startup.hooks as hooks
+
+    hooks.connect()
+    given = {"pretrained": "demo", "data_dir": "demo", "items": "few"}
+    with pytest.raises(ConfigurationError) as error:
+        EvaluatorConfig(model="hf", model_args=dict(given), metadata=dict(given), tasks=GLUE_SST).process_tasks()
+    misplaced, wrong = error.value.problems
+    assert "data_dir, items in --model_args: the model type hf has no such argument" in misplaced
+    assert "items=few: want" in wrong
+
+
 def test_tasks_of_others_need_nothing():
     before_loading.check_tasks(["hellaswag"], API)
     assert before_loading.records_of(["hellaswag", "edithurt_efficacy"]) == []

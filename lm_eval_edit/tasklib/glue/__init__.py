@@ -3,6 +3,7 @@
 catalogue  the eight tasks as one table: records, label words, which records are items and in which order
 documents  one raw record -> a document, every needed field checked
 order      the published order of a set's records
+published  the published lists, as checksums of their items
 sources    the documents of a task, from wherever its records are; the harness's `custom_dataset`
 prompts    document -> prompt, document -> target
 answers    output -> label, as the published scripts read it and as it is meant

@@ -17,7 +17,7 @@ NEW_TOKENS = 5
 LETTERS = ("A", "B", "C", "D")
 
 # How the records of a set become a list of items (`order`).
-BALANCED, FROM_THE_END, AS_THEY_ARE = "balanced", "from the end", "as they are"
+BALANCED, FROM_THE_END = "balanced", "from the end"
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,8 @@ class TaskSpec:
         mark: What ends the prompt; the output begins after its last occurrence. None: after the prompt itself.
         order: How records become items.
         sizes: Numbers of records that the published list was made of.
-        compared: Whether that order was compared with the published list.
         shortenable: Document fields that may lose their end, in the order in which they are cut.
-        first: `idx` of the first published items, where the list itself could not be compared.
+        listed: What begins the names of the set's files, where it is a folder of one file a record.
         inverted: Whether the published script takes GLUE's label for that of the second word, though its 0 is that.
     """
 
@@ -43,9 +42,8 @@ class TaskSpec:
     mark: str | None
     order: str
     sizes: tuple[int, ...]
-    compared: bool
     shortenable: tuple[str, ...]
-    first: tuple[int, ...] = ()
+    listed: str | None = None
     inverted: bool = False
 
 
@@ -57,29 +55,28 @@ def _glue(name: str, config: str, columns: tuple[str, ...], vague: str) -> Recor
 _POLAR = ("negative", "positive")
 _YES = ("No", "Yes")
 _TRUE = ("False", "True")
-_IDX = (*public.PAIR, "idx")
 
 TASKS: dict[str, TaskSpec] = {
     "nli": TaskSpec(
         records=RecordSet(
             "nli", ("nli", "rte_train"), "train", public.RTE_TRAIN, paper="test-NLI.tsv", vague=("rte",)
         ),
-        words=_TRUE, asked=(1, 0), mark="True or False? Answer:", order=FROM_THE_END, sizes=(2489, 2490), compared=True,
+        words=_TRUE, asked=(1, 0), mark="True or False? Answer:", order=FROM_THE_END, sizes=(2489, 2490),
         shortenable=("sentence1", "sentence2"),
     ),
     "sst": TaskSpec(
         records=_glue("sst", "sst2", ("sentence", "label"), "sst2"),
-        words=_POLAR, asked=(1, 0), mark="Sentiment :", order=BALANCED, sizes=(872,), compared=True,
+        words=_POLAR, asked=(1, 0), mark="Sentiment :", order=BALANCED, sizes=(872,),
         shortenable=("sentence",),
     ),
     "cola": TaskSpec(
         records=_glue("cola", "cola", ("sentence", "label"), "cola"),
-        words=_YES, asked=(1, 0), mark="Answer:", order=BALANCED, sizes=(1043,), compared=True,
+        words=_YES, asked=(1, 0), mark="Answer:", order=BALANCED, sizes=(1043,),
         shortenable=("sentence",),
     ),
     "rte": TaskSpec(
         records=_glue("rte", "rte", public.PAIR, "rte"),
-        words=_TRUE, asked=(0, 1), mark="answer:", order=BALANCED, sizes=(277,), compared=True,
+        words=_TRUE, asked=(0, 1), mark="answer:", order=BALANCED, sizes=(277,),
         shortenable=("sentence1", "sentence2"), inverted=True,
     ),
     "mmlu": TaskSpec(
@@ -88,28 +85,28 @@ TASKS: dict[str, TaskSpec] = {
             (HubSet("cais/mmlu", "validation", ("question", "subject", "choices", "answer"), config="all"),),
             vague=("mmlu",),
         ),
-        words=LETTERS, asked=(0, 1, 2, 3), mark=None, order=BALANCED, sizes=(1531,), compared=False,
+        words=LETTERS, asked=(0, 1, 2, 3), mark=None, order=BALANCED, sizes=(1531,),
         shortenable=("question",),
     ),
     "mrpc": TaskSpec(
-        records=_glue("mrpc", "mrpc", _IDX, "mrpc"),
-        words=_YES, asked=(1, 0), mark="Answer:", order=BALANCED, sizes=(408,), compared=False,
-        shortenable=("sentence1", "sentence2"), first=(617, 25, 2582, 1639, 2443, 1143, 2286, 3167, 1036, 3501),
+        records=_glue("mrpc", "mrpc", public.PAIR, "mrpc"),
+        words=_YES, asked=(1, 0), mark="Answer:", order=BALANCED, sizes=(408,),
+        shortenable=("sentence1", "sentence2"),
     ),
     "dialogue": TaskSpec(
         records=RecordSet(
-            "dialogue", ("mutual", "mutual_validation", "mutual_dev"), "validation", public.MUTUAL,
+            "dialogue", ("mutual", "mutual_validation", "mutual_dev", "dialogue"), "validation", public.MUTUAL,
             paper="test-dialogue",
         ),
-        words=LETTERS, asked=(0, 1, 2, 3), mark=None, order=AS_THEY_ARE, sizes=(886,), compared=False,
-        shortenable=("article",),
+        words=LETTERS, asked=(0, 1, 2, 3), mark=None, order=FROM_THE_END, sizes=(886,),
+        shortenable=("article",), listed="dev_",
     ),
     "sentiment": TaskSpec(
         records=RecordSet(
-            "sentiment", ("sst2_validation", "sst2_dev", "sst2"), "validation", public.SST2,
+            "sentiment", ("sentiment_analysis", "sst2_validation", "sst2_dev", "sst2"), "validation", public.SST2,
             paper="test-SentimentAnalysis.tsv",
         ),
-        words=_POLAR, asked=(1, 0), mark="answer:", order=AS_THEY_ARE, sizes=(872,), compared=False,
+        words=_POLAR, asked=(1, 0), mark="answer:", order=FROM_THE_END, sizes=(872,),
         shortenable=("sentence",),
     ),
 }  # fmt: skip

@@ -16,7 +16,7 @@ from typing import Any
 
 from lm_eval_edit.errors import UserError
 from lm_eval_edit.tasklib.glue.catalogue import LETTERS, TASKS
-from lm_eval_edit.tasklib.records.fields import binary, each, field, strings
+from lm_eval_edit.tasklib.records.fields import ENTAILMENT, each, field, label, strings
 from lm_eval_edit.tasklib.records.layouts import Placed, Record
 
 Document = dict[str, Any]
@@ -30,8 +30,8 @@ def build(task: str, records: Iterable[Placed]) -> list[Document]:
     """
     docs = []
     for number, (texts, gold) in enumerate(each(records, _BUILDERS[task])):
-        label = 1 - gold if TASKS[task].inverted else gold
-        docs.append({"task": task, **texts, "gold": gold, "label": label, "record": number})
+        asked = 1 - gold if TASKS[task].inverted else gold
+        docs.append({"task": task, **texts, "gold": gold, "label": asked, "record": number})
     return docs
 
 
@@ -40,15 +40,15 @@ def _pair(place: str, record: Record) -> dict[str, Any]:
 
 
 def _entailment(place: str, record: Record) -> tuple[dict[str, Any], int]:
-    return _pair(place, record), int(not binary(place, record, "label"))
+    return _pair(place, record), 1 - label(place, record, "label", *ENTAILMENT)
 
 
 def _paraphrase(place: str, record: Record) -> tuple[dict[str, Any], int]:
-    return _pair(place, record), int(binary(place, record, "label"))
+    return _pair(place, record), label(place, record, "label")
 
 
 def _sentence(place: str, record: Record) -> tuple[dict[str, Any], int]:
-    return {"sentence": field(place, record, "sentence", str)}, int(binary(place, record, "label"))
+    return {"sentence": field(place, record, "sentence", str)}, label(place, record, "label")
 
 
 def _four(place: str, record: Record, name: str) -> list[str]:

@@ -1,6 +1,7 @@
 """The documents of the eight tasks, from wherever their records are, and the harness's `custom_dataset`.
 
-Which records are items, and in which order, is the published rule (`order`). How sure that is stands in the results
+Which records are items, and in which order, is the published rule (`order`); a file that is the published list itself
+is taken as it lies. Whether what is asked is what papers ask, by its checksums (`published`), stands in the results
 (`configs.<task>.metadata.provenance.order`).
 """
 
@@ -10,10 +11,11 @@ import logging
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from lm_eval_edit import demo
 from lm_eval_edit.errors import ConfigurationError, UserError, problems_of
 from lm_eval_edit.settings import ALL, parse_items
 from lm_eval_edit.tasklib import shorten
-from lm_eval_edit.tasklib.glue import documents, order, prompts
+from lm_eval_edit.tasklib.glue import documents, order, prompts, published
 from lm_eval_edit.tasklib.glue.catalogue import (
     GROUP,
     GROUPED,
@@ -22,11 +24,10 @@ from lm_eval_edit.tasklib.glue.catalogue import (
     PUBLISHED,
     RESERVED,
     TASKS,
-    TaskSpec,
 )
 from lm_eval_edit.tasklib.glue.documents import Document
 from lm_eval_edit.tasklib.records import layouts, sources
-from lm_eval_edit.tasklib.records.layouts import Placed
+from lm_eval_edit.tasklib.records.layouts import Placed, Record
 
 logger = logging.getLogger("lm_eval_edit")
 
@@ -88,7 +89,7 @@ def load(task: str, metadata: dict[str, Any]) -> tuple[list[Document], dict[str,
 
     Returns:
         Documents with `item`, `source`, `shortened` and `overlong` added, and what is known about them: where they come
-        from, how many there are, which of the list they are, and how sure their order is.
+        from, how many there are, which of the list they are, and whether they are the published items.
 
     Raises:
         UserError: No data, broken data, no network, or no item left.
@@ -96,7 +97,7 @@ def load(task: str, metadata: dict[str, Any]) -> tuple[list[Document], dict[str,
     spec, items = TASKS[task], items_of(metadata)
     placed, provenance = sources.read(spec.records, metadata)
     docs, listed = _chosen(task, placed, items)
-    known = _how_sure(task, spec, placed, provenance["source"], listed)
+    known = _whose(task, docs, len(placed), provenance["source"])
     if lacking := sorted({*range(len(spec.words))} - {doc["gold"] for doc in docs}):
         words = ", ".join(spec.words[label] for label in lacking)
         logger.warning(
@@ -124,7 +125,7 @@ def load(task: str, metadata: dict[str, Any]) -> tuple[list[Document], dict[str,
 def _chosen(task: str, placed: Sequence[Placed], items: int | str | None) -> tuple[list[Document], list[int]]:
     """The documents that are asked, and the whole list: the record of each item."""
     docs = documents.build(task, placed)
-    listed = order.published([doc["gold"] for doc in docs], TASKS[task].order)
+    listed = _listed(task, placed, docs)
     count = PUBLISHED if items is None else items
     first, last = (0, len(listed)) if count == ALL else (RESERVED, RESERVED + int(count))
     chosen = [{**docs[record], "item": first + place} for place, record in enumerate(listed[first:last])]
@@ -136,28 +137,47 @@ def _chosen(task: str, placed: Sequence[Placed], items: int | str | None) -> tup
     return chosen, listed
 
 
-def _how_sure(task: str, spec: TaskSpec, placed: Sequence[Placed], source: str, listed: Sequence[int]) -> str:
-    """How sure it is that the items are the published ones, in words; told where they are not."""
-    if source == "demo":
-        return "demo"
-    if len(placed) not in spec.sizes:
+def _listed(task: str, placed: Sequence[Placed], docs: Sequence[Document]) -> list[int]:
+    """Which record each item of the list is."""
+    if published.is_list(task, docs):
+        return list(range(len(docs)))
+    spec = TASKS[task]
+    records = range(len(docs))
+    if spec.listed is not None:  # a folder of one file a record
+        named = [_name(record, f"{spec.listed}{number}") for number, (_, record) in enumerate(placed, 1)]
+        records = order.as_listed([f"{name}.txt" for name in named])
+    places = order.published([docs[record]["gold"] for record in records], spec.order)
+    return [records[place] for place in places]
+
+
+def _name(record: Record, otherwise: str) -> str:
+    """What the record's file is called."""
+    known = record.get("id")
+    return known if isinstance(known, str) else otherwise
+
+
+def _whose(task: str, docs: Sequence[Document], records: int, source: str) -> str:
+    """Whether the documents are the published items, in words; told where they are not."""
+    if source == demo.NAME:
+        return source
+    differ = len(docs) - published.agreeing(task, docs, docs[0]["item"])
+    if differ == 0:
+        return "as published"
+    if 2 * differ < len(docs):
+        logger.info("edithurt_glue_%s: %d of %d items are another text than published", task, differ, len(docs))
+        return f"as published, but {differ} of {len(docs)} items are another text"
+    sizes = sorted({*TASKS[task].sizes, published.length(task)})
+    if records not in sizes:
         logger.warning(
             "edithurt_glue_%s: %d records where the published list is made of %s: the items are not the published ones",
-            task, len(placed), " or ".join(map(str, spec.sizes)),
+            task, records, " or ".join(map(str, TASKS[task].sizes)),
         )  # fmt: skip
         return "other records"
-    if spec.compared:
-        return "as published"
-    first = tuple(placed[record][1].get("idx") for record in listed[: len(spec.first)])
-    if not spec.first or None in first:
-        return "by the published rule, not compared"
-    if first == spec.first:
-        return "as published, by the first ten"
     logger.warning(
-        "edithurt_glue_%s: the first items are %s where the published list has %s: its order is another",
-        task, " ".join(map(str, first)), " ".join(map(str, spec.first)),
+        "edithurt_glue_%s: %d of %d items are not the published ones: other records, or in another order",
+        task, differ, len(docs),
     )  # fmt: skip
-    return "not as published, by the first ten"
+    return "not as published"
 
 
 def dataset(edithurt: str, provenance: Any = None, **metadata: Any) -> dict[str, Any]:

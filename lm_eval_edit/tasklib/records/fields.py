@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
@@ -9,6 +10,8 @@ from lm_eval_edit.errors import UserError, in_one_error
 from lm_eval_edit.tasklib.records.layouts import Placed, Record
 
 _Read = TypeVar("_Read")
+ENTAILMENT = ("entailment", "not_entailment")  # GLUE's labels 0 and 1 of RTE
+_HALF = re.compile("[\ud800-\udfff]")
 _MOST = 20  # broken records told one by one
 
 
@@ -38,6 +41,13 @@ def field(place: str, record: Record, name: str, *kinds: type) -> Any:
     if not isinstance(value, kinds):
         wanted = " or ".join(kind.__name__ for kind in kinds)
         raise UserError(f"{place}: the field '{name}' should be {wanted}, got {type(value).__name__}")
+    for text in [value] if isinstance(value, str) else value if isinstance(value, list | tuple) else ():
+        if isinstance(text, str) and (half := _HALF.search(text)):
+            where = f"\\u{ord(half[0]):04x} as character {half.start()}"
+            raise UserError(
+                f"{place}: the field '{name}' holds a lone surrogate ({where}): half a character, which no tokenizer "
+                f"reads. Write the whole character, or leave it out"
+            )
     return value
 
 
@@ -50,8 +60,30 @@ def strings(place: str, record: Record, name: str) -> list[str]:
 
 
 def binary(place: str, record: Record, name: str) -> bool:
-    """A needed field that is 0 or 1."""
+    """A needed field that is true or false, or 0 or 1."""
     value = field(place, record, name, int)
     if value not in (0, 1):
-        raise UserError(f"{place}: the field '{name}' should be 0 or 1, got {value} (a test split without labels?)")
+        raise _no_label(place, name, value)
     return bool(value)
+
+
+def label(place: str, record: Record, name: str, *words: str) -> int:
+    """A needed field that is the label 0 or 1: the number, its digit, or the word for it.
+
+    A truth value is refused: it does not tell which label is meant (GLUE's 0 may be what one would call true).
+
+    Args:
+        words: What label 0 and label 1 are called, if they have names.
+    """
+    value = field(place, record, name, int, str)
+    labels = {"0": 0, "1": 1} | {word: number for number, word in enumerate(words)}
+    if isinstance(value, bool) or (value not in (0, 1) and value not in labels):
+        raise _no_label(place, name, value, *words)
+    return value if isinstance(value, int) else labels[value]
+
+
+def _no_label(place: str, name: str, value: Any, *words: str) -> UserError:
+    hints = ["a test split without labels?"] if value == -1 else []
+    hints += [", ".join(f"{number} is {word}" for number, word in enumerate(words))] if words else []
+    hint = f" ({'; '.join(hints)})" if hints else ""
+    return UserError(f"{place}: the field '{name}' should be 0 or 1, got {value!r}{hint}")

@@ -132,13 +132,7 @@ def _tsv(path: Path) -> Iterator[Placed]:
                     f"{place}: {len(row)} columns where the header has {len(header)} (a quotation mark that begins a "
                     f"field and is never closed takes in all that follows)"
                 )
-            record: Record = dict(zip(header, row, strict=True))
-            if "label" in record:
-                label = {"entailment": 0, "not_entailment": 1, "0": 0, "1": 1}.get(record["label"])
-                if label is None:
-                    raise UserError(f"{place}: unknown label {record['label']!r}")
-                record["label"] = label
-            yield place, record
+            yield place, dict(zip(header, row, strict=True))
 
 
 def _conll(path: Path) -> Iterator[Placed]:

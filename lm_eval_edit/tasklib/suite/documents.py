@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from lm_eval_edit.errors import UserError
-from lm_eval_edit.tasklib.records.fields import binary, each, field, strings
+from lm_eval_edit.tasklib.records.fields import ENTAILMENT, binary, each, field, label, strings
 from lm_eval_edit.tasklib.records.layouts import Placed, Record
 from lm_eval_edit.tasklib.suite.prompts import ENTITY_NAMES, sentence_text
 
@@ -64,7 +64,7 @@ def _rte(place: str, record: Record) -> Document:
     return {
         "sentence1": field(place, record, "sentence1", str),
         "sentence2": field(place, record, "sentence2", str),
-        "entailment": not binary(place, record, "label"),
+        "entailment": label(place, record, "label", *ENTAILMENT) == 0,
     }
 
 
@@ -72,7 +72,8 @@ def _nq(place: str, record: Record) -> Document:
     passage = None
     name = "passages" if "passages" in record else "output"  # the latter in the paper's file
     if name in record:
-        passage = record[name] if isinstance(record[name], str) else strings(place, record, name)[0]
+        whole = isinstance(record[name], str)
+        passage = field(place, record, name, str) if whole else strings(place, record, name)[0]
     return {
         "question": field(place, record, "question", str),
         "passage": passage,
@@ -103,7 +104,7 @@ def _samsum(place: str, record: Record) -> Document:
 
 
 def _sst2(place: str, record: Record) -> Document:
-    return {"text": field(place, record, "sentence", str), "positive": binary(place, record, "label")}
+    return {"text": field(place, record, "sentence", str), "positive": label(place, record, "label") == 1}
 
 
 def _conll2003(sentence_id: int, place: str, record: Record) -> Iterator[Document]:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import random
 
 import datasets
 import pytest
 
 from lm_eval_edit.errors import ConfigurationError, UserError
 from lm_eval_edit.tasklib import before_loading
-from lm_eval_edit.tasklib.glue import documents, order, prompts, sources
+from lm_eval_edit.tasklib.glue import documents, prompts, sources
 from lm_eval_edit.tasklib.glue.catalogue import GROUP, GROUPED, TASKS
 from tests.support.glue_records import FILES, record, write_all
 
@@ -67,71 +66,6 @@ def test_an_answer_of_mmlu_may_be_a_letter():
     assert documents.build("mmlu", [("here", made)])[0]["gold"] == 2
 
 
-def test_the_balanced_order_is_that_of_the_module_seeded():
-    """As published: the module's own generator, one list a label in the order in which labels first come."""
-    labels = [random.Random(5).choice((1, 0, 1)) for _ in range(3)] + [1, 0, 0, 1, 0, 1, 1, 0, 1, 0, 0, 1]
-    lists: dict[int, list[int]] = {}
-    for place, label in enumerate(labels):
-        lists.setdefault(label, []).append(place)
-    state = random.getstate()
-    random.seed(37)
-    for places in lists.values():
-        random.shuffle(places)
-    random.setstate(state)
-    shortest = min(map(len, lists.values()))
-    assert order.balanced(labels) == [places[turn] for turn in range(shortest) for places in lists.values()]
-    assert random.getstate() == state  # a generator of our own
-
-
-def test_the_order_from_the_end():
-    assert order.from_the_end([1, 1, 1, 0, 1, 0]) == [5, 4, 3, 2, 1, 0]
-    assert order.from_the_end([0, 1, 1]) == [0, 2, 1]
-
-
-def real(data, task, folder=""):
-    return sources.load(task, {**API, "data_dir": str(data / folder)})
-
-
-@pytest.mark.parametrize(("task", "records", "listed", "per_label"), [("rte", 277, 262, 50), ("sst", 872, 856, 50)])
-def test_the_real_validation_sets(data, task, records, listed, per_label):
-    """Counts, and balance of the hundred, are those of the published lists."""
-    docs, known = real(data, task)
-    assert (known["records"], known["listed"], known["documents"]) == (records, listed, 100)
-    assert known["order"] == "as published" and known["items"] == "published"
-    assert [sum(doc["gold"] == label for doc in docs) for label in (0, 1)] == [per_label, per_label]
-    assert [doc["item"] for doc in docs] == list(range(10, 110))
-    file = [json.loads(line) for line in (data / f"{ {'rte': 'rte', 'sst': 'sst2'}[task] }.jsonl").open()]
-    assert all(doc["label"] == file[doc["record"]]["label"] for doc in docs)  # GLUE's own, RTE's inverted
-
-
-def test_the_real_nli_list(data):
-    """From the end, not entailed first: the index column says 2489, 2488, 2487; turns end after item 2,480."""
-    docs, known = sources.load("nli", {**API, "data_dir": str(data / "paper_layout"), "items": "all"})
-    assert known["order"] == "as published" and len(docs) == known["listed"] == 2489
-    assert [doc["record"] for doc in docs[:3]] == [2488, 2487, 2486]  # from 0, and the file lacks one
-    assert [doc["gold"] for doc in docs[:2480]] == [0, 1] * 1240 and {doc["gold"] for doc in docs[2480:]} == {1}
-    published, _ = real(data, "nli", "paper_layout")
-    assert [doc["record"] for doc in published] == [doc["record"] for doc in docs[10:110]]
-
-
-@pytest.mark.parametrize(("task", "count"), [("dialogue", 886), ("sentiment", 872)])
-def test_the_sets_beside_the_group(data, task, count):
-    docs, known = sources.load(task, {**API, "data_dir": str(data), "items": "all"})
-    assert len(docs) == count == known["records"] and [doc["record"] for doc in docs] == list(range(count))
-    assert known["order"] == "by the published rule, not compared"
-
-
-def test_a_vague_file_name_does_not_pass_unnoticed(tmp_path, caplog):
-    """`rte.jsonl` may be either split; of the wrong one the count tells."""
-    lines = [json.dumps(record("rte", number)) + "\n" for number in range(277)]
-    (tmp_path / "rte.jsonl").write_text("".join(lines))
-    assert sources.load("rte", {**API, "data_dir": str(tmp_path)})[1]["order"] == "as published"
-    assert not caplog.text
-    _, known = sources.load("nli", {**API, "data_dir": str(tmp_path)})
-    assert known["order"] == "other records"
-    assert "nli: 277 records where the published list is made of 2489 or 2490" in caplog.text
-
-
 @pytest.fixture
 def folder(tmp_path):
     return write_all(tmp_path)
@@ -160,28 +94,6 @@ def test_items_that_are_no_number(items, folder):
 def test_the_items_of_fewer_are_the_first_of_more(folder):
     few, many = (sources.load("rte", {**API, "data_dir": str(folder), "items": n})[0] for n in (20, 60))
     assert many[:20] == few
-
-
-MRPC = (617, 25, 2582, 1639, 2443, 1143, 2286, 3167, 1036, 3501)
-
-
-def mrpc_records(first):
-    """408 records of which the rule makes a list that begins with these `idx`."""
-    labels = [0, 1] * 204
-    made = [record("mrpc", number) | {"label": labels[number], "idx": 10_000 + number} for number in range(408)]
-    for place, idx in zip(order.balanced([made_["label"] for made_ in made]), first, strict=False):
-        made[place]["idx"] = idx
-    return "".join(json.dumps(each) + "\n" for each in made)
-
-
-@pytest.mark.parametrize(
-    ("first", "known"), [(MRPC, "as published, by the first ten"), (MRPC[::-1], "not as published")]
-)
-def test_the_first_ten_of_mrpc_are_compared(first, known, tmp_path, caplog):
-    (tmp_path / "mrpc_validation.jsonl").write_text(mrpc_records(first))
-    _, provenance = sources.load("mrpc", {**API, "data_dir": str(tmp_path)})
-    assert provenance["order"].startswith(known)
-    assert ("its order is another" in caplog.text) == (known == "not as published")
 
 
 def test_hub(monkeypatch):
@@ -217,7 +129,13 @@ def test_the_demo_has_every_task(task):
 BROKEN = [
     ("rte", {"label": -1}, "the field 'label' should be 0 or 1, got -1"),
     ("rte", {"sentence2": None}, "the field 'sentence2' should be str, got NoneType"),
-    ("cola", {"label": "0"}, "the field 'label' should be int, got str"),
+    ("cola", {"label": "entailment"}, "the field 'label' should be 0 or 1, got 'entailment'"),
+    ("rte", {"label": True}, "the field 'label' should be 0 or 1, got True (0 is entailment, 1 is not_entailment)"),
+    ("nli", {"label": "neutral"}, "the field 'label' should be 0 or 1, got 'neutral' (0 is entailment"),
+    ("sst", {"label": 1.0}, "the field 'label' should be int or str, got float"),
+    ("mrpc", {"label": None}, "the field 'label' should be int or str, got NoneType"),
+    ("sst", {"sentence": "x\ud800"}, "the field 'sentence' holds a lone surrogate (\\ud800 as character 1)"),
+    ("mmlu", {"choices": ["a", "b", "c", "\udfffd"]}, "the field 'choices' holds a lone surrogate (\\udfff as char"),
     ("mmlu", {"answer": 4}, "the field 'answer' should be 0 to 3, or A, B, C or D, got 4"),
     ("mmlu", {"answer": True}, "should be 0 to 3, or A, B, C or D, got True"),
     ("mmlu", {"choices": ["a", "b"]}, "the field 'choices' should hold 4 options, got 2"),
@@ -290,13 +208,6 @@ def test_looking_for_data_says_nothing_of_the_demo(caplog):
     """Every process looks; that the data are the demo's is said once, by the one that loads them for all."""
     before_loading.check_tasks([GROUP], {})
     assert not caplog.records
-
-
-def test_the_record_that_the_hub_has_more_comes_after_the_published_items():
-    """Index 2164 of RTE train: without it every later record moves, and none of the hundred changes."""
-    labels = [random.Random(0).randrange(2) for _ in range(2164)] + [place % 2 for place in range(326)]
-    whole, lacking = order.from_the_end(labels), order.from_the_end(labels[:2164] + labels[2165:])
-    assert [record - 1 for record in whole[:110]] == lacking[:110]
 
 
 def test_names():

@@ -107,6 +107,18 @@ def test_equal_to_scikit_learn(labels, seed):
     assert sums.sum() == n and figures.right(figures.table(items)).sum() == (gold == predicted).sum()
 
 
+@pytest.mark.filterwarnings("ignore:A single label was found")
+@pytest.mark.parametrize("gold", [[0, 1, 0, 1, 1], [1, 1, 1], [0], [0, 1, 2, 3]])
+@pytest.mark.parametrize("said", [-1, 0, 1, "right", "none but the first"])
+def test_one_sided_predictions_too(gold, said):
+    """Nothing that can be read, one word for all, everything right, one document."""
+    predicted = {"right": gold, "none but the first": [gold[0], *[-1] * (len(gold) - 1)]}.get(said, [said] * len(gold))
+    items = list(zip(gold, predicted, strict=True))
+    expected = f1_score(gold, predicted, average="weighted", zero_division=0)
+    assert figures.weighted_f1(items) == figures.likelier_f1(items) == pytest.approx(expected, abs=1e-12)
+    assert figures.class_mcc(items) == pytest.approx(matthews_corrcoef(gold, predicted), abs=1e-12)
+
+
 def test_what_is_no_label_is_refused():
     for items in ([(4, 0)], [(0, 4)], [(-1, 0)], [(0.5, 0)]):
         with pytest.raises(ValueError):

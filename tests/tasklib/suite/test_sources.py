@@ -203,7 +203,12 @@ BROKEN = [
     ("gsm8k", "gsm8k.jsonl", '{"question": "q", "answer": "3"}', "'answer' should end with '#### <number>'"),
     ("gsm8k", "gsm8k.jsonl", '{"question": 1, "answer": "#### 3"}', "'question' should be str, got int"),
     ("rte", "rte.jsonl", '{"sentence1": "", "sentence2": "", "label": -1}', "'label' should be 0 or 1, got -1"),
-    ("rte", "test-NLI.tsv", "index\tsentence1\tsentence2\tlabel\n0\ta\tb\tmaybe\n", r"tsv:2: unknown label 'maybe'"),
+    (
+        "rte",
+        "test-NLI.tsv",
+        "index\tsentence1\tsentence2\tlabel\n0\ta\tb\tmaybe\n",
+        "tsv:2: .* 0 or 1, got 'maybe'",
+    ),
     ("rte", "test-NLI.tsv", "index\tsentence1\tsentence2\tlabel\n0\ta\n", r"tsv:2: 2 columns where the header has 4"),
     ("rte", "test-NLI.tsv", "index\tsentence1\tlabel\n0\ta\tentailment\n", r"tsv:2: the field 'sentence2' is missing"),
     ("sst2", "test-SentimentAnalysis.tsv", "sentence\tlabel\n", "test-SentimentAnalysis.tsv holds no record"),
