@@ -57,9 +57,7 @@ def test_a_model_without_template_is_told_before_it_loads(tmp_path, design):
 
 def test_tasks_that_stand_alone_are_told_before_the_model_loads(tmp_path, design):
     design["tasks"] = ["edithurt_rte", "edithurt_zsre"]
-    with pytest.raises(
-        ConfigurationError, match="edithurt_zsre asks as the published scripts do"
-    ):
+    with pytest.raises(ConfigurationError, match="edithurt_zsre asks as the published scripts do"):
         checking.check(small(**design), folder.SweepFolder(tmp_path / "out"))
     with pytest.raises(ConfigurationError) as error:  # these facts have no probes
         checking.check(small(**design | {"apply_chat_template": False}), folder.SweepFolder(tmp_path / "out"))
