@@ -170,7 +170,11 @@ def of_answer(doc: Document, results: Sequence[Response]) -> dict[str, Any]:
     that is no number; `em` is 1 where each of its tokens is the likeliest.
     """
     (gold,) = results
-    return {"score": 0.0 if math.isnan(gold.per_token) else math.exp(gold.per_token), "em": float(gold[1]), **_common(doc, results)}
+    return {
+        "score": 0.0 if math.isnan(gold.per_token) else math.exp(gold.per_token),
+        "em": float(gold[1]),
+        **_common(doc, results),
+    }
 
 
 def _common(doc: Document, results: Sequence[Response]) -> dict[str, Any]:
