@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import importlib
 import itertools
 import re
@@ -138,6 +139,55 @@ for module in [module for name, module in sys.modules.items() if name.partition(
                 found.add(f"{owner.__name__.removeprefix('lm_eval.')}.{name}")
 print("\\n".join(sorted(found)))
 """
+
+
+# -------------------------------------------------------------------------------------------------------------- tables
+
+
+def cut_tables(text: str) -> list[int]:
+    """The lines, from 1, at which rows go on behind an empty line: a table has a line of dashes below its first row."""
+    lines = re.sub(r"^```.*?^```$", lambda block: re.sub(r"[^\n]+", "x", block[0]), text, flags=re.M | re.S).split("\n")
+    found = []
+    for place, line in enumerate(lines, start=1):
+        begins = line.startswith("|") and (place < 2 or not lines[place - 2].startswith("|"))
+        if begins and not re.fullmatch(r"\|[-:| ]+\|", lines[place] if place < len(lines) else ""):
+            found.append(place)
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_no_table_is_cut(page):
+    assert not cut_tables(text_of(page))
+
+
+def test_a_cut_table_is_found():
+    head = "| a | b |\n|---|---:|\n| 1 | 2 |\n"
+    assert cut_tables(head + "\ntext\n\n" + head) == [] and cut_tables("```\n| x |\n\n| y |\n```\n" + head) == []
+    assert cut_tables(head + "\n| 3 | 4 |\n") == [5] and cut_tables("| a |") == [1]
+
+
+def test_the_page_on_chat_models_says_what_a_template_does_to_every_task():
+    table = text_of("docs/chat.md").partition("## What the template does to each task")[2]
+    rows = [row.split("|")[1] for row in table.splitlines() if row.startswith("| `")]
+    named = [name for row in rows for name in re.findall(r"`(\w[\w*]*)`", row)]
+    tasks = {task for path in ROOT.glob("tasks/*/*.yaml") if isinstance(task := _plain(path).get("task"), str)}
+    assert len(tasks) > 30
+    for task in sorted(tasks):
+        fitting = [name for name in named if fnmatch.fnmatchcase(task, name)]
+        assert len(fitting) == 1, (task, fitting)
+    for name in named:
+        assert fnmatch.filter(tasks, name), f"{name} is no task"
+
+
+def _plain(path: Path) -> dict:
+    """A task's YAML, what is marked `!function` as text."""
+
+    class Loader(yaml.SafeLoader):
+        pass
+
+    Loader.add_constructor("!function", lambda loader, node: loader.construct_scalar(node))
+    found = yaml.load(path.read_text(encoding="utf-8"), Loader)
+    return found if isinstance(found, dict) else {}
 
 
 def test_discovery_tells_what_of_the_harness_is_wrapped():

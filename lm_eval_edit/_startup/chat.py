@@ -13,8 +13,9 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from lm_eval_edit.errors import UserError, in_one_line
+from lm_eval_edit.errors import UserError, in_one_error, in_one_line, problems_of
 from lm_eval_edit.tasklib.arguments import given, named_model
+from lm_eval_edit.tasklib.editing import alone
 
 logger = logging.getLogger("lm_eval_edit")
 
@@ -71,11 +72,22 @@ def look(asked: Mapping[str, Any], ours: list[str]) -> None:
 
     Raises:
         UserError: the run applies a chat template, and the tokenizer has none, or none of that name, or one that cannot
-            show a user's turn.
+            show a user's turn, or a task of ours stands in none; a ConfigurationError where that is several problems.
     """
     wanted = asked.get("apply_chat_template") or False
     if not wanted and not ours:
         return
+    alone_problem = alone.problem(ours, around=bool(wanted or asked.get("system_instruction")))
+    problems = [alone_problem] if alone_problem else []
+    try:
+        _look_at_template(asked, ours, wanted)
+    except UserError as error:
+        problems += problems_of(error)
+    if problems:
+        raise in_one_error(problems)
+
+
+def _look_at_template(asked: Mapping[str, Any], ours: list[str], wanted: bool | str) -> None:
     metadata, model = _metadata(asked), asked["model"]
     if wanted and any(fnmatch.fnmatch(PERPLEXITY, name) for name in ours):
         logger.warning(

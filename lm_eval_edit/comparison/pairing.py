@@ -104,7 +104,7 @@ def pair_runs(
         edited: The run after.
         tasks: The tasks to compare; by default all, and both runs must have the same.
         headlines: Task -> the metric to take for its headline, instead of its own. Another metric with a value that is
-            not finite is left out.
+            not finite, or that only one of the runs has, is left out.
 
     Returns:
         (task, filter) -> the pair, in the order of `base`.
@@ -124,7 +124,7 @@ def pair_runs(
         if alone := [_name(key) for key in keys if key not in others]:
             problems.append(f"only {run.path} has {', '.join(alone)}; to compare fewer tasks name them with --tasks")
     pairs = {
-        key: _finite(Pair(base.samples[key], edited.samples[key]), (headlines or {}).get(key[0]))
+        key: _comparable(Pair(base.samples[key], edited.samples[key]), (headlines or {}).get(key[0]))
         for key in wanted
         if key in edited.samples
     }
@@ -222,14 +222,18 @@ def _not_finite(pair: Pair, name: str) -> list[str]:
     return problems
 
 
-def _finite(pair: Pair, headline: str | None) -> Pair:
-    """The pair without the metrics that are not finite, but for the one that stands for the task."""
+def _comparable(pair: Pair, headline: str | None) -> Pair:
+    """The pair without the metrics that are not finite or that one of the runs has, but for the task's own."""
     kept = headline or pair.headline
     left_out = {
         name: "; ".join(problems)
         for name in pair.base.metrics.keys() & pair.edited.metrics.keys()
         if kept not in (None, name) and (problems := _not_finite(pair, name))
     }
+    if kept in pair.base.metrics and kept in pair.edited.metrics:  # what an unedited `hf` has no figure of, say
+        for side, one, other in (("base", pair.base, pair.edited), ("edited", pair.edited, pair.base)):
+            for name in one.metrics.keys() - other.metrics.keys():
+                left_out[name] = other.left_out.get(name, f"only the {side} run has it")
     if not left_out:
         return pair
     sides = (

@@ -26,7 +26,8 @@ from lm_eval_edit.facts.slots import Template, in_clear, subject_place, with_slo
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_SAID = "zq turn\nqz"  # a text that no template holds
+# A text that no template holds, with what one may change: letters of both cases, quotes, what HTML escapes.
+_SAID = 'zQ\'s "turn" & 1 < 2,\nÉ qz'
 _PADDED = f" \n{_SAID}\n "
 _TRIMS: dict[str, Callable[[str], str]] = {"": str, "both": str.strip, "left": str.lstrip, "right": str.rstrip}
 

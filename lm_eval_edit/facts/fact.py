@@ -19,7 +19,8 @@ null and NaN are missing):
                  stands on both sides decides (`separators`)
     portability  [{"kind": ..., "prompt": ..., "answers": [...]}], questions whose answers follow from the fact
                  (`portability` has the kinds); {} or in clear; those with one "group" are one item, of which "any" (the
-                 default) or "all" have to be answered: "condition"
+                 default) or "all" have to be answered: "condition"; "also": [[...], ...] has further answers that have
+                 to be said as well, each with its aliases
     case         ids of the facts that are edited together, this one among them; its questions are about all of them
     subject_at   at which character of the prompt the subject's place begins, from 0; for a prompt that holds the
                  subject in clear and {} too

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lm_eval_edit.facts.fields import Field, shown
@@ -39,6 +39,7 @@ class Question:
         answers: Each of them is right: the answer, and its aliases.
         group: Questions of one fact with one name here are one item, answered as `condition` says; None stands alone.
         condition: `any` of the group's questions has to be answered, or `all`.
+        also: Further answers, which have to be said as well, each with its aliases.
     """
 
     kind: str
@@ -46,11 +47,13 @@ class Question:
     answers: tuple[str, ...]
     group: str | None = None
     condition: str = ANY
+    also: tuple[tuple[str, ...], ...] = ()
 
     def record(self) -> dict[str, Any]:
         """As JSON, what says nothing left out."""
         out: dict[str, Any] = {"kind": self.kind, "prompt": self.prompt, "answers": list(self.answers)}
-        return out if self.group is None else out | {"group": self.group, "condition": self.condition}
+        out |= {} if self.group is None else {"group": self.group, "condition": self.condition}
+        return out | ({"also": [list(each) for each in self.also]} if self.also else {})
 
 
 #: What the sets call a kind, in lower case with single spaces.
@@ -115,6 +118,8 @@ def questions(field: Field, *, strict: bool) -> list[Question]:
     if field.missing:
         return []
     if isinstance(field.value, Mapping) and (_one_of(field, _PROMPTS) or not field.value):
+        if field.has("New Question"):  # ZsRE's
+            field.needs("New Answer")
         return _entry(field, OTHER if field.has("prompt") else MULTI_HOP, strict=False)
     if isinstance(field.value, Mapping):
         return [question for name in field.value for question in _category(field[name], kind_of(str(name)))]
@@ -153,7 +158,7 @@ def _entry(field: Field, kind: str, strict: bool) -> list[Question]:
         for name in (prompt, answer):
             if not field[name].texts():
                 field.wrong(f"{field.path}.{name} holds nothing; a question needs a prompt and at least one answer")
-    return [_in_group(question, field) for question in found]
+    return [_in_group(replace(question, also=_also(field["also"])), field) for question in found]
 
 
 def _stated_kind(field: Field) -> str:
@@ -164,6 +169,12 @@ def _stated_kind(field: Field) -> str:
     return OTHER
 
 
+def _also(field: Field) -> tuple[tuple[str, ...], ...]:
+    """Further answers, each a text or a list of the answer and its aliases."""
+    each = (tuple(dict.fromkeys(entry.texts())) for entry in field.entries())
+    return tuple(answers for answers in each if answers)
+
+
 def _in_group(question: Question, field: Field) -> Question:
     group, condition = field["group"].name(), field["condition"]
     if group is None:
@@ -172,7 +183,7 @@ def _in_group(question: Question, field: Field) -> Question:
     if text not in CONDITIONS:
         condition.wrong(f"{condition.path} should be one of {', '.join(CONDITIONS)}; got {shown(condition.value)}")
         text = ANY
-    return Question(question.kind, question.prompt, question.answers, group, text)
+    return replace(question, group=group, condition=text)
 
 
 def _one_of(field: Field, names: tuple[str, ...]) -> str | None:

@@ -60,7 +60,10 @@ def stated_id(record: Any) -> str | None:
 
 
 def _stated_id(r: Field) -> str | None:
-    return r["id"].name() or r["case_id"].name()
+    stated = r["id"].name() or r["case_id"].name()
+    # QAEdit, whose object is `target`, is made of several sets and counts anew in each.
+    source = r["source"].name() if stated and r.has("target") else None
+    return f"{source} {stated}" if source else stated
 
 
 def _place_of_form(form: Form, prompt: str, subject: str) -> int | None:
@@ -86,7 +89,7 @@ def _form(r: Field) -> Form:
         return plain
     if not lacking(r, ULTRAEDITBENCH.required):
         return ULTRAEDITBENCH
-    if (isinstance(r["edit"].value, Mapping) and r["edit"].has("prompt")) or any(r.has(axis) for axis in AXES):
+    if any(r["edit"].has(name) for name in ("prompt", "fact_prompt")) or any(r.has(axis) for axis in AXES):
         return RIPPLE
     if any(r.has(name) for name in ("para_question", "sub_question")):
         return UNKE

@@ -3,6 +3,7 @@
 requests        requests, documents and responses in the forms of the installed release
 exact_requests  requests for one token of an object
 sampled         texts sampled from generators of their own
+rolling         the rolling likelihood of a text's own tokens
 exact_model     HFLM as the one rule for tokens wants it
 endings         whether, and with what, an output ended
 outputs         what a model said, with what is known of its end

@@ -10,7 +10,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
 from lm_eval_edit.facts.tokens import appended, ask_as, without_appended
-from lm_eval_edit.harness import sampled
+from lm_eval_edit.harness import rolling, sampled
 from lm_eval_edit.harness.exact_requests import OneToken, as_pairs
 
 logger = logging.getLogger("lm_eval_edit")
@@ -45,6 +45,10 @@ class ExactHFLM(HFLM):
         stock = super().generate_until
         return sampled.answered(self, requests, lambda some: stock(some, disable_tqdm=disable_tqdm), disable_tqdm)
 
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+        """As in HFLM, with every window asked for itself (`harness.rolling`)."""
+        return rolling.apart(self, super().loglikelihood_rolling)(requests, disable_tqdm=disable_tqdm)
+
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         if isinstance(continuation, OneToken):
             return continuation.encoded(self, context)
@@ -53,8 +57,8 @@ class ExactHFLM(HFLM):
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, left_truncate_len: int | None = None, **kwargs: Any
     ) -> list[int]:
-        """As in HFLM, without a token that the tokenizer would put behind every text."""
-        ids = super().tok_encode(string, add_special_tokens=add_special_tokens, **kwargs)
+        """As in HFLM, without a token that the tokenizer would put behind every text, or around a whole one."""
+        ids = rolling.own_tokens(super().tok_encode)(string, add_special_tokens=add_special_tokens, **kwargs)
         if self._appended:
             ids = without_appended(self.tokenizer, string, ids)
         return ids[-left_truncate_len:] if left_truncate_len else ids

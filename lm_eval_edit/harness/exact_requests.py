@@ -182,8 +182,9 @@ def evaluating(lm: Any) -> Iterator[None]:
 
 
 def _taught(lm: Any) -> dict[str, Callable[..., Any]]:
-    """What a plain HFLM lacks to answer requests for one token, and to sample with generators of their own."""
-    from lm_eval_edit.harness import sampled
+    """What a plain HFLM lacks: to answer requests for one token, to sample with generators of their own, to ask a text
+    for its own tokens."""
+    from lm_eval_edit.harness import rolling, sampled
 
     asked, encode_pair, generate = lm.loglikelihood, lm._encode_pair, lm.generate_until
 
@@ -198,7 +199,13 @@ def _taught(lm: Any) -> dict[str, Callable[..., Any]]:
     def generate_until(requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         return sampled.answered(lm, requests, lambda some: generate(some, disable_tqdm=disable_tqdm), disable_tqdm)
 
-    return {"loglikelihood": loglikelihood, "_encode_pair": _encode_pair, "generate_until": generate_until}
+    return {
+        "loglikelihood": loglikelihood,
+        "_encode_pair": _encode_pair,
+        "generate_until": generate_until,
+        "loglikelihood_rolling": rolling.apart(lm, lm.loglikelihood_rolling),
+        "tok_encode": rolling.own_tokens(lm.tok_encode),
+    }
 
 
 def tell_tasks_their_model() -> None:

@@ -25,7 +25,7 @@ from lm_eval.api.task import ConfigurableTask
 from lm_eval_edit import demo
 from lm_eval_edit._support.files import read_records, sha256
 from lm_eval_edit.errors import ConfigurationError, UserError
-from lm_eval_edit.harness import requests
+from lm_eval_edit.harness import exact_requests, requests, rolling
 from lm_eval_edit.moments.corpus import load_corpus
 from lm_eval_edit.tasklib.bootstrap import cluster_bootstrap
 from lm_eval_edit.tasklib.records.sources import folder_of, place_of
@@ -199,8 +199,11 @@ def weighted_perplexity_stderr(items: Sequence[Sequence[float]]) -> float:
         return cluster_bootstrap([int(item[0]) for item in items], counts, _perplexity)
 
 
+exact_requests.tell_tasks_their_model()
+
+
 class PerplexityTask(ConfigurableTask):
-    """The task; scores nothing where the run was told to score nothing.
+    """The task: every token of a row counts and no other; scores nothing where the run was told to score nothing.
 
     Args:
         config: The task's YAML with the run's metadata.
@@ -208,6 +211,10 @@ class PerplexityTask(ConfigurableTask):
 
     def __init__(self, config: Mapping[str, Any]):
         super().__init__(config={key: value for key, value in config.items() if key != "class"})
+
+    def construct_requests(self, doc: dict[str, Any], ctx: str, **kwargs: Any) -> Any:
+        """As in the harness, of the row's own tokens."""
+        return rolling.ask_whole(super().construct_requests(doc, ctx, **kwargs))
 
     def process_results(self, doc: Mapping[str, Any], results: Sequence[Any]) -> dict[str, Any]:
         """The document's metrics."""

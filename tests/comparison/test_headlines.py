@@ -113,6 +113,16 @@ def test_another_metric_that_is_not_finite_does_not_keep_the_headline_from_being
     assert (status, err) == (0, "") and "| quality |" in out
 
 
+def test_a_metric_that_one_run_alone_has_does_not_keep_the_headline_from_being_judged(check, tmp_path, capsys):
+    """An unedited `hf` has no figure of what edits left unchanged; `edited_hf` has."""
+    plain = {"t": [sample(i, {"quality": 1.0}) for i in range(60)]}
+    for runs, side in ((quality([1.0] * 60), plain), "base"), ((plain, quality([1.0] * 60)), "edited"):
+        status, out, err = check(*runs, "--max-drop", 0.1)
+        assert (status, err) == (0, "") and "| quality |" in out and "| answered |" not in out
+        assert cli.main(["compare", str(tmp_path / "base"), str(tmp_path / "current")]) == 0
+        assert f"answered: only the {side} run has it" in " ".join(capsys.readouterr().err.split())
+
+
 def test_a_metric_whose_values_are_not_logged(check):
     """The results report it, the samples do not hold it: nothing says how sure its figure is."""
     rows = [row | {"metrics": ["answered"]} for row in quality([1.0] * 60)["t"]]

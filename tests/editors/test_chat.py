@@ -37,6 +37,7 @@ METHODS = {
     "kn": ({}, None),
     "rect": ({**ONE, "over": "rome", "mom2_adjustment": False}, FLAT),
     "prune": ({**ONE, "over": "rome", "mom2_adjustment": False}, FLAT),
+    "sphere": ({**ONE, "over": "rome", "mom2_adjustment": False}, FLAT),
     "random": ({**ONE, "like": "rome", "mom2_adjustment": False}, FLAT),
 }
 

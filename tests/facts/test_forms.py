@@ -209,7 +209,7 @@ def test_wikibigedit_qaedit_and_wikibio(tmp_path):
     wiki, qa, bio = load_facts(write(tmp_path, WIKIBIGEDIT, QAEDIT, WIKIBIO))
     assert wiki.template == "What is the capital of {}?" and wiki.target_new == "Kelm"
     assert wiki.paraphrases == ("Orvanta's capital is?",) and wiki.locality == (Probe("What of Tor?", "Arl"),)
-    assert (qa.id, qa.target_new) == ("4", "Kelm") and qa.locality == (Probe("What of Tor?", "Arl"),) * 2
+    assert (qa.id, qa.target_new) == ("NQ 4", "Kelm") and qa.locality == (Probe("What of Tor?", "Arl"),) * 2
     assert bio.template == "This is about {}. It" and bio.target_new == "is a land"
 
 
@@ -295,3 +295,14 @@ def test_columns_of_another_form_that_are_empty_do_not_matter(tmp_path):
 def test_records_of_another_form_name_the_forms(tmp_path, record, message):
     with pytest.raises(UserError, match=message):
         load_facts(write(tmp_path, record))
+
+
+def test_a_flat_locality_needs_its_answers_by_either_of_their_names(tmp_path):
+    """CKnowEdit calls them `locality_answer`."""
+    (fact,) = load_facts(write(tmp_path, FLAT | {"locality_prompt": ["p"], "locality_answer": ["a"]}))
+    assert fact.locality == (Probe("p", "a"),)
+    with pytest.raises(
+        UserError, match="record 1: field 'locality_ground_truth' is missing: 'locality_prompt' is there"
+    ):
+        load_facts(write(tmp_path, FLAT | {"locality_prompt": ["p"]}))
+    assert not load_facts(write(tmp_path, FLAT | {"locality_prompt": None}))[0].locality

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import random
 import unicodedata
 
 import pytest
 
-from lm_eval_edit import UserError, load_facts
-from lm_eval_edit.facts.fact import parse_record, parse_records
+from lm_eval_edit import load_facts
+from tests.support.junk_records import facts_or_error, junk_records
 from tests.support.record_forms import COUNTERFACT, FLAT, MQUAKE, OWN, QAEDIT, WIKIBIGEDIT, WIKIBIO, ZSRE, write
 
 
@@ -48,48 +47,19 @@ def test_other_missing_texts_skip_the_record_too(tmp_path, record, reason):
 
 
 def test_whatever_a_record_holds_the_answer_is_facts_or_a_user_error():
-    draw = random.Random(5)
-    fields = sorted(
-        {name for record in (OWN, FLAT, ZSRE, COUNTERFACT, MQUAKE, WIKIBIGEDIT, QAEDIT, WIKIBIO) for name in record}
-    )
-    fields += [
-        "portability",
-        "portability_prompt",
-        "questions",
-        "new_answer",
-        "mhop_ans",
-        "locality_prompt",
-        "locality_ground_truth",
-        "rephrase_prompt",
-        "paraphrases",
-        "target_true",
-        "question",
-    ]
-    texts = ["", " ", "Orvanta", "The capital of Orvanta is", "{}", "{} is {}", "\ud800", "\0", "e\u0301"]
-
-    def junk(depth: int):
-        if depth and draw.random() < 0.4:
-            return [junk(depth - 1) for _ in range(draw.randrange(3))]
-        if depth and draw.random() < 0.4:
-            names = ["prompt", "ground_truth", "answer", "loc", "loc_ans", "str", "subject", "target_new", "x"]
-            return {name: junk(depth - 1) for name in draw.sample(names, draw.randrange(6))}
-        return draw.choice([None, math.nan, math.inf, True, 0, 1998.0, *texts, *texts])
-
+    good = (OWN, FLAT, ZSRE, COUNTERFACT, MQUAKE, WIKIBIGEDIT, QAEDIT, WIKIBIO)
+    more = (
+        "portability", "portability_prompt", "questions", "new_answer", "mhop_ans", "locality_prompt",
+        "locality_ground_truth", "rephrase_prompt", "paraphrases", "target_true", "question",
+    )  # fmt: skip
+    inner = ("prompt", "ground_truth", "answer", "loc", "loc_ans", "str", "subject", "target_new", "x")
     read = 0
-    for _ in range(4000):
-        good = draw.choice([OWN, FLAT, ZSRE, COUNTERFACT, MQUAKE, WIKIBIGEDIT, QAEDIT, WIKIBIO])
-        record = good | {name: junk(3) for name in draw.sample(fields, draw.randrange(4))}
-        try:
-            facts = parse_records(record, "here", "0")
-        except UserError as error:
-            str(error).encode()
-            continue
-        for fact in facts:
+    for record in junk_records(5, 4000, good, more, inner):
+        for fact in facts_or_error(record):
             read += 1
             json.dumps(fact.record(), ensure_ascii=False).encode()
             if fact.problem() is None:
                 assert fact.target_new.strip() and fact.text.strip()
                 assert not fact.subject.strip() or fact.template.count("{}") == 1
                 assert fact.subject.strip() == "" or fact.subject in fact.text
-            assert parse_record(fact.record(), "ledger", "0") == fact, "as a ledger keeps it"
     assert read > 1000

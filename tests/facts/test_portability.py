@@ -95,6 +95,7 @@ def test_a_case_of_mquake_keeps_its_questions_with_its_last_fact(tmp_path):
         ([{"kind": "alias", "prompt": "p"}], r'portability\[0\] should be {"kind"'),
         ([{"kind": "alias", "prompt": "p", "answers": ["a"], "group": "g", "condition": "one"}],
          r"portability\[0\].condition should be one of any, all; got 'one'"),
+        ({"New Question": "Q?"}, r"field 'portability.New Answer' is missing"),
         ({"Reasoning": ["x"]}, r"portability.Reasoning\[0\] should be {"),
         ({"one_hop": {"prompt": ["p", "q"], "ground_truth": ["a"]}},
          r"portability.one_hop.prompt and portability.one_hop.ground_truth should be lists of the same length"),

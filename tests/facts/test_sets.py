@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
-import random
 from pathlib import Path
 
 import pytest
@@ -15,7 +13,7 @@ from lm_eval_edit.editors.hyperparameters import resolve
 from lm_eval_edit.edits.scheduled import usable
 from lm_eval_edit.facts import Fact, Probe, Question, parse_record
 from lm_eval_edit.facts.contradictions import repetitions
-from lm_eval_edit.facts.fact import parse_records
+from tests.support.junk_records import facts_or_error, junk_records
 from tests.support.tiny import tiny_model
 
 OPTIONS = {"mend": {"archive": "demo"}}
@@ -100,8 +98,16 @@ def test_wikibigedit(tmp_path):
 
 def test_qaedit(tmp_path):
     (fact,) = load_facts(write(tmp_path, QAEDIT))
-    assert (fact.id, fact.target_new, fact.portability) == ("4", "Kelm", ())
+    assert (fact.id, fact.target_new, fact.portability) == ("NQ 4", "Kelm", ())
     assert fact.locality == (Probe("What of Tor?", "Arl"),) * 5
+
+
+def test_qaedit_counts_anew_in_each_of_its_sets(tmp_path):
+    """37 numbers of the thousand records of its GitHub copy stand there two or three times."""
+    facts = load_facts(write(tmp_path, QAEDIT, QAEDIT | {"source": "TQA"}, QAEDIT | {"source": None}))
+    assert [fact.id for fact in facts] == ["NQ 4", "TQA 4", "4"]
+    with pytest.raises(UserError, match="records 1 and 2 have the same id 'NQ 4'"):
+        load_facts(write(tmp_path, QAEDIT, QAEDIT))
 
 
 def test_ultraeditbench_names_no_subject(tmp_path):
@@ -130,6 +136,62 @@ def test_ripple_edits_where_subject_and_target_are_resolved(tmp_path):
         Question("multi_hop", "Its capital lies on the", ("Lenta",), "Compositionality_I 0", "all"),
         Question("alias", "The capital of the Republic of Orvanta is", ("Kelm", "Kelm City")),
     )
+
+
+def test_every_answer_of_a_query_of_ripple_edits_has_to_be_said(tmp_path):
+    """As the published code has it; a query with an answer that has no text cannot be judged."""
+    siblings = query("The siblings of Per Odd are", "Ilse Odd", "I", "Ilse")
+    both = siblings | {"answers": [*siblings["answers"], {"value": "Ned Odd", "aliases": []}]}
+    nameless = siblings | {"answers": [*siblings["answers"], {"value": "", "aliases": []}]}
+    tests = [
+        {"test_queries": [both], "test_condition": "OR"},
+        {"test_queries": [nameless], "test_condition": "OR"},
+        {"test_queries": [nameless, siblings], "test_condition": "OR"},
+        {"test_queries": [nameless, siblings], "test_condition": "AND"},
+        {"test_queries": [query("Q", "x"), siblings | {"prompt": " "}], "test_condition": "AND"},
+    ]
+    axes = {"Subject_Aliasing": [], "Compositionality_I": [], "Logical_Generalization": tests}
+    (fact,) = load_facts(write(tmp_path, RIPPLE | axes | {"Forgetfulness": [{"test_queries": [nameless]}]}))
+    one = ("Ilse Odd", "Ilse"), None, "any"
+    assert fact.portability == (
+        Question("logical", "The siblings of Per Odd are", *one, also=(("Ned Odd",),)),
+        Question("logical", "The siblings of Per Odd are", *one),
+    )
+    assert fact.locality[-1] == Probe("The siblings of Per Odd are", "Ilse Odd")
+
+
+def test_the_copy_of_ripple_edits_with_texts_beside_the_ids_is_read(tmp_path):
+    """Its prompts are there without their objects, too."""
+    edit = {
+        "fact_prompt": "The name of the capital of Orvanta is", "prompt": "The name of the capital of Orvanta is K.C.",
+        "subject_id": "Q5", "subject_label": "Orvanta", "target_id": "Q6", "target_label": "Kelm City",
+        "relation": "CAPITAL", "fact_query": {"prompt": "The name of the capital of Orvanta is", "phrase": None},
+    }  # fmt: skip
+    (fact,) = load_facts(write(tmp_path, RIPPLE | {"edit": edit}))
+    assert (fact.text, fact.subject, fact.target_new, fact.target_true) == (
+        edit["fact_prompt"], "Orvanta", "Kelm City", None,
+    )  # fmt: skip
+    assert load_facts(write(tmp_path, RIPPLE | {"edit": without(edit, "prompt")}))[0] == fact
+    # What has no label there is an empty text.
+    facts = load_facts(write(tmp_path, RIPPLE, RIPPLE | {"edit": edit | {"target_label": ""}}))
+    assert "its target by its id only (Q6)" in facts.skipped[0].reason
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_rewrites_that_a_table_has_flattened_are_read(tmp_path, several):
+    """MQuAKE-Remastered as the hub has it."""
+    flat = without(without(CAPITAL, "target_new"), "target_true")
+    flat |= {"target_new_str": "Arl", "target_new_id": "Q1", "target_true_str": "Tor", "target_true_id": None}
+    record = {"case_id": 1, "requested_rewrite": [CITIZEN, flat] if several else flat}
+    (tmp_path / "deep").mkdir()
+    facts = load_facts(write(tmp_path, record))
+    deep = load_facts(
+        write(tmp_path / "deep", record | {"requested_rewrite": [CITIZEN, CAPITAL] if several else CAPITAL})
+    )
+    assert list(facts) == list(deep) and (facts[-1].target_new, facts[-1].target_true) == ("Arl", "Tor")
+    broken = without(flat, "target_new_str")
+    with pytest.raises(UserError, match=r"field 'requested_rewrite(\[1\])?.target_new' is missing"):
+        load_facts(write(tmp_path, record | {"requested_rewrite": [CITIZEN, broken] if several else broken}))
 
 
 @pytest.mark.parametrize(
@@ -342,32 +404,16 @@ def test_other_scripts_go_through_every_reader_unharmed(tmp_path, subject, targe
 
 
 def test_whatever_a_record_of_these_sets_holds_the_answer_is_facts_or_a_user_error():
-    draw = random.Random(7)
-    good = [WIKIBIGEDIT, QAEDIT, ULTRAEDITBENCH, UNKE, RIPPLE, case(1, CITIZEN, CAPITAL)]
-    names = sorted({name for record in good for name in record} | {"portability", "portability_prompt"})
-    inner = ["prompt", "answers", "value", "aliases", "test_queries", "test_condition", "subject", "target", "kind"]
-
-    def junk(depth: int):
-        if depth and draw.random() < 0.4:
-            return [junk(depth - 1) for _ in range(draw.randrange(3))]
-        if depth and draw.random() < 0.5:
-            return {name: junk(depth - 1) for name in draw.sample(inner, draw.randrange(6))}
-        return draw.choice(
-            [None, math.nan, math.inf, True, 0, 1998.0, "", " ", "Orvanta", "{}", "\ud800", "OR", "alias"]
-        )
-
+    good = (WIKIBIGEDIT, QAEDIT, ULTRAEDITBENCH, UNKE, RIPPLE, case(1, CITIZEN, CAPITAL))
+    inner = (
+        "prompt", "answers", "value", "aliases", "test_queries", "test_condition", "subject", "target", "kind", "also",
+    )  # fmt: skip
+    texts = ("", " ", "Orvanta", "{}", "\ud800", "OR", "AND", "alias")
     read = 0
-    for _ in range(3000):
-        record = draw.choice(good) | {name: junk(4) for name in draw.sample(names, draw.randrange(3))}
-        try:
-            facts = parse_records(record, "here", "0")
-        except UserError as error:
-            str(error).encode()
-            continue
-        for fact in facts:
+    for record in junk_records(7, 3000, good, ("portability", "portability_prompt"), inner, texts):
+        for fact in facts_or_error(record):
             read += 1
             assert all(question.answers and question.prompt.strip() for question in fact.portability)
-            assert parse_record(fact.record(), "ledger", "0") == fact
     assert read > 500
 
 
@@ -389,7 +435,7 @@ def test_what_an_editor_cannot_learn_is_listed_with_the_reason(tmp_path):
     file = write(tmp_path, UNKE, UNKE | {"id": 1, "subject": "Orvanta"}, QAEDIT)
     resolved, _ = resolve(find_editor("rome"), tiny_model().config, {})
     facts = usable(load_facts(file), resolved.editor)
-    assert [fact.id for fact in facts] == ["4"]
+    assert [fact.id for fact in facts] == ["NQ 4"]
     first, second = facts.skipped
     assert first.id == "0" and first.reason.startswith("rome needs the subject")
     assert second.id == "1" and second.reason.startswith("rome writes names, phrases and a sentence at most (500")

@@ -47,6 +47,18 @@ def test_perplexity_is_told_that_no_template_touches_it(look, caplog):
     assert len(caplog.records) == 1
 
 
+@pytest.mark.parametrize("task", ["edithurt_zsre", "edithurt_counterfact_generation", "edithurt_z*"])
+@pytest.mark.parametrize("around", [{"apply_chat_template": True}, {"system_instruction": "Be brief."}])
+def test_tasks_that_stand_alone_say_so_before_the_model_loads(look, task, around):
+    told = "asks as the published scripts do, and they know no chat template"
+    with pytest.raises(UserError, match=told):
+        look(SHAPES["default system"][0], ours=(task, "edithurt_rte"), **around)
+    with pytest.raises(UserError) as error:
+        look(None, ours=(task,), apply_chat_template=True)
+    assert told in str(error.value) and "has no chat template" in str(error.value), "with the other problems"
+    look(SHAPES["default system"][0], ours=(task,))
+
+
 def test_no_template(look):
     with pytest.raises(UserError, match="--apply_chat_template: this model's tokenizer has no chat template"):
         look(None, apply_chat_template=True)

@@ -71,6 +71,8 @@ UNUSABLE: dict[str, tuple[str, str]] = {
     "no user alone": ("{{ raise_exception('a system turn must come first') }}", "cannot render .*must come first"),
     "shown twice": ("{% for m in messages %}{{ m.content }} {{ m.content }}{% endfor %}", "2 times, not once"),
     "not shown": ("<|start|>", "0 times, not once"),
+    "lower case": ("{% for m in messages %}<|start|>{{ m.content | lower }}{% endfor %}", "0 times, not once"),
+    "escapes": ("{% for m in messages %}<|start|>{{ m.content | e }}{% endfor %}", "0 times, not once"),
     "inner spaces": (
         "{% for m in messages %}{{ m.content.split() | join('_') }}_{% endfor %}",
         "0 times, not once",

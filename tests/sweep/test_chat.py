@@ -53,3 +53,12 @@ def test_a_model_without_template_is_told_before_it_loads(tmp_path, design):
     with pytest.raises(ConfigurationError, match=r"apply_chat_template: base: .* no chat template") as told:
         checking.check(small(**design), folder.SweepFolder(tmp_path / "out"))
     assert any("edit_chat_template=true: " in each for each in told.value.problems)
+
+
+def test_tasks_that_stand_alone_are_told_before_the_model_loads(tmp_path, design):
+    design["tasks"] = ["edithurt_rte", "edithurt_zsre"]
+    with pytest.raises(ConfigurationError, match="edithurt_zsre asks as the published scripts do"):
+        checking.check(small(**design), folder.SweepFolder(tmp_path / "out"))
+    with pytest.raises(ConfigurationError) as error:  # these facts have no probes
+        checking.check(small(**design | {"apply_chat_template": False}), folder.SweepFolder(tmp_path / "out"))
+    assert "published scripts" not in str(error.value)

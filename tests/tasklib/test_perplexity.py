@@ -12,6 +12,7 @@ import torch
 from lm_eval_edit.demo import CHECKPOINT
 from lm_eval_edit.errors import ConfigurationError, UserError
 from lm_eval_edit.tasklib import perplexity
+from tests.support.chat_models import save_chat
 from tests.support.harness_runs import evaluate
 
 pytestmark = pytest.mark.libraries
@@ -112,3 +113,49 @@ def test_the_figure_is_that_of_a_plain_loop():
     assert figures["bits_per_byte_stderr,none"] > 0 and figures["word_perplexity_stderr,none"] > 0
     assert found["higher_is_better"][perplexity.TASK]["bits_per_byte"] is False
     assert found["configs"][perplexity.TASK]["metadata"]["provenance"]["documents"] == 100
+
+
+def by_hand(model, ids: list[int], first: int, room: int) -> float:
+    """log P of tokens: the first window behind `first`, each later one of what is left behind as many as there is room
+    for, every token counted once."""
+    total, done = 0.0, 0
+    while done < len(ids):
+        end = min(len(ids), done + room)
+        given = [first, *ids][max(0, end - room) : end]
+        with torch.no_grad():
+            logs = model(torch.tensor([given])).logits[0].double().log_softmax(-1)
+        total += sum(float(logs[place - end, ids[place]]) for place in range(done, end))
+        done = end
+    return total
+
+
+@pytest.mark.parametrize("kind", ["hf", "edited_hf"])
+@pytest.mark.parametrize("bos", [True, False])
+def test_every_token_of_a_row_counts_once_and_no_other(tmp_path, kind, bos):
+    """Of rows that repeat themselves over several windows too, whatever the batch; a BOS is no word of the text."""
+    from lm_eval.models.huggingface import HFLM
+
+    from lm_eval_edit import EditedHFLM
+
+    folder = save_chat(tmp_path / "model", None, bos=bos, max_position_embeddings=64)
+    rows = ["Short .", "The long row " * 17, "zwölf Eier 谁是 🏙️", "a", "Another " * 28 + "Another."]
+    (tmp_path / "wikitext.txt").write_text("\n".join(rows), encoding="utf-8")
+    wanted = []
+    for batch_size in (1, 4):
+        lm = (
+            HFLM(str(folder), device="cpu", batch_size=batch_size, dtype="float32")
+            if kind == "hf"
+            else EditedHFLM(pretrained=str(folder), editor="none", device="cpu", batch_size=batch_size)
+        )
+        wanted = wanted or [
+            by_hand(lm.model, lm.tokenizer.encode(row.strip(), add_special_tokens=False), 1, 64) for row in rows
+        ]
+        known = {"pretrained": str(folder), "data_dir": str(tmp_path)}
+        found = evaluate(lm, known, [perplexity.TASK])
+        said = [sample["filtered_resps"][0] for sample in found["samples"][perplexity.TASK]]
+        said = [each[0] if isinstance(each, tuple | list) else each for each in said]
+        assert said == pytest.approx(wanted, rel=1e-5)
+        size = sum(len(row.strip().encode()) for row in rows)
+        bits = found["results"][perplexity.TASK]["bits_per_byte,none"]
+        assert bits == pytest.approx(-sum(wanted) / size / math.log(2), rel=1e-5)
+        assert lm.logits_cache and "tok_encode" not in vars(lm), "as it was"

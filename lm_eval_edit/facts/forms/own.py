@@ -25,7 +25,8 @@ def _flat(r: Field) -> list[Values]:
     # EasyEdit's flattened CounterFact, KnowEdit (its WikiBio with names of its own) and QAEdit.
     worded = either(r, "rephrase_prompt", "rephrase", "paraphrases")
     texts = worded.texts() or either(r, "rephrase", "paraphrases").texts()
-    flat = list(pairs(r["locality_prompt"], r["locality_ground_truth"]))
+    check_beside(r, "locality_prompt", "locality_ground_truth", "locality_answer")
+    flat = list(pairs(r["locality_prompt"], either(r, "locality_ground_truth", "locality_answer")))
     check_beside(r, "portability_prompt", "portability_ground_truth", "portability_answer")
     ported = asked(MULTI_HOP, r["portability_prompt"], either(r, "portability_ground_truth", "portability_answer"))
     return [
@@ -64,6 +65,6 @@ FLAT = Form(
 
 #: Fields that the package's own form does not have: those of EasyEdit, of KnowEdit's WikiBio, and of QAEdit.
 FLAT_ONLY = (
-    "ground_truth", "rephrase_prompt", "locality_prompt", "locality_ground_truth", "rephrase", "portability_prompt",
-    "portability_ground_truth", "portability_answer", "text", "concept", "labels", "target",
+    "ground_truth", "rephrase_prompt", "locality_prompt", "locality_ground_truth", "locality_answer", "rephrase",
+    "portability_prompt", "portability_ground_truth", "portability_answer", "text", "concept", "labels", "target",
 )  # fmt: skip

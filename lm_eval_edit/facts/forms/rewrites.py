@@ -15,14 +15,21 @@ from lm_eval_edit.facts.portability import ANY, MULTI_HOP, Question
 
 def _rewrite(rewrite: Field) -> dict[str, Any]:
     for role in ("target_new", "target_true"):  # null is one that is not known; an object has its text
-        rewrite[role].needs("str")
+        if not rewrite.has(f"{role}_str"):
+            rewrite[role].needs("str")
     return {
         "subject": rewrite["subject"].text(),
         "prompt": rewrite["prompt"].text(),
-        "target_new": rewrite["target_new"]["str"].text(),
-        "target_true": rewrite["target_true"]["str"].text(),
+        "target_new": _object(rewrite, "target_new", "str").text(),
+        "target_true": _object(rewrite, "target_true", "str").text(),
         "relation": rewrite["relation_id"].text(),
     }
+
+
+def _object(rewrite: Field, role: str, part: str) -> Field:
+    """A part of an object: `target_new.str`, or, where a table has flattened it, `target_new_str`."""
+    flat = f"{role}_{part}"
+    return rewrite[flat] if rewrite.has(flat) else rewrite[role][part]
 
 
 def _counterfact(r: Field) -> list[Values]:
@@ -36,7 +43,7 @@ def _counterfact(r: Field) -> list[Values]:
         | {
             "paraphrases": r["paraphrase_prompts"].texts(),
             "generation_prompts": r["generation_prompts"].texts(),
-            "target_new_id": r["requested_rewrite"]["target_new"]["id"].name(),
+            "target_new_id": _object(r["requested_rewrite"], "target_new", "id").name(),
         }
     ]
 
@@ -46,7 +53,7 @@ def _mquake(r: Field) -> list[Values]:
     if not rewrites:
         r.wrong("requested_rewrite is an empty list; give it at least one rewrite")
     for rewrite in rewrites:
-        for name in lacking(rewrite, tuple((name,) for name in _REWRITE)):
+        for name in lacking(rewrite, _REWRITE):
             rewrite.wrong(f"field '{rewrite.path}.{name}' is missing")
     values = [_rewrite(rewrite) | {"question": rewrite["question"].text()} for rewrite in rewrites]
     if values:
@@ -63,8 +70,11 @@ def _questions(r: Field) -> list[Question]:
     return [Question(MULTI_HOP, text, right, group, ANY) for text in texts if right]
 
 
-_REWRITE = ("subject", "prompt", "target_new")
+_REWRITE = (("subject",), ("prompt",), ("target_new", "target_new_str"))
 COUNTERFACT = Form(
-    "CounterFact", tuple((f"requested_rewrite.{name}",) for name in _REWRITE), _counterfact, slot_first=True
+    "CounterFact",
+    tuple(tuple(f"requested_rewrite.{name}" for name in names) for names in _REWRITE),
+    _counterfact,
+    slot_first=True,
 )
 MQUAKE = Form("MQuAKE", (("requested_rewrite",),), _mquake, slot_first=True, several=True)

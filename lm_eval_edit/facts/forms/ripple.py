@@ -2,11 +2,15 @@
 
 The published files name subjects and targets by their Wikidata ids. A copy that has their texts beside the ids is read
 (`subject`, `subject_label` or `subject_name`, and so for `target`, of `edit` and of its `original_fact`); a record that
-has the ids only is passed over, with the reason.
+has the ids only is passed over, with the reason. Where the copy has the sentence without its object, too
+(`fact_prompt`), that is the prompt.
 
     locality      Relation_Specifity, Forgetfulness: what must stay; the first answer counts
     portability   Logical_Generalization, Compositionality_I and _II, Subject_Aliasing: a test is an item of one or
                   several queries, with `test_condition` OR any of them answered, with AND all
+
+A query with several answers (the siblings of somebody) is answered by all of them, each by one of its names. One with
+an answer that has no text, an id that was not resolved, cannot be judged: it is not asked, nor is the rest of an AND.
 
 `condition_queries` say what the unedited model has to know for a test to be fair. They are not asked: the figure of
 the unedited model (editor=none) is there to compare with.
@@ -40,7 +44,7 @@ def _ripple(r: Field) -> list[Values]:
     sentence = edit["prompt"].text()
     values: Values = {
         "subject": subject,
-        "prompt": _prompt(sentence, target),
+        "prompt": edit["fact_prompt"].text() or _prompt(sentence, target),
         "target_new": target,
         "target_true": _text(edit["original_fact"], "target"),
         "relation": edit["relation"].text(),
@@ -77,27 +81,28 @@ def _prompt(sentence: str | None, target: str | None) -> str | None:
     return sentence
 
 
-def _queries(test: Field) -> list[tuple[str, list[str]]]:
-    """(prompt, answers with their aliases) of a test's queries that have both; the first answer is a value."""
+def _queries(test: Field) -> list[tuple[str, list[tuple[str, ...]]]]:
+    """(prompt, the names of each of its answers, none for one without a text) of a test's queries."""
     found = []
     test.needs("test_queries")
     for query in test["test_queries"].entries():
         for name in ("prompt", "answers"):
             query.needs(name)
-        text = query["prompt"].text()
-        right: list[str] = []
-        for answer in query["answers"].entries():
-            if isinstance(answer.value, Mapping):
-                right += [*answer["value"].texts(), *answer["aliases"].texts()]
-            else:
-                right += answer.texts()
-        if text and text.strip() and right:
-            found.append((text, list(dict.fromkeys(right))))
+        found.append(((query["prompt"].text() or "").strip(), list(map(_names_of, query["answers"].entries()))))
     return found
 
 
+def _names_of(answer: Field) -> tuple[str, ...]:
+    """A value and its aliases, those of one letter left out, as the published code does."""
+    if not isinstance(answer.value, Mapping):
+        return tuple(dict.fromkeys(answer.texts()))
+    aliases = [alias for alias in answer["aliases"].texts() if len(alias) > 1 or alias.isdigit()]
+    return tuple(dict.fromkeys([*answer["value"].texts(), *aliases]))
+
+
 def _probes(axis: Field) -> list[tuple[str, str]]:
-    return [(prompt, right[0]) for test in axis.entries() for prompt, right in _queries(test)]
+    queries = [query for test in axis.entries() for query in _queries(test)]
+    return [(prompt, names[0]) for prompt, answers in queries if prompt and (names := next(filter(None, answers), ()))]
 
 
 def _questions(axis: Field, name: str, kind: str) -> list[Question]:
@@ -107,9 +112,12 @@ def _questions(axis: Field, name: str, kind: str) -> list[Question]:
         said = (condition.text() or "OR").strip().upper()
         if said not in _CONDITIONS:
             condition.wrong(f"{condition.path} should be OR or AND; got {shown(condition.value)}")
-        group = f"{name} {number}" if len(queries) > 1 else None
+        judged = [(prompt, answers) for prompt, answers in queries if prompt and answers and all(answers)]
+        if _CONDITIONS.get(said) == ALL and len(judged) < len(queries):
+            continue  # without one of its queries the test would be easier
+        group = f"{name} {number}" if len(judged) > 1 else None
         how = _CONDITIONS.get(said, ANY) if group else ANY
-        found += [Question(kind, prompt, tuple(right), group, how) for prompt, right in queries]
+        found += [Question(kind, prompt, first, group, how, tuple(also)) for prompt, (first, *also) in judged]
     return found
 
 
@@ -117,4 +125,6 @@ def _names(role: str) -> tuple[str, ...]:
     return (f"edit.{role}_id", *(f"edit.{role}{ending}" for ending in _TEXT))
 
 
-RIPPLE = Form("RippleEdits", (("edit.prompt",), _names("subject"), _names("target")), _ripple, remark=_WANTED)
+RIPPLE = Form(
+    "RippleEdits", (("edit.prompt", "edit.fact_prompt"), _names("subject"), _names("target")), _ripple, remark=_WANTED
+)

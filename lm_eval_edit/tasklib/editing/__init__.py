@@ -4,6 +4,7 @@ schedule           the facts of the run's own schedule
 documents          -> documents
 tasks              what is asked about a document, and of which state of the weights
 published          CounterFact and ZsRE as the field's scripts ask them
+alone              tasks around whose prompts nothing may stand
 metrics            answers -> the metrics of a document
 figures            their means, CounterFact's score, and standard errors
 agreement          whether the tasks ask about the facts that the model was edited with

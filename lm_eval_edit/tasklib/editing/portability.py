@@ -6,6 +6,8 @@ what all edit-quality documents have (`documents`):
     kind       of the item (`facts.portability`)
     prompts    its questions in clear, `prompt` being the first
     answers    the right answers of each of them
+    also       of each of them, the further answers that have to be said, each with its aliases; in no document where
+               none has any
     condition  any, or all
 
 The questions of a case are about all its facts: they are asked where the schedule edits the whole case, in the state
@@ -58,6 +60,7 @@ def of_fact(fact: Fact, edit: int) -> list[Document]:
                 "prompt": prompts[0],
                 "prompts": prompts,
                 "answers": [list(question.answers) for question in item],
+                "also": [[list(names) for names in question.also] for question in item],
                 "target": continuing(prompts[0], first.answers[0]),
                 "other": None,
             }
@@ -80,9 +83,13 @@ def last_edits(scheduled: Sequence[Fact]) -> list[int | None]:
 
 def of_schedule(scheduled: Sequence[Fact]) -> list[list[Document]]:
     """For each fact of a schedule the items that can be asked."""
-    return [
+    by_fact = [
         [] if last is None else of_fact(fact, last) for fact, last in zip(scheduled, last_edits(scheduled), strict=True)
     ]
+    if not any(any(doc["also"]) for docs in by_fact for doc in docs):
+        for doc in (doc for docs in by_fact for doc in docs):
+            del doc["also"]  # as results of before have it: compare pairs documents by their content
+    return by_fact
 
 
 def known(scheduled: Sequence[Fact], by_fact: Sequence[Sequence[Document]]) -> dict[str, Any]:
@@ -96,8 +103,13 @@ def known(scheduled: Sequence[Fact], by_fact: Sequence[Sequence[Document]]) -> d
         "facts_without": sum(fact.id not in asked for fact in scheduled),
         "cases_cut": len(_cut(scheduled)),
         "by_kind": dict(Counter(doc["kind"] for doc in docs)),
-        "questions_sha256": hash_json([[doc["prompts"], doc["answers"], doc["condition"]] for doc in docs]),
+        "questions_sha256": hash_json([_said_of(doc) for doc in docs]),
     }
+
+
+def _said_of(doc: Document) -> list[Any]:
+    also = doc.get("also", ())
+    return [doc["prompts"], doc["answers"], doc["condition"], *([also] if any(also) else [])]
 
 
 def _cut(scheduled: Sequence[Fact]) -> set[tuple[str, ...]]:

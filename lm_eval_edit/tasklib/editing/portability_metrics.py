@@ -6,6 +6,7 @@ A response comes as [role, tokens, response], as in `editing.metrics`, one for e
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Any
 
 from lm_eval_edit.facts.portability import ALL, KINDS
@@ -19,20 +20,32 @@ Match = Callable[[str, Sequence[str]], bool]
 def portability(doc: Document, results: Sequence[Response]) -> dict[str, Any]:
     """`score` is `contains`: of what was said, the first sentence or line counts."""
     texts = [text for role, _, text in results if role == SAYS]
-    first = [said.answer(text, right) for text, right in zip(texts, doc["answers"], strict=True)]
+    first = [said.answer(text, list(chain(*every))) for text, every in zip(texts, wanted(doc), strict=True)]
     answered = _item(doc, first, said.contains)
     return with_errors(
         doc["fact_id"],
         score=answered,
         contains=answered,
-        em=_item(doc, first, said.exact),
+        # How several answers are put together, nobody says.
+        em=None if wants_several(doc) else _item(doc, first, said.exact),
         valid=float(all(map(said.is_said, first))),
     ) | _of_kinds(doc, answered)
 
 
+def wanted(doc: Document) -> list[list[list[str]]]:
+    """For each question of an item what has to be said, one name of each: its answer, and those that belong to it."""
+    also = doc.get("also") or [[] for _ in doc["answers"]]
+    return [[names, *more] for names, more in zip(doc["answers"], also, strict=True)]
+
+
+def wants_several(doc: Document) -> bool:
+    """Whether a question of an item has several answers that have to be said."""
+    return any(len(every) > 1 for every in wanted(doc))
+
+
 def _item(doc: Document, answers: Sequence[str], match: Match) -> float:
     """Whether an item is answered: any of its questions, or all, as it says."""
-    right = [match(answer, aliases) for answer, aliases in zip(answers, doc["answers"], strict=True)]
+    right = [all(match(answer, names) for names in every) for answer, every in zip(answers, wanted(doc), strict=True)]
     return float(all(right) if doc["condition"] == ALL else any(right))
 
 

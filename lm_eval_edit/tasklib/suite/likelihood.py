@@ -166,11 +166,15 @@ def _is_likeliest(values: np.ndarray, gold: int) -> float:
 def of_answer(doc: Document, results: Sequence[Response]) -> dict[str, Any]:
     """`process_results` of tasks with one answer.
 
-    `score` is the geometric mean of the probabilities of its tokens, exp(gold_logprob), from 0 to 1; `em` is 1 where
-    each of its tokens is the likeliest.
+    `score` is the geometric mean of the probabilities of its tokens, exp(gold_logprob), from 0 to 1, and 0 of a figure
+    that is no number; `em` is 1 where each of its tokens is the likeliest.
     """
     (gold,) = results
-    return {"score": math.exp(gold.per_token), "em": float(gold[1]), **_common(doc, results)}
+    return {
+        "score": 0.0 if math.isnan(gold.per_token) else math.exp(gold.per_token),
+        "em": float(gold[1]),
+        **_common(doc, results),
+    }
 
 
 def _common(doc: Document, results: Sequence[Response]) -> dict[str, Any]:

@@ -121,6 +121,37 @@ def test_a_group_is_one_item_answered_as_it_says(tmp_path, right, any_of, all_of
         assert len(found["samples"][TASK]) == 2 and sorted(model.asked) == ["Q0?", "Q1?", "Q?"]
 
 
+@pytest.mark.parametrize(
+    ("says", "answered"),
+    [
+        (" Per Odd and I. Varn", 1),
+        (" Ilse Varn, Per Odd, Ned", 1),
+        (" Per Odd", 0),
+        (" Varn and Odd", 0),
+        (" Per Odd. Ilse Varn", 0),
+    ],
+)
+def test_several_answers_have_all_to_be_said(tmp_path, says, answered):
+    asked = question("logical", "The siblings of {} are", "Per Odd", also=[["Ilse Varn", "I. Varn"]])
+    found, _ = run(write(tmp_path, fact(1, asked)), lambda prompt: says)
+    values = figures(found, "portability")
+    assert values == {"score": answered, "contains": answered, "logical": answered, "valid": 1}, "no em of several"
+    assert found["samples"][TASK][0]["doc"]["also"] == [[["Ilse Varn", "I. Varn"]]]
+    beside = fact(2, question("logical", "Q?", "x"))
+    found, _ = run(write(tmp_path, beside, fact(1, asked)), lambda prompt: says)
+    values = figures(found, "portability")
+    assert values["score"] == answered / 2 and values["em"] == 0, "of the item that wants one"
+    assert found["results"][TASK]["sample_len"] == 2
+
+
+def test_documents_of_one_answer_each_are_as_they_were(tmp_path):
+    """`compare` pairs documents by their content."""
+    found, _ = run(write(tmp_path, fact(1, question("logical", "Q?", "x"))), lambda prompt: "x")
+    assert set(found["samples"][TASK][0]["doc"]) == {
+        "fact_id", "edit", "subject", "kind", "condition", "prompt", "prompts", "answers", "target", "other",
+    }  # fmt: skip
+
+
 def test_a_full_stop_inside_an_answer_does_not_end_it(tmp_path):
     asked = question("multi_hop", "Where?", "Washington, D.C.")
     found, _ = run(write(tmp_path, fact(1, asked)), lambda prompt: " Washington, D.C. It is large.")

@@ -211,6 +211,26 @@ def test_normal_form(text, normal):
         ("French", ["French language", "French"], True),
         ("anything", ["---", ""], False),
         ("", ["a b"], False),
+        # Wikidata's aliases of countries are codes, which are common words in lower case.
+        (
+            "It is in Europe, as far as I can tell, and so are they",
+            ["Italy", "IT", "IN", "IS", "CAN", "AND", "be"],
+            False,
+        ),
+        ("He lives in the US", ["United States", "US"], True),
+        ("The U.S. government", ["US"], True),
+        ("tell us", ["US"], False),
+        ("the us", ["US"], True),
+        ("us", ["US"], True),
+        ("be", ["be"], True),
+        ("It is large", ["It"], False),
+        ("King's novel It", ["It"], True),
+        ("President Xi's car", ["Xi"], True),
+        ("I am here", ["I"], False),
+        ("as per Odd", ["Per Odd"], True),
+        ("Ann", ["ann"], True),
+        ("он и она", ["И"], False),
+        ("在中国", ["中"], True),
     ],
 )
 def test_containment(text, objects, held):

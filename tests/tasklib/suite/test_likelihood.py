@@ -112,6 +112,8 @@ def test_figures_that_are_no_numbers_choose_nothing():
     doc = {"choices": ["a", "b"], "gold": 0, "shortened": False}
     found = of_choices(doc, [Response((math.nan, False), 1), Response((math.nan, False), 1)])
     assert found["score"] == found["acc_norm"] == 0 and math.isnan(found["gold_logprob"])
+    one = of_answer(doc | {"choices": ["a"]}, [Response((math.nan, False), 2)])
+    assert one["score"] == one["em"] == 0 and math.isnan(one["gold_logprob"]), "from 0 to 1, whatever the model"
 
 
 def test_a_response_stays_whole_wherever_it_is_sent():

@@ -94,14 +94,45 @@ def contains(said: str, objects: Sequence[str]) -> bool:
     """Whether an answer holds one of the objects as words of its own, both normalised ("Roman" holds no "Oman").
 
     The normal form makes one word of "Kelm's"; the object is in it all the same. An object of nothing but articles is
-    in an answer that is it, and in no longer one, where they may be articles.
+    in an answer that is it, and in no longer one, where they may be articles. What could be a common word but for its
+    capitals ("US", India's "IN", "Xi") has to be said with them.
     """
-    texts = [normalise(text) for text in (said, _POSSESSIVE.sub("", said))]
-    return exact(said, objects) or any(_holds(text, normalise(each)) for each in objects for text in texts)
+    said_twice = (said, _POSSESSIVE.sub("", said))
+    texts, as_written = [normalise(text) for text in said_twice], [_as_written(text) for text in said_twice]
+    names = [each for each in objects if not _is_short(each)]
+    return (
+        exact(said, objects)
+        or any(_holds(text, normalise(each)) for each in names for text in texts)
+        or any(_holds_short(text, _as_written(each)) for each in objects if _is_short(each) for text in as_written)
+    )
 
 
-def _holds(text: str, words: str) -> bool:
-    place = text.find(words) if words else -1
+def _as_written(text: str) -> str:
+    """The normal form with its capitals and articles."""
+    return " ".join(_NOT_SAID.sub("", unicodedata.normalize("NFKC", text)).split())
+
+
+def _is_short(text: str) -> bool:
+    """Whether a name is one or two letters, or an abbreviation of three: in lower case such are words of a language
+    ("in", "it", "and", "can"), and aliases of countries among them."""
+    word = _as_written(text)
+    has_case = word.isalpha() and word.lower() != word.upper()
+    return has_case and (len(word) <= _LETTERS or (len(word) == _LETTERS + 1 and word.isupper()))
+
+
+_LETTERS = 2
+_WORDS_IN_CAPITALS = ("A", "I")
+
+
+def _holds_short(text: str, name: str) -> bool:
+    """Whether a short name is said as it is written; a capital at an answer's beginning is no name's own."""
+    if name.islower() or name in _WORDS_IN_CAPITALS:
+        return False  # it may be the whole answer only
+    return _holds(text, name, 0 if name.isupper() else 1)
+
+
+def _holds(text: str, words: str, start: int = 0) -> bool:
+    place = text.find(words, start) if words else -1
     while place >= 0:
         end = place + len(words)
         if _parted(text[place - 1 : place], words[0]) and _parted(words[-1], text[end : end + 1]):
