@@ -20,7 +20,11 @@ def portability(doc: Document, results: Sequence[Response]) -> dict[str, Any]:
     """`score` is `contains`: of what was said, the first sentence or line counts."""
     texts = [text for role, _, text in results if role == SAYS]
     first = [said.answer(text, right) for text, right in zip(texts, doc["answers"], strict=True)]
-    answered = _item(doc, first, said.contains)
+    own = [
+        said.without_echo(text, (prompt, doc["subject"]), right)
+        for text, prompt, right in zip(first, doc["prompts"], doc["answers"], strict=True)
+    ]
+    answered = _item(doc, own, said.contains)
     return with_errors(
         doc["fact_id"],
         score=answered,

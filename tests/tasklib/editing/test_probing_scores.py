@@ -162,6 +162,30 @@ def test_facts_without_a_true_object(tmp_path, caplog):
     assert "edithurt_wild: old leaves out 2 of 2 documents" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("says", "score", "old"),
+    [
+        (" Serie A.", 1, 0),
+        (" Serie B.", 0, 1),
+        (" the team of Serie A United plays in Serie B.", 0, 1),  # its name
+        (" Serie A United plays in serie A, not B.", 1, 0),
+        (" Serie A United Serie A United", 0, 0),
+    ],
+)
+def test_what_tells_two_objects_apart_is_compared(tmp_path, says, score, old):
+    """SQuAD's normal form takes the "A" of "Serie A" for an article; the subject's own name answers nothing."""
+    file = tmp_path / "facts.json"
+    fact = {"id": "1", "subject": "Serie A United", "prompt": "{} plays in", "target_new": "Serie A"}
+    question = {"question": "Where does {} play?", "portability": [
+        {"kind": "logical", "prompt": "Where do the players of {} play?", "answers": ["Serie A"]}
+    ]}  # fmt: skip
+    file.write_text(json.dumps([fact | {"target_true": "Serie B"} | question]))
+    metadata = {"model": "an-api", "edit_dataset": str(file), "n_edits": 1}
+    results = evaluate(SpokenLM(lambda prompt: says), metadata, ["edithurt_wild", "edithurt_portability"])
+    assert (figures(results, "wild")["score"], figures(results, "wild")["old"]) == (score, old)
+    assert figures(results, "portability")["score"] == score
+
+
 def test_samples_hold_what_a_judge_needs(metadata):
     results = evaluate(SpokenLM(knows(new=True)), metadata, ["edithurt_wild"])
     sample = results["samples"]["edithurt_wild"][1]
