@@ -13,8 +13,9 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from lm_eval_edit.errors import UserError, in_one_line
+from lm_eval_edit.errors import UserError, in_one_error, in_one_line
 from lm_eval_edit.tasklib.arguments import given, named_model
+from lm_eval_edit.tasklib.editing import bare
 
 logger = logging.getLogger("lm_eval_edit")
 
@@ -71,11 +72,13 @@ def look(asked: Mapping[str, Any], ours: list[str]) -> None:
 
     Raises:
         UserError: the run applies a chat template, and the tokenizer has none, or none of that name, or one that cannot
-            show a user's turn.
+            show a user's turn; or it puts something around prompts of a task that knows none.
     """
     wanted = asked.get("apply_chat_template") or False
     if not wanted and not ours:
         return
+    if found := bare.problems(ours, bool(wanted or asked.get("system_instruction"))):
+        raise in_one_error(found)
     metadata, model = _metadata(asked), asked["model"]
     if wanted and any(fnmatch.fnmatch(PERPLEXITY, name) for name in ours):
         logger.warning(

@@ -24,6 +24,7 @@ from lm_eval_edit.sweep.design import LEAVE_OUT, Design, Model, Row
 from lm_eval_edit.sweep.evaluation import find_tasks
 from lm_eval_edit.sweep.folder import Cell, SweepFolder
 from lm_eval_edit.tasklib import before_loading
+from lm_eval_edit.tasklib.editing import bare
 from lm_eval_edit.tasklib.editing import documents as editing_documents
 
 
@@ -125,6 +126,7 @@ def check(design: Design, folder: SweepFolder, *, dry_run: bool = False) -> Chec
         general, about_schedule = find_tasks(design.tasks, design.include_path)
     except UserError as error:
         problems.append(str(error))
+    problems += bare.problems(design.tasks, design.apply_chat_template)
     rows, schedules, configs = [], {}, {}
     lacking: list[str] = []
     moments: dict[str, SecondMoments] = {}

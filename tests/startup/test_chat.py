@@ -8,7 +8,7 @@ import shutil
 import pytest
 
 import lm_eval_edit._startup.chat as chat
-from lm_eval_edit.errors import UserError
+from lm_eval_edit.errors import ConfigurationError, UserError
 from tests.support.chat_models import SHAPES, UNUSABLE, save_chat
 from tests.support.console_scripts import lm_eval, results_of, samples_of
 from tests.support.tiny import FACTS, write_facts
@@ -45,6 +45,17 @@ def test_perplexity_is_told_that_no_template_touches_it(look, caplog):
     caplog.clear()
     look(template, ours=("edithurt_per*",), apply_chat_template=True)
     assert len(caplog.records) == 1
+
+
+@pytest.mark.parametrize("around", [{"apply_chat_template": True}, {"system_instruction": "Be brief."}])
+def test_tasks_that_ask_as_published_are_refused(look, around):
+    template = SHAPES["brackets"][0]
+    with pytest.raises(UserError, match="edithurt_zsre asks as the published scripts do"):
+        look(template, ours=("edithurt_zsre", "edithurt_rte"), **around)
+    with pytest.raises(ConfigurationError) as told:
+        look(template, ours=("edithurt_*",), **around)
+    assert [each.split()[0] for each in told.value.problems] == ["edithurt_zsre", "edithurt_counterfact_generation"]
+    look(template, ours=("edithurt_zsre",))
 
 
 def test_no_template(look):

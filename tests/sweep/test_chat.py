@@ -53,3 +53,9 @@ def test_a_model_without_template_is_told_before_it_loads(tmp_path, design):
     with pytest.raises(ConfigurationError, match=r"apply_chat_template: base: .* no chat template") as told:
         checking.check(small(**design), folder.SweepFolder(tmp_path / "out"))
     assert any("edit_chat_template=true: " in each for each in told.value.problems)
+
+
+def test_a_task_that_knows_no_template_is_told_before_anything_loads(tmp_path, design):
+    design["tasks"] = ["edithurt_rte", "edithurt_zsre"]
+    with pytest.raises(ConfigurationError, match="edithurt_zsre asks as the published scripts do"):
+        checking.check(small(**design), folder.SweepFolder(tmp_path / "out"))

@@ -7,6 +7,7 @@ published          CounterFact and ZsRE as the field's scripts ask them
 metrics            answers -> the metrics of a document
 figures            their means, CounterFact's score, and standard errors
 agreement          whether the tasks ask about the facts that the model was edited with
+bare               the tasks whose prompts nothing may stand around
 generation         what the model writes about the edited subjects
 generation_inputs  what that needs beside the facts, and whether it is there
 snippets           reference texts

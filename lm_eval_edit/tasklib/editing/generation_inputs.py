@@ -108,20 +108,20 @@ def no_room(prompt: str, fact: str, count: int, most: int) -> str | None:
     if count < most:
         return None
     return (
-        f"{TASK}: the generation prompt {prompt[:60]!r} of fact {fact} has {count} tokens, and a text has {most} with it: "
-        f"shorten it, or give --metadata text_tokens=N with N above {count}"
+        f"{TASK}: the generation prompt {prompt[:60]!r} of fact {fact} has {count} tokens, and a text has {most} with "
+        f"it: shorten it, or give --metadata text_tokens=N with N above {count}"
     )
 
 
 def _too_long(metadata: Mapping[str, Any], docs: Sequence[Mapping[str, Any]], most: int) -> list[str]:
-    """What does not fit where a run's arguments name a tokenizer: a text into the context, the first prompt into one."""
+    """What does not fit, where a run's arguments name a tokenizer: a text into the context, or a prompt into a text."""
     budget = budget_of(dict(metadata), 0)
     if budget is None:
         return []
     if most > budget.limit:
         return [
-            f"{TASK}: text_tokens={most}: this model's context holds {budget.limit} tokens; give --metadata text_tokens=N "
-            f"with N up to {budget.limit}"
+            f"{TASK}: text_tokens={most}: this model's context holds {budget.limit} tokens; give --metadata "
+            f"text_tokens=N with N up to {budget.limit}"
         ]
     for doc in docs:
         for prompt in doc["prompts"]:

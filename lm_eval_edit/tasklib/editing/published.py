@@ -18,6 +18,7 @@ from typing import Any
 from lm_eval.api.instance import Instance
 
 from lm_eval_edit.errors import UserError
+from lm_eval_edit.tasklib.editing import bare
 from lm_eval_edit.tasklib.editing.documents import Document, in_context
 from lm_eval_edit.tasklib.editing.metrics import NEIGHBOURHOOD, OTHER, PUBLISHED, TARGET, ZSRE, prompts_of
 from lm_eval_edit.tasklib.editing.tasks import EditingTask, Question
@@ -30,10 +31,7 @@ def refuse_what_is_around(task: EditingTask, doc: Document, ctx: str) -> None:
         UserError: it did.
     """
     if ctx != doc["prompt"]:
-        raise UserError(
-            f"{task.config.task} asks as the published scripts do, and they know no chat template, system instruction "
-            "or examples: leave them out, or ask for edithurt_editing or edithurt_counterfact"
-        )
+        raise UserError(bare.why_not(task.config.task))
 
 
 class SeveralPromptsTask(EditingTask):
