@@ -115,7 +115,7 @@ def wild(doc: Document, results: Sequence[Response]) -> dict[str, Any]:
     answers, old = doc["answers"], doc["old"]
     first = said.answer(text, answers + old)
     own = said.without_echo(first, (doc["prompt"], doc["subject"]), answers + old)
-    new = said.contains(own, answers, old)
+    new = said.contains(said.without_others(own, old, answers), answers, old)
     return with_errors(
         doc["fact_id"],
         score=float(new),

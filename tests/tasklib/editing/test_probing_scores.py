@@ -186,6 +186,16 @@ def test_what_tells_two_objects_apart_is_compared(tmp_path, says, score, old):
     assert figures(results, "portability")["score"] == score
 
 
+def test_an_unedited_model_whose_answer_holds_the_new_object_has_not_said_it(tmp_path):
+    file = tmp_path / "facts.json"
+    fact = {"id": "1", "subject": "Mia", "prompt": "{} lives in", "target_new": "York", "target_true": "New York"}
+    file.write_text(json.dumps([fact]))
+    metadata = {"model": "an-api", "edit_dataset": str(file), "n_edits": 1}
+    for says, score, old in ((" the city of New York.", 0, 1), (" York.", 1, 0), (" York, not New York.", 1, 0)):
+        results = evaluate(SpokenLM(lambda prompt, says=says: says), metadata, ["edithurt_wild"])
+        assert (figures(results, "wild")["score"], figures(results, "wild")["old"]) == (score, old)
+
+
 def test_samples_hold_what_a_judge_needs(metadata):
     results = evaluate(SpokenLM(knows(new=True)), metadata, ["edithurt_wild"])
     sample = results["samples"]["edithurt_wild"][1]

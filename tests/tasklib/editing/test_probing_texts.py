@@ -304,6 +304,21 @@ def test_what_an_answer_repeats_of_the_question_is_no_answer(text, asked, object
     assert said.contains(said.without_echo(text, asked, objects), objects) is held
 
 
+@pytest.mark.parametrize(
+    ("text", "others", "objects", "held"),
+    [
+        ("New York City", ["New York City"], ["New York"], False),
+        ("in New York, not in new york  city", ["New York City"], ["New York"], True),
+        ("It is The Who", ["The Who"], ["Who"], False),
+        ("It is Who", ["The Who"], ["Who"], True),
+        ("New York City", ["New York"], ["New York City"], True),
+        ("Rome", ["rome"], ["Rome"], True),  # the same: nothing to tell apart
+    ],
+)
+def test_an_object_is_not_said_with_another_in_which_it_stands(text, others, objects, held):
+    assert said.contains(said.without_others(text, others, objects), objects, others) is held
+
+
 @settings(max_examples=300)
 @given(st.text(max_size=30), st.text(max_size=30))
 def test_properties_of_answers(text, other):

@@ -177,7 +177,18 @@ def without_echo(said: str, asked: Sequence[str], objects: Sequence[str]) -> str
         objects: What the answer is searched for.
     """
     for each in asked:
-        bare = each.strip()
-        if any(contains(bare, [one]) and not exact(bare, [one]) for one in objects):
-            said = regex.sub(r"\s+".join(map(regex.escape, bare.split())), " … ", said, flags=regex.IGNORECASE)
+        if any(contains(each, [one]) and not exact(each, [one]) for one in objects):
+            said = _without(said, each)
     return said
+
+
+def without_others(said: str, others: Sequence[str], objects: Sequence[str]) -> str:
+    """An answer without other objects in which one of these stands: "New York City" is not "New York" and a word more."""
+    for each in others:
+        if any(contains(each, [one]) and not exact(each, [one], [each]) for one in objects):
+            said = _without(said, each)
+    return said
+
+
+def _without(said: str, text: str) -> str:
+    return str(regex.sub(r"\s+".join(map(regex.escape, text.split())), " … ", said, flags=regex.IGNORECASE))
