@@ -183,7 +183,7 @@ def without_echo(said: str, asked: Sequence[str], objects: Sequence[str]) -> str
 
 
 def without_others(said: str, others: Sequence[str], objects: Sequence[str]) -> str:
-    """An answer without other objects in which one of these stands: "New York City" is not "New York" and a word more."""
+    """An answer without other objects in which one of these stands: "New York City" is no "New York"."""
     for each in others:
         if any(contains(each, [one]) and not exact(each, [one], [each]) for one in objects):
             said = _without(said, each)
