@@ -10,7 +10,7 @@ import pytest
 from lm_eval_edit.errors import UserError
 from tests.conftest import ROOT
 from tests.support.harness_runs import evaluate, figures
-from tests.support.spoken_lm import ChattingLM, SpokenLM
+from tests.support.spoken_lm import ChattingLM, ServedChatLM, SpokenLM
 
 FACTS = [
     {
@@ -225,6 +225,22 @@ def test_the_harness_own_template_is_not_put_on_twice(metadata):
         "<system>Be brief.</system><user>What is the mother tongue of Nils?</user><assistant>",
         "<system>Be brief.</system><user>Where does Greta live?</user><assistant>",
     }
+
+
+def test_a_chat_behind_an_api_is_sent_the_turns(tmp_path):
+    """No text is made of them here; a task with several prompts of a fact puts each in the turn of the first."""
+    two = [{"kind": "multi_hop", "prompt": f"Which {each} has {{}}?", "answers": ["Zulu"]} for each in ("land", "king")]
+    fact = FACTS[0] | {"portability": [each | {"group": "g"} for each in two] + FACTS[0]["portability"]}
+    file = tmp_path / "facts.json"
+    file.write_text(json.dumps([fact]))
+    metadata = {"model": "an-api", "edit_dataset": str(file), "n_edits": 1}
+    tasks = ["edithurt_wild", "edithurt_wild_chat", "edithurt_reversed", "edithurt_portability"]
+    lm = ServedChatLM(lambda prompt: "Zulu, say." if prompt.startswith("Which") else "Nils speaks Zulu.")
+    results = evaluate(lm, metadata, tasks, apply_chat_template=True, system_instruction="Be brief.")
+    assert [figures(results, task.removeprefix("edithurt_"))["score"] for task in tasks] == [1.0] * 4
+    assert {"Which land has Nils?", "Which king has Nils?", "What is the mother tongue of Nils?"} <= set(lm.asked)
+    turns = [json.loads(args[0].prompt) for s in results["samples"]["edithurt_portability"] for args in s["arguments"]]
+    assert all([turn["role"] for turn in each] == ["system", "user"] for each in turns)
 
 
 def test_a_model_without_a_template_says_so(metadata):
