@@ -15,7 +15,7 @@ from typing import Any
 
 from lm_eval_edit.errors import UserError, in_one_error, in_one_line, problems_of
 from lm_eval_edit.tasklib.arguments import given, named_model
-from lm_eval_edit.tasklib.editing import alone
+from lm_eval_edit.tasklib.editing import bare
 
 logger = logging.getLogger("lm_eval_edit")
 
@@ -72,13 +72,12 @@ def look(asked: Mapping[str, Any], ours: list[str]) -> None:
 
     Raises:
         UserError: the run applies a chat template, and the tokenizer has none, or none of that name, or one that cannot
-            show a user's turn, or a task of ours stands in none; a ConfigurationError where that is several problems.
+            show a user's turn; or it puts something around prompts of a task that knows none.
     """
     wanted = asked.get("apply_chat_template") or False
     if not wanted and not ours:
         return
-    alone_problem = alone.problem(ours, around=bool(wanted or asked.get("system_instruction")))
-    problems = [alone_problem] if alone_problem else []
+    problems = bare.problems(ours, around=bool(wanted or asked.get("system_instruction")))
     try:
         _look_at_template(asked, ours, wanted)
     except UserError as error:

@@ -13,6 +13,7 @@ Which form it is, is read from the class or the value at hand, never from a vers
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -98,3 +99,20 @@ def change_filtered(request: Instance, change: Callable[[Any], Any]) -> None:
     for name, found in request.filtered_resps.items():
         # A response is a text or a pair; a list holds those of several repeats.
         request.filtered_resps[name] = [change(each) for each in found] if isinstance(found, list) else change(found)
+
+
+def turns_of(context: Any) -> list[dict[str, Any]] | None:
+    """The turns of a chat that the model behind an API renders itself; None where the context is a text.
+
+    The harness has no text for such a model: it hands the turns over as JSON, or as they are.
+    """
+    if isinstance(context, str):
+        return None
+    found = json.loads(context.prompt) if hasattr(context, "prompt") else context
+    return [dict(turn) for turn in found]
+
+
+def with_turns(context: Any, turns: Sequence[Mapping[str, Any]]) -> Any:
+    """Other turns in the form of a context that has some."""
+    changed = [dict(turn) for turn in turns]
+    return type(context)(json.dumps(changed, ensure_ascii=False)) if hasattr(context, "prompt") else changed

@@ -24,7 +24,7 @@ from lm_eval_edit.sweep.design import LEAVE_OUT, Design, Model, Row
 from lm_eval_edit.sweep.evaluation import find_tasks
 from lm_eval_edit.sweep.folder import Cell, SweepFolder
 from lm_eval_edit.tasklib import before_loading
-from lm_eval_edit.tasklib.editing import alone
+from lm_eval_edit.tasklib.editing import bare
 from lm_eval_edit.tasklib.editing import documents as editing_documents
 
 
@@ -126,8 +126,7 @@ def check(design: Design, folder: SweepFolder, *, dry_run: bool = False) -> Chec
         general, about_schedule = find_tasks(design.tasks, design.include_path)
     except UserError as error:
         problems.append(str(error))
-    if alone_problem := alone.problem(about_schedule, around=design.apply_chat_template):
-        problems.append(f"apply_chat_template: {alone_problem}")
+    problems += [f"apply_chat_template: {each}" for each in bare.problems(about_schedule, design.apply_chat_template)]
     rows, schedules, configs = [], {}, {}
     lacking: list[str] = []
     moments: dict[str, SecondMoments] = {}

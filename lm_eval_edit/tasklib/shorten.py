@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from lm_eval_edit import demo
+from lm_eval_edit.errors import UserError
 from lm_eval_edit.facts.tokens import ask_as
 from lm_eval_edit.tasklib.arguments import given, named_model
 
@@ -166,6 +167,10 @@ def budget_of(metadata: dict[str, Any], new_tokens: int) -> Budget | None:
         model = str(DEMO_CHECKPOINT)
     elif not given(metadata.get("pretrained")):
         model = None  # an API's name for its model is no checkpoint
+    try:
+        model = demo.loadable(model)  # a word for a checkpoint is no folder, and no hub id
+    except UserError:  # its packages are not there, which the model's own loading says
+        return None
     tokenizer = metadata["tokenizer"] if given(metadata.get("tokenizer")) else model
     if tokenizer is None:
         return None

@@ -8,7 +8,7 @@ import shutil
 import pytest
 
 import lm_eval_edit._startup.chat as chat
-from lm_eval_edit.errors import UserError
+from lm_eval_edit.errors import ConfigurationError, UserError
 from tests.support.chat_models import SHAPES, UNUSABLE, save_chat
 from tests.support.console_scripts import lm_eval, results_of, samples_of
 from tests.support.tiny import FACTS, write_facts
@@ -47,16 +47,19 @@ def test_perplexity_is_told_that_no_template_touches_it(look, caplog):
     assert len(caplog.records) == 1
 
 
-@pytest.mark.parametrize("task", ["edithurt_zsre", "edithurt_counterfact_generation", "edithurt_z*"])
 @pytest.mark.parametrize("around", [{"apply_chat_template": True}, {"system_instruction": "Be brief."}])
-def test_tasks_that_stand_alone_say_so_before_the_model_loads(look, task, around):
-    told = "asks as the published scripts do, and they know no chat template"
-    with pytest.raises(UserError, match=told):
-        look(SHAPES["default system"][0], ours=(task, "edithurt_rte"), **around)
-    with pytest.raises(UserError) as error:
-        look(None, ours=(task,), apply_chat_template=True)
-    assert told in str(error.value) and "has no chat template" in str(error.value), "with the other problems"
-    look(SHAPES["default system"][0], ours=(task,))
+def test_tasks_that_ask_as_published_are_refused(look, around):
+    template = SHAPES["brackets"][0]
+    with pytest.raises(UserError, match="edithurt_zsre asks as the published scripts do"):
+        look(template, ours=("edithurt_zsre", "edithurt_rte"), **around)
+    with pytest.raises(ConfigurationError) as told:
+        look(template, ours=("edithurt_*",), **around)
+    assert [each.split()[0] for each in told.value.problems] == ["edithurt_zsre", "edithurt_counterfact_generation"]
+    with pytest.raises(ConfigurationError) as told:
+        look(None, ours=("edithurt_zsre",), apply_chat_template=True)
+    assert "asks as the published scripts do" in told.value.problems[0], "with the other problems"
+    assert "has no chat template" in told.value.problems[1]
+    look(template, ours=("edithurt_zsre",))
 
 
 def test_no_template(look):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
 from lm_eval.api.model import LM
+from lm_eval.models.api_models import JsonChatStr
 
 LIKELY, UNLIKELY = -0.5, -9.0
 
@@ -44,6 +46,26 @@ class SpokenLM(LM):
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
         raise NotImplementedError
+
+
+class ServedChatLM(SpokenLM):
+    """A chat behind an API, as the harness's `local-chat-completions`: it is sent turns, no text."""
+
+    tokenizer_name = "served"
+
+    def apply_chat_template(
+        self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
+    ) -> JsonChatStr:
+        return JsonChatStr(json.dumps(chat_history))
+
+    def chat_template(self, chat_template: bool | str = False) -> str:
+        return ""
+
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+        assert all(isinstance(request.args[0], JsonChatStr) for request in requests)
+        turns = [json.loads(request.args[0].prompt) for request in requests]
+        self.asked += [turn[-1]["content"] for turn in turns]
+        return [self.says(turn[-1]["content"]) or "" for turn in turns]
 
 
 class ChattingLM(SpokenLM):

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from lm_eval_edit.errors import UserError
 from lm_eval_edit.tasklib import shorten
 from lm_eval_edit.tasklib.suite import prompts, sources
 from lm_eval_edit.tasklib.suite.catalogue import TASKS
@@ -156,6 +157,19 @@ def test_arguments(model, tmp_path, monkeypatch):
 def test_an_unknown_model_is_left_to_its_loader(caplog):
     assert shorten.budget_of({"pretrained": "/no/such/model"}, 5) is None
     assert "prompts are not shortened to fit: AutoTokenizer of /no/such/model cannot be loaded" in caplog.text
+
+
+def test_the_word_for_the_real_model_is_the_folder_it_is_unpacked_into(model, monkeypatch):
+    """No hub id: prompts were not shortened, and the figures that need a tokenizer left out."""
+    monkeypatch.setattr("lm_eval_edit.demo.smollm2.unpack", lambda: model)
+    assert shorten.budget_of({"pretrained": "smollm2"}, 5).limit == 123
+    assert shorten.budget_of({"model": "smollm2"}, 5) is None, "an API's name"
+
+    def absent():
+        raise UserError("not installed")
+
+    monkeypatch.setattr("lm_eval_edit.demo.smollm2.unpack", absent)
+    assert shorten.budget_of({"pretrained": "smollm2"}, 5) is None, "which its loader will say"
 
 
 def test_objects_from_python(model):

@@ -4,10 +4,10 @@ schedule           the facts of the run's own schedule
 documents          -> documents
 tasks              what is asked about a document, and of which state of the weights
 published          CounterFact and ZsRE as the field's scripts ask them
-alone              tasks around whose prompts nothing may stand
 metrics            answers -> the metrics of a document
 figures            their means, CounterFact's score, and standard errors
 agreement          whether the tasks ask about the facts that the model was edited with
+bare               the tasks whose prompts nothing may stand around
 generation         what the model writes about the edited subjects
 generation_inputs  what that needs beside the facts, and whether it is there
 snippets           reference texts

@@ -43,9 +43,10 @@ def check_asked(requests: Sequence[Instance], model: EditSettings, facts: Facts 
         found = _differences(schedule, model, facts, last[key])
         if found:
             raise UserError(
-                f"the tasks of edithurt_editing ask about other edits than the model carries: {'; '.join(found)}. Give "
-                f"options of edits, and data_dir where the facts come from it, as --model_args and not as --metadata, "
-                f"which the model does not see; from Python, give the task manager's metadata the model's arguments"
+                f"the tasks about the run's facts ask about other edits than the model carries: {'; '.join(found)}. "
+                f"Give options of edits, and data_dir where the facts come from it, as --model_args and not as "
+                f"--metadata, which the model does not see; from Python, give the task manager's metadata the model's "
+                f"arguments"
             )
 
 

@@ -181,7 +181,7 @@ def in_context(doc: Mapping[str, Any], role: str, prompt: str, chat: bool = Fals
 GENERATION = "counterfact_generation"
 
 #: Task -> its documents of one fact, and what a fact without any lacks.
-KINDS: dict[str, tuple[Callable[[Fact, int], list[Document]], str]] = {
+KINDS: dict[str, tuple[Callable[..., list[Document]], str]] = {
     "efficacy": (efficacy, "prompt"),
     "generalization": (generalization, "paraphrase"),
     "locality": (locality, "locality probe"),
@@ -191,6 +191,8 @@ KINDS: dict[str, tuple[Callable[[Fact, int], list[Document]], str]] = {
     portability.TASK: (portability.of_fact, portability.LACKS),
     **probing.KINDS,
 }
+#: Those that ask a fact's own prompt, or with `edit_chat_template` what the user says where it is edited.
+WHERE_EDITED = ("efficacy", "negation")
 OF_GROUP = ("efficacy", "generalization", "locality")
 #: Group -> the tasks that it asks for.
 GROUPS: dict[str, tuple[str, ...]] = {GROUP: OF_GROUP, probing.GROUP: probing.IN_GROUP}
@@ -226,7 +228,7 @@ def _by_fact(task: str, scheduled: Sequence[Fact], chatting: bool = False) -> li
     """
     if task == portability.TASK:
         return portability.of_schedule(scheduled)
-    made = partial(efficacy, in_chat=chatting) if task == "efficacy" else KINDS[task][0]
+    made = partial(KINDS[task][0], in_chat=chatting) if task in WHERE_EDITED else KINDS[task][0]
     return [made(fact, edit) for edit, fact in enumerate(scheduled)]
 
 

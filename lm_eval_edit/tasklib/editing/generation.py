@@ -17,7 +17,7 @@ from lm_eval_edit.errors import ConfigurationError, UserError
 from lm_eval_edit.harness import exact_requests, requests
 from lm_eval_edit.tasklib.editing import texts
 from lm_eval_edit.tasklib.editing.documents import Document
-from lm_eval_edit.tasklib.editing.generation_inputs import TASK, inputs, problems
+from lm_eval_edit.tasklib.editing.generation_inputs import TASK, inputs, no_room, problems
 from lm_eval_edit.tasklib.editing.metrics import SAYS, with_errors
 from lm_eval_edit.tasklib.editing.published import refuse_what_is_around
 from lm_eval_edit.tasklib.editing.tasks import EditingTask, Question
@@ -65,11 +65,8 @@ class GenerationTask(EditingTask):
                 f"{TASK}: how many tokens a prompt has is not known for this model: name its tokenizer, "
                 f"tokenizer=... in --model_args or --metadata"
             )
-        if count >= most:
-            raise UserError(
-                f"{TASK}: the generation prompt {prompt[:60]!r} of fact {doc['fact_id']} has {count} tokens, and a "
-                f"text has {most} with it: shorten it, or give --metadata text_tokens=N with N above {count}"
-            )
+        if found := no_room(prompt, doc["fact_id"], count, most):
+            raise UserError(found)
         how = {
             "until": [],
             "do_sample": True,

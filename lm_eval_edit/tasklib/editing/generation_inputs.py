@@ -8,9 +8,11 @@ from typing import Any
 
 from lm_eval_edit import demo
 from lm_eval_edit.errors import UserError, in_one_error, problems_of
+from lm_eval_edit.facts.tokens import encode, most_tokens
 from lm_eval_edit.tasklib.arguments import given
 from lm_eval_edit.tasklib.editing import texts
 from lm_eval_edit.tasklib.editing.snippets import Snippets, read_snippets
+from lm_eval_edit.tasklib.shorten import budget_of
 
 TASK = "edithurt_counterfact_generation"
 MAX_TOKENS = 100
@@ -96,6 +98,40 @@ def _whole(metadata: Mapping[str, Any], name: str, default: int, least: int) -> 
     return int(value)
 
 
+def no_room(prompt: str, fact: str, count: int, most: int) -> str | None:
+    """Why a generation prompt leaves no room for a text; None where it does.
+
+    Args:
+        count: Its tokens.
+        most: Those of a text, its prompt included.
+    """
+    if count < most:
+        return None
+    return (
+        f"{TASK}: the generation prompt {prompt[:60]!r} of fact {fact} has {count} tokens, and a text has {most} with "
+        f"it: shorten it, or give --metadata text_tokens=N with N above {count}"
+    )
+
+
+def _too_long(metadata: Mapping[str, Any], docs: Sequence[Mapping[str, Any]], most: int) -> list[str]:
+    """What does not fit, where a run's arguments name a tokenizer: a text into the context, or a prompt into a text."""
+    budget = budget_of(dict(metadata), 0)
+    if budget is None:
+        return []
+    if most > budget.limit:
+        return [
+            f"{TASK}: text_tokens={most}: this model's context holds {budget.limit} tokens; give --metadata "
+            f"text_tokens=N with N up to {budget.limit}"
+        ]
+    for doc in docs:
+        for prompt in doc["prompts"]:
+            if most_tokens(prompt) >= most:
+                found = no_room(prompt, doc["fact_id"], len(encode(budget.tokenizer, prompt)), most)
+                if found is not None:
+                    return [found]
+    return []
+
+
 def problems(metadata: Mapping[str, Any], source: str, docs: Sequence[Mapping[str, Any]]) -> list[str]:
     """What the task lacks, as sentences, before anything is loaded.
 
@@ -115,6 +151,7 @@ def problems(metadata: Mapping[str, Any], source: str, docs: Sequence[Mapping[st
         texts.word_tokenizer(found.word_tokenizer)
     except UserError as error:
         problems += problems_of(error)
+    problems += _too_long(metadata, docs, found.text_tokens)
     snippets = found.snippets
     if snippets is None:
         return problems

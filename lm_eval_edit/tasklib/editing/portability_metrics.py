@@ -20,8 +20,13 @@ Match = Callable[[str, Sequence[str]], bool]
 def portability(doc: Document, results: Sequence[Response]) -> dict[str, Any]:
     """`score` is `contains`: of what was said, the first sentence or line counts."""
     texts = [text for role, _, text in results if role == SAYS]
-    first = [said.answer(text, list(chain(*every))) for text, every in zip(texts, wanted(doc), strict=True)]
-    answered = _item(doc, first, said.contains)
+    objects = [list(chain(*every)) for every in wanted(doc)]
+    first = [said.answer(text, names) for text, names in zip(texts, objects, strict=True)]
+    own = [
+        said.without_echo(text, (prompt, doc["subject"]), names)
+        for text, prompt, names in zip(first, doc["prompts"], objects, strict=True)
+    ]
+    answered = _item(doc, own, said.contains)
     return with_errors(
         doc["fact_id"],
         score=answered,

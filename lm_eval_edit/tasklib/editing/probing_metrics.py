@@ -112,14 +112,15 @@ def _points(margin: float) -> float:
 def wild(doc: Document, results: Sequence[Response]) -> dict[str, Any]:
     """`score` is `contains`; of what was said, the first sentence or line counts."""
     (text,) = _by_role(results)[SAYS]
-    objects = doc["answers"] + doc["old"]
-    first = said.answer(text, objects)
-    new = said.contains(first, doc["answers"])
+    answers, old = doc["answers"], doc["old"]
+    first = said.answer(text, answers + old)
+    own = said.without_echo(first, (doc["prompt"], doc["subject"]), answers + old)
+    new = said.contains(said.without_others(own, old, answers), answers, old)
     return with_errors(
         doc["fact_id"],
         score=float(new),
         contains=float(new),
-        em=float(said.exact(first, doc["answers"])),
-        old=float(not new and said.contains(first, doc["old"])) if doc["old"] else None,
+        em=float(said.exact(first, answers, old)),
+        old=float(not new and said.contains(own, old, answers)) if old else None,
         valid=float(said.is_said(first)),
     )

@@ -13,6 +13,7 @@ from lm_eval.api.instance import Instance
 
 from lm_eval_edit.errors import UserError
 from lm_eval_edit.facts.separators import continuing
+from lm_eval_edit.harness import requests
 from lm_eval_edit.tasklib.editing.documents import Document
 from lm_eval_edit.tasklib.editing.metrics import OTHER, SAYS, TARGET
 from lm_eval_edit.tasklib.editing.probing import chat, said
@@ -25,6 +26,9 @@ _WORDS_AFTER_NEGATION = 12  # tokens of the answer to a negated prompt that samp
 class Around:
     """What the harness put around a document's prompt.
 
+    Args:
+        ctx: The prompt with it: a text, or the turns of a chat that the model renders itself, the last with the prompt.
+
     Attributes:
         before, after: What stands on both sides of it. Something behind is a chat template's beginning of the answer.
 
@@ -32,24 +36,29 @@ class Around:
         UserError: the prompt is not in the text.
     """
 
-    def __init__(self, prompt: str, ctx: str):
-        self.before, found, self.after = ctx.rpartition(prompt)
+    def __init__(self, prompt: str, ctx: Any):
+        self._ctx, self._turns = ctx, requests.turns_of(ctx)
+        text = ctx if self._turns is None else self._turns[-1]["content"]
+        self.before, found, self.after = text.rpartition(prompt)
         if not found:
             # A chat template may drop the white space at a message's ends.
-            self.before, found, self.after = ctx.rpartition(prompt.strip())
+            self.before, found, self.after = text.rpartition(prompt.strip())
         if not found:
             raise UserError(
-                f"the prompt {prompt[:60]!r} is not in what the harness asks ({ctx[:60]!r}): a task that asks several "
+                f"the prompt {prompt[:60]!r} is not in what the harness asks ({text[:60]!r}): a task that asks several "
                 f"prompts of a fact cannot put the same around the others"
             )
 
-    def prompt(self, text: str) -> str:
+    def prompt(self, text: str) -> Any:
         """Another prompt with the same around it."""
-        return f"{self.before}{text}{self.after}"
+        asked = f"{self.before}{text}{self.after}"
+        if self._turns is None:
+            return asked
+        return requests.with_turns(self._ctx, [*self._turns[:-1], self._turns[-1] | {"content": asked}])
 
     def object(self, joined: str) -> str:
         """An object as it continues a prompt with this around it, from how it continues the prompt alone."""
-        return joined.lstrip() if self.after else joined
+        return joined.lstrip() if self.after or self._turns is not None else joined
 
 
 class NegationTask(EditingTask):

@@ -4,7 +4,9 @@
 where that makes other tokens, as the MEMIT repository does (experiments/py/eval_utils_counterfact.py): prompt, space
 and object as one text, the object's tokens those of " object" alone, each asked behind as many tokens of the whole as
 the prompt alone has, whatever they are. `edithurt_zsre` asks as its eval_utils_zsre.py: each token of the right object
-after the prompt and the object's tokens before it.
+after the prompt, one space, and the object's tokens before it. That script cuts the object alone, and reads what it
+decodes of it again: where that makes other tokens than the text has (SentencePiece), its figures are of no model's
+knowledge, and the tokens of the text are asked here.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from typing import Any
 from lm_eval.api.instance import Instance
 
 from lm_eval_edit.errors import UserError
-from lm_eval_edit.tasklib.editing import alone
+from lm_eval_edit.tasklib.editing import bare
 from lm_eval_edit.tasklib.editing.documents import Document, in_context
 from lm_eval_edit.tasklib.editing.metrics import NEIGHBOURHOOD, OTHER, PUBLISHED, TARGET, ZSRE, prompts_of
 from lm_eval_edit.tasklib.editing.tasks import EditingTask, Question
@@ -29,7 +31,7 @@ def refuse_what_is_around(task: EditingTask, doc: Document, ctx: str) -> None:
         UserError: it did.
     """
     if ctx != doc["prompt"]:
-        raise UserError(alone.refused([str(task.config.task)]))
+        raise UserError(bare.why_not(task.config.task))
 
 
 class SeveralPromptsTask(EditingTask):
@@ -95,7 +97,7 @@ class ZsreTask(SeveralPromptsTask):
 
     def _after(self, doc: Document, kind: str, number: int, prompt: str) -> list[Question]:
         text = doc["answers"][number] if kind == NEIGHBOURHOOD else doc["target"]
-        return self._published(f"{kind} {number} {TARGET}", prompt, text, None)
+        return self._pieces(f"{kind} {number} {TARGET}", prompt, text)
 
     def _absent_metrics(self, docs: Sequence[Document]) -> set[str]:
         names = super()._absent_metrics(docs)

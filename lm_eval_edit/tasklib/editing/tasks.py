@@ -182,20 +182,20 @@ class EditingTask(ConfigurableTask):
             before += piece
         return asked
 
-    def _published(self, role: str, prompt: str, text: str, ours: str | None) -> list[Question]:
+    def _published(self, role: str, prompt: str, text: str, ours: str) -> list[Question]:
         """Requests for an object as the MEMIT repository's scripts take it: one space after the prompt, in the tokens
         that it has alone.
 
         Args:
             text: The object, with that space.
-            ours: The object as it has been asked already; None where it has not. Where both are the same tokens in
-                the same place, nothing more is asked.
+            ours: The object as it has been asked already. Where both are the same tokens in the same place, nothing
+                more is asked.
         """
         model = exact_requests.evaluated()
         if model is None:
             return [] if text == ours else self._pieces(role, prompt, text)
         contexts, ids = exact_requests.tokens_alone(model, prompt, text)
-        if ours is not None and exact_requests.asked_together(model, prompt, ours) == (contexts, ids):
+        if exact_requests.asked_together(model, prompt, ours) == (contexts, ids):
             return []
         return _one_by_one(role, prompt, text, len(ids), alone=True)
 

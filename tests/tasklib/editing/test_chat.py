@@ -81,6 +81,22 @@ def test_efficacy_asks_the_question_where_edits_are_made_there(tmp_path):
         assert found[2]["doc"]["prompt"] == prompt
 
 
+def test_negation_denies_what_was_edited(tmp_path):
+    """`answered` is then what efficacy says of the edit, in chat as elsewhere."""
+    given = world(tmp_path, "default system", editor="ft", edit_batch_size=3, edit_chat_template=True)
+    lm = EditedHFLM(**given, edit_config=FT, device="cpu", batch_size=4)
+    found = evaluate(lm, given, ["edithurt_efficacy", "edithurt_negation"], apply_chat_template=True)["samples"]
+    em = {sample["doc"]["fact_id"]: sample["em"] for sample in found["edithurt_efficacy"]}
+    denied = found["edithurt_negation"]
+    assert all(sample["answered"] == em[sample["doc"]["fact_id"]] for sample in denied)
+    question = "أين تقع باريس؟"
+    assert [sample["doc"]["prompt"] for sample in denied if sample["doc"]["fact_id"] == "2"] == [
+        f'It is not true that the answer to the question "{question}" is',
+        f'The answer to the question "{question}" is not',
+    ]
+    assert all(sample["doc"]["plain"] == question for sample in denied if sample["doc"]["fact_id"] == "2")
+
+
 def test_a_system_instruction_stands_before_every_prompt(tmp_path):
     given = world(tmp_path, "default system", editor="none")
     lm = EditedHFLM(**given, device="cpu")

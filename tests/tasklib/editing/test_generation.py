@@ -269,6 +269,15 @@ def test_a_prompt_that_leaves_no_room_for_a_text(reference, inputs):
         run(HFLM(path, device="cpu"), inputs, pretrained=path, text_tokens=5)
 
 
+def test_what_does_not_fit_is_told_before_the_model_loads(reference, inputs):
+    path = str(reference / "models" / "gpt2-tiny")
+    (problem,) = problems_of(inputs | {"pretrained": path, "text_tokens": 5})
+    assert "tokens, and a text has 5 with it: shorten it" in problem
+    (problem,) = problems_of(inputs | {"pretrained": path, "max_length": 30})
+    assert problem.endswith("context holds 30 tokens; give --metadata text_tokens=N with N up to 30")
+    documents.check_tasks([TASK], inputs | {"pretrained": path})
+
+
 def test_nothing_stands_around_one_of_its_prompts(inputs):
     lm = EditedHFLM(device="cpu")
     with pytest.raises(UserError, match=f"{TASK} asks as the published scripts do"):

@@ -10,7 +10,7 @@ import pytest
 from lm_eval_edit.errors import UserError
 from tests.conftest import ROOT
 from tests.support.harness_runs import evaluate, figures
-from tests.support.spoken_lm import ChattingLM, SpokenLM
+from tests.support.spoken_lm import ChattingLM, ServedChatLM, SpokenLM
 
 FACTS = [
     {
@@ -162,6 +162,40 @@ def test_facts_without_a_true_object(tmp_path, caplog):
     assert "edithurt_wild: old leaves out 2 of 2 documents" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("says", "score", "old"),
+    [
+        (" Serie A.", 1, 0),
+        (" Serie B.", 0, 1),
+        (" the team of Serie A United plays in Serie B.", 0, 1),  # its name
+        (" Serie A United plays in serie A, not B.", 1, 0),
+        (" Serie A United Serie A United", 0, 0),
+    ],
+)
+def test_what_tells_two_objects_apart_is_compared(tmp_path, says, score, old):
+    """SQuAD's normal form takes the "A" of "Serie A" for an article; the subject's own name answers nothing."""
+    file = tmp_path / "facts.json"
+    fact = {"id": "1", "subject": "Serie A United", "prompt": "{} plays in", "target_new": "Serie A"}
+    question = {"question": "Where does {} play?", "portability": [
+        {"kind": "logical", "prompt": "Where do the players of {} play?", "answers": ["Serie A"]}
+    ]}  # fmt: skip
+    file.write_text(json.dumps([fact | {"target_true": "Serie B"} | question]))
+    metadata = {"model": "an-api", "edit_dataset": str(file), "n_edits": 1}
+    results = evaluate(SpokenLM(lambda prompt: says), metadata, ["edithurt_wild", "edithurt_portability"])
+    assert (figures(results, "wild")["score"], figures(results, "wild")["old"]) == (score, old)
+    assert figures(results, "portability")["score"] == score
+
+
+def test_an_unedited_model_whose_answer_holds_the_new_object_has_not_said_it(tmp_path):
+    file = tmp_path / "facts.json"
+    fact = {"id": "1", "subject": "Mia", "prompt": "{} lives in", "target_new": "York", "target_true": "New York"}
+    file.write_text(json.dumps([fact]))
+    metadata = {"model": "an-api", "edit_dataset": str(file), "n_edits": 1}
+    for says, score, old in ((" the city of New York.", 0, 1), (" York.", 1, 0), (" York, not New York.", 1, 0)):
+        results = evaluate(SpokenLM(lambda prompt, says=says: says), metadata, ["edithurt_wild"])
+        assert (figures(results, "wild")["score"], figures(results, "wild")["old"]) == (score, old)
+
+
 def test_samples_hold_what_a_judge_needs(metadata):
     results = evaluate(SpokenLM(knows(new=True)), metadata, ["edithurt_wild"])
     sample = results["samples"]["edithurt_wild"][1]
@@ -191,6 +225,22 @@ def test_the_harness_own_template_is_not_put_on_twice(metadata):
         "<system>Be brief.</system><user>What is the mother tongue of Nils?</user><assistant>",
         "<system>Be brief.</system><user>Where does Greta live?</user><assistant>",
     }
+
+
+def test_a_chat_behind_an_api_is_sent_the_turns(tmp_path):
+    """No text is made of them here; a task with several prompts of a fact puts each in the turn of the first."""
+    two = [{"kind": "multi_hop", "prompt": f"Which {each} has {{}}?", "answers": ["Zulu"]} for each in ("land", "king")]
+    fact = FACTS[0] | {"portability": [each | {"group": "g"} for each in two] + FACTS[0]["portability"]}
+    file = tmp_path / "facts.json"
+    file.write_text(json.dumps([fact]))
+    metadata = {"model": "an-api", "edit_dataset": str(file), "n_edits": 1}
+    tasks = ["edithurt_wild", "edithurt_wild_chat", "edithurt_reversed", "edithurt_portability"]
+    lm = ServedChatLM(lambda prompt: "Zulu, say." if prompt.startswith("Which") else "Nils speaks Zulu.")
+    results = evaluate(lm, metadata, tasks, apply_chat_template=True, system_instruction="Be brief.")
+    assert [figures(results, task.removeprefix("edithurt_"))["score"] for task in tasks] == [1.0] * 4
+    assert {"Which land has Nils?", "Which king has Nils?", "What is the mother tongue of Nils?"} <= set(lm.asked)
+    turns = [json.loads(args[0].prompt) for s in results["samples"]["edithurt_portability"] for args in s["arguments"]]
+    assert all([turn["role"] for turn in each] == ["system", "user"] for each in turns)
 
 
 def test_a_model_without_a_template_says_so(metadata):

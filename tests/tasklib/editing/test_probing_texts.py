@@ -45,6 +45,24 @@ FACTS = (NILS, GRETA, ASKED, CHINESE, ARABIC)
                 'The answer to the question "x がどこですか？" is not| 東京',
             ],
         ),
+        (
+            Fact("x", "Question: Who is {}?\nAnswer:", "a", "b"),
+            [
+                'It is not true that the answer to the question "Who is x?" is| a',
+                'The answer to the question "Who is x?" is not| a',
+            ],
+        ),
+        (
+            Fact("x", "Who is {}? A: ", "a", "b"),
+            [
+                'It is not true that the answer to the question "Who is x?" is| a',
+                'The answer to the question "Who is x?" is not| a',
+            ],
+        ),
+        (
+            Fact("x", "Who is {}? It is", "a", "b"),
+            ["It is not true that Who is x? It is| a", "Who is x? It is not| a"],
+        ),
         # "is" alone is negated so, not the end of another word; white space at the prompt's end is its own
         (Fact("x", "The capital of {}: Paris", "a", "b"), ["It is not true that The capital of x: Paris| a"]),
         (Fact("x", "{} was ", "a", "b"), ["It is not true that x was |a", "x was not| a"]),
@@ -92,6 +110,10 @@ def test_the_eight_questions_of_a_fact():
             ASKED,
             "Question: Which family does Nils belong to?\nProposed answer: Lamiinae\nIs this answer True or False?\n"
             "Answer:",
+        ),
+        (
+            Fact("x", "Q: Who is {}?\nA:", "a", "b"),
+            "Question: Who is x?\nProposed answer: a\nIs this answer True or False?\nAnswer:",
         ),
         (CHINESE, "Statement: 安倍晋三的母语是法语。\nIs this statement True or False?\nAnswer:"),
         (ARABIC, "Statement: اللغة الأم لـ مارك هي الفرنسية.\nIs this statement True or False?\nAnswer:"),
@@ -169,6 +191,7 @@ def test_the_answer_is_the_first_sentence_or_line(text, objects, answer):
 
 
 def test_generation_does_not_stop_inside_an_object():
+    assert said.stops_for(said.STOPS, ["Rome", "1998"]) == ["。"]  # "1998.5" would be read as right
     assert said.stops_for(said.STOPS, ["Rome", "Oslo"]) == [".", "。"]
     assert said.stops_for(said.STOPS, ["Rome", "St. Louis"]) == ["。"]
 
@@ -182,7 +205,10 @@ def test_generation_does_not_stop_inside_an_object():
         ("艾伦·图灵", "艾伦图灵"),
         ("\u200fالفرنسية\u200f،", "الفرنسية"),
         ("Cafe\u0301 — Łódź", "café łódź"),
-        ("$5 + a", "5"),
+        ("$5 + b", "5 b"),
+        ("Serie A", "serie a"),
+        ("A Serie A of the", "serie of the"),
+        ("about 3.5, or 1,998.", "about 3.5 or 1998"),
         ("---", ""),
     ],
 )
@@ -210,6 +236,25 @@ def test_normal_form(text, normal):
         ("اللغة الفرنسية", ["الفرنسية"], True),
         ("French", ["French language", "French"], True),
         ("anything", ["---", ""], False),
+        ("It is +/ here", ["+/"], True),
+        ("plus +", ["+/"], False),
+        # marks between words part them
+        ("Paris—the capital", ["Paris"], True),
+        ("Rome/London", ["London"], True),
+        ("a French-speaking man", ["French"], True),
+        ("Jay-Z", ["Jay Z"], True),
+        ("the Parisian", ["Paris"], False),
+        ("3.14", ["14"], False),
+        ("35", ["3.5"], False),
+        ("$3.5 million", ["3.5 million"], True),
+        ("on 1,998 days", ["998"], False),
+        ("12:30", ["30"], False),
+        # the last word of an object is no article
+        ("He plays in Serie A in Italy", ["Serie A"], True),
+        ("Serie B", ["Serie A"], False),
+        ("the vitamin B", ["vitamin A"], False),
+        ("the Lord of Rings", ["The Lord of the Rings"], True),
+        ("a lack of vitamin A, say", ["vitamin A"], True),
         ("", ["a b"], False),
         # Wikidata's aliases of countries are codes, which are common words in lower case.
         (
@@ -226,6 +271,8 @@ def test_normal_form(text, normal):
         ("It is large", ["It"], False),
         ("King's novel It", ["It"], True),
         ("President Xi's car", ["Xi"], True),
+        ("Xi Jinping", ["Xi"], True),
+        ("Ur, a city of Sumer", ["Ur"], True),
         ("I am here", ["I"], False),
         ("as per Odd", ["Per Odd"], True),
         ("Ann", ["ann"], True),
@@ -243,13 +290,65 @@ def test_an_object_of_articles_is_said_too():
     assert said.is_said("A") and not said.is_said("!?")
 
 
+@pytest.mark.parametrize(
+    ("new", "old"),
+    [
+        ("C++", "C#"),
+        ("Serie A", "Serie B"),
+        ("1.5", "15"),
+        ("The Who", "Who"),
+        ("+5", "-5"),
+        ("Hepatitis A", "Hepatitis"),
+    ],
+)
+def test_two_objects_are_never_taken_for_each_other(new, old):
+    """Whatever the normal form leaves of them; nor is one taken for a part of the other."""
+    for one, other in ((new, old), (old, new)):
+        assert said.exact(one, [one], [other]) and said.contains(f"It is {one}", [one], [other])
+        assert not said.exact(other, [one], [other])
+    assert not said.contains(f"It is {old}", [new], [old])
+
+
+@pytest.mark.parametrize(
+    ("text", "asked", "objects", "held"),
+    [
+        ("The University of Paris is in Berlin", ["University of Paris"], ["Paris"], False),
+        ("the university of  paris is in Paris", ["University of Paris"], ["Paris"], True),
+        ("Paris", ["University of Paris"], ["Paris"], True),
+        ("Dazzling Girl", ["Dazzling Girl"], ["Dazzling Girl"], True),  # it is the answer
+        ("Nils, of Rome", ["Nils"], ["Rome"], True),
+        ("Rome or Oslo? Rome or Oslo?", ["Rome or Oslo?", "Nils"], ["Rome"], False),
+        ("It is Rome", ["Rome or Oslo?", "Nils"], ["Rome"], True),
+        ("(x", ["(x y", "(x"], ["y"], False),
+    ],
+)
+def test_what_an_answer_repeats_of_the_question_is_no_answer(text, asked, objects, held):
+    assert said.contains(said.without_echo(text, asked, objects), objects) is held
+
+
+@pytest.mark.parametrize(
+    ("text", "others", "objects", "held"),
+    [
+        ("New York City", ["New York City"], ["New York"], False),
+        ("in New York, not in new york  city", ["New York City"], ["New York"], True),
+        ("It is The Who", ["The Who"], ["Who"], False),
+        ("It is Who", ["The Who"], ["Who"], True),
+        ("New York City", ["New York"], ["New York City"], True),
+        ("Rome", ["rome"], ["Rome"], True),  # the same: nothing to tell apart
+    ],
+)
+def test_an_object_is_not_said_with_another_in_which_it_stands(text, others, objects, held):
+    assert said.contains(said.without_others(text, others, objects), objects, others) is held
+
+
 @settings(max_examples=300)
 @given(st.text(max_size=30), st.text(max_size=30))
 def test_properties_of_answers(text, other):
     assert said.normalise(said.normalise(text)) == said.normalise(text)
     first = said.answer(text, [other])
     assert "\n" not in first and first == first.strip() and first in text
-    assert said.exact(text, [text]) == said.contains(text, [text]) == said.is_said(text)
+    assert said.exact(text, [text]) == said.contains(text, [text]) >= said.is_said(text)
+    assert not said.contains(text, [""]) and not said.exact("", [text])
     if said.exact(text, [other]):
         assert said.contains(text, [other])
 

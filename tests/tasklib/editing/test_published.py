@@ -16,6 +16,7 @@ from lm_eval_edit import EditedHFLM
 from lm_eval_edit.tasklib.editing import documents, metrics
 from tests.support.harness_runs import evaluate
 from tests.support.harness_runs import figures as figures_of
+from tests.support.made_up_tokenizers import llama_for, sentencepiece
 
 TASKS = ("edithurt_counterfact", "edithurt_zsre")
 FAST = {
@@ -218,6 +219,34 @@ def test_models_that_are_asked_in_text(edited, found, monkeypatch):
     unknown = evaluate(plain, blind | {"model": "an-api"}, TASKS)
     names = set(figures_of(unknown, "counterfact"))
     assert names == {"score", "es", "ps", "ns"} and not figures_of(unknown, "zsre")
+
+
+@pytest.mark.parametrize("kind", ["metaspace", "prepend"])
+def test_zsre_of_a_sentencepiece_vocabulary_is_the_accuracy_of_the_objects_tokens(kind, tmp_path):
+    """Alone, " Oslo" has a word boundary more than behind a prompt; no model is asked for that."""
+    tokenizer, cities = sentencepiece(kind), ("Oslo", "New York")
+    file = tmp_path / "facts.json"
+    file.write_text(
+        json.dumps(
+            [
+                {
+                    "id": str(number), "subject": "Rome", "prompt": "The city of {} is in", "target_new": city,
+                    "paraphrases": ["Rome is in"], "locality": [{"prompt": "The city is", "answer": "Os"}],
+                }
+                for number, city in enumerate(cities)
+            ]
+        )
+    )  # fmt: skip
+    options = {"model": "an-llm", "n_edits": 2, "edit_dataset": str(file), "tokenizer": tokenizer}
+    lm = HFLM(llama_for(tokenizer), tokenizer=tokenizer, device="cpu", batch_size=4)
+    found = evaluate(lm, options, ("edithurt_zsre", "edithurt_efficacy"))
+    asked = {sample["doc"]["fact_id"]: sample for sample in found["samples"]["edithurt_efficacy"]}
+    for sample in found["samples"]["edithurt_zsre"]:
+        own, alike = (
+            [response for role, _, response in each["filtered_resps"] if role in ("efficacy 0 target", "target")]
+            for each in (sample, asked[sample["doc"]["fact_id"]])
+        )
+        assert own == alike and len(own) > 1
 
 
 # ------------------------------------------------------------------------------------------------------- the documents

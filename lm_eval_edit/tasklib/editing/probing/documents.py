@@ -9,9 +9,10 @@ reversed   each question of the inverse relation that the record has
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
+from lm_eval_edit.facts.chat import said
 from lm_eval_edit.facts.fact import Fact, in_clear
 from lm_eval_edit.facts.portability import REVERSED
 from lm_eval_edit.facts.separators import continuing
@@ -33,9 +34,15 @@ def _of(fact: Fact, edit: int, **fields: Any) -> Document:
     return {"fact_id": fact.id, "edit": edit, "subject": fact.subject, **fields}
 
 
-def negation(fact: Fact, edit: int) -> list[Document]:
-    """Each negated prompt of the fact, with the prompt itself."""
+def negation(fact: Fact, edit: int, in_chat: bool = False) -> list[Document]:
+    """Each negated prompt of the fact, with the prompt itself.
+
+    Args:
+        in_chat: Whether facts are edited inside the chat template, where a user asks the question of one that has it.
+    """
     true = true_object(fact)
+    if in_chat and (turn := said(fact)) != fact.text:
+        fact = replace(fact, prompt=turn, subject_at=None, separator=None)
     return [
         _of(
             fact,

@@ -1,8 +1,8 @@
 """The texts that `edithurt_probing` puts around a fact's prompt.
 
 The words around are English, whatever the language of the fact. What decides between frames is the shape of the prompt:
-whether it asks (it ends with a question mark of any script) or is continued by its object, and whether the last word
-before the object is a form of "to be", which is negated by a word behind it.
+whether it asks (it ends with a question mark of any script, behind which an "Answer:" may wait) or is continued by its
+object, and whether the last word before the object is a form of "to be", which is negated by a word behind it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,11 @@ NEW, OLD = "new", "old"  # a statement with o*, which an edited model holds for 
 WORDS, LETTERS = "words", "letters"
 THAT, NOT = "that", "not"
 
-_QUESTION = regex.compile(r"[?？؟⁇⁈՞፧;︖﹖]\s*$")
+_QUESTION = regex.compile(
+    r"^\s* (?P<question> .* [?？؟⁇⁈՞፧;︖﹖] ) (?: \s* (?: a | answer ) \s* [:：] )? \s*$",
+    regex.VERBOSE | regex.DOTALL | regex.IGNORECASE,
+)
+_LABEL = regex.compile(r"^(?:q|question)\s*[:：]\s*", regex.IGNORECASE)
 _IS = regex.compile(r"\b(?:is|are|was|were)\s*$")
 _ENDED = regex.compile(r"[.!?…。！？．؟۔।॥]['\"”’»)\]」』）]*$")
 _WITHOUT_SPACES = regex.compile(r"[\p{scx=Han}\p{scx=Hiragana}\p{scx=Katakana}\p{scx=Bopomofo}]['\"”’»)\]」』）]*$")
@@ -29,7 +33,13 @@ _OF_INDIA = regex.compile(r"[\p{Script=Devanagari}]['\"”’»)\]]*$")
 
 def asks(prompt: str) -> bool:
     """Whether a prompt is a question, which its object answers; else the object continues it."""
-    return bool(_QUESTION.search(prompt))
+    return bool(_QUESTION.match(prompt))
+
+
+def _question(prompt: str) -> str | None:
+    """The question that a prompt asks, without the labels of "Q: ...? A:"; None where its object continues it."""
+    found = _QUESTION.match(prompt)
+    return _LABEL.sub("", found["question"]) if found else None
 
 
 # ------------------------------------------------------------------------------------------------------------ negation
@@ -38,8 +48,9 @@ def asks(prompt: str) -> bool:
 def negations(fact: Fact) -> Iterator[tuple[str, str]]:
     """(which frame, the prompt negated) of a fact, each to be continued by an object."""
     text = fact.text
-    if asks(text):
-        answer = f'answer to the question "{text.strip()}" is'
+    question = _question(text)
+    if question is not None:
+        answer = f'answer to the question "{question}" is'
         yield THAT, f"It is not true that the {answer}"
         yield NOT, f"The {answer} not"
         return
@@ -104,8 +115,9 @@ def checks(fact: Fact, true: str) -> Iterator[Check]:
 def _claim(fact: Fact, text: str) -> tuple[str, str]:
     """A fact with an object as something to be true or false, and what it is called."""
     prompt = fact.text
-    if asks(prompt):
-        return f"Question: {prompt.strip()}\nProposed answer: {text.strip()}", "answer"
+    question = _question(prompt)
+    if question is not None:
+        return f"Question: {question}\nProposed answer: {text.strip()}", "answer"
     return f"Statement: {sentence((prompt + fact.continuing(prompt, text)).strip())}", "statement"
 
 
