@@ -143,20 +143,26 @@ class Preparer:
         lm = self.worker.lm
         if self.no_adapters is not None:
             return CHECKPOINT, self.no_adapters, None
-        factors: list[tuple[str, LowRankDelta | SparseDelta]] = []
-        for name, delta in self._deltas():
-            if (why := unexpressible(lm.model, name)) is not None:
-                return CHECKPOINT, why, None
-            if not isinstance(delta, LowRankDelta | SparseDelta):
-                return CHECKPOINT, f"the update of {name} is not low rank", None
-            factors.append((name, delta))
         try:
-            adapter = make_adapter(lm.model, sum_deltas(factors, lm.model, wide_dtype(lm.model.dtype)))
+            adapter = make_adapter(lm.model, sum_deltas(self._expressible(), lm.model, wide_dtype(lm.model.dtype)))
         except ConfigurationError as error:
             return CHECKPOINT, "; ".join(error.problems), None
         if vllm_rank(adapter.rank) is None:
             return CHECKPOINT, why_no_rank(adapter.rank), None
         return ADAPTER, None, adapter
+
+    def _expressible(self) -> Iterator[tuple[str, LowRankDelta | SparseDelta]]:
+        """The updates that the model carries, as long as an adapter can express them.
+
+        Raises:
+            ConfigurationError: why it cannot express the next one.
+        """
+        for name, delta in self._deltas():
+            if (why := unexpressible(self.worker.lm.model, name)) is not None:
+                raise ConfigurationError([why])
+            if not isinstance(delta, LowRankDelta | SparseDelta):
+                raise ConfigurationError([f"the update of {name} is not low rank"])
+            yield name, delta
 
     def _deltas(self) -> Iterator[tuple[str, Delta]]:
         """The updates that the model carries, one operation after another, so that one is in memory at a time."""

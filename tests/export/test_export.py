@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from itertools import islice
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
+from benchmarks.lifelong import tensor_bytes
 from lm_eval_edit import ConfigurationError, demo, edit_model, load_facts
 from lm_eval_edit.export import adapter as adapters
 from lm_eval_edit.export import export
@@ -225,6 +227,41 @@ def test_sums_of_all_kinds_of_deltas():
     total.add(masked)
     assert not total.is_low_rank and isinstance(total.delta(), DenseDelta)
     assert torch.allclose(total.delta().dense(), low.dense() + sparse.dense() + masked.dense(), atol=1e-5)
+
+
+def few_directions(generator):
+    """Updates without end, whose sum has rank 3 however many there are."""
+    left, right = torch.randn(6, 3, generator=generator), torch.randn(3, 10, generator=generator)
+    while True:
+        place = int(torch.randint(3, (), generator=generator))
+        yield LowRankDelta(left[:, [place]] * torch.randn((), generator=generator), right[[place]])
+
+
+@pytest.mark.parametrize("dense_at_last", [False, True])
+def test_a_sum_holds_no_more_the_more_updates_there_are(dense_at_last):
+    def after(n):
+        endless = few_directions(torch.Generator().manual_seed(0))
+        total = DeltaSum((6, 10), torch.float32, torch.device("cpu"))
+        wanted = torch.zeros(6, 10, dtype=torch.float64)
+        next(endless)  # it has what it draws from
+        before = tensor_bytes()
+        for delta in islice(endless, n):
+            total.add(delta)
+            delta.add_to_(wanted)
+        del delta
+        return total, wanted, tensor_bytes() - before
+
+    (_, _, few), (total, wanted, many) = after(10), after(60)
+    assert 0 < few <= many <= 6 * 10 * 8, "no more than the matrix takes in float64"
+    assert total.is_low_rank
+    if dense_at_last:
+        total.add(DenseDelta(torch.ones(6, 10)))
+        assert not total.is_low_rank and isinstance(total.delta(), DenseDelta)
+        assert total.delta().value.dtype == torch.float32
+        wanted += 1
+    else:
+        assert isinstance(total.delta(), LowRankDelta) and total.delta().rank == 3, "no direction is rounding alone"
+    assert torch.allclose(total.delta().dense().double(), wanted, atol=1e-5)
 
 
 @pytest.mark.parametrize(("rank", "limit"), [(1, 1), (2, 8), (33, 64), (257, 320), (512, 512), (513, None)])

@@ -69,6 +69,25 @@ def test_the_experts_that_a_row_edits_decide_and_not_those_that_its_model_has(vl
     }
 
 
+def test_the_updates_of_a_row_are_summed_one_after_another(vllm, served_world, tmp_path, monkeypatch):
+    from lm_eval_edit.sweep import preparing
+
+    summed, given = preparing.sum_deltas, []
+
+    def looking(deltas, *others):
+        given.append(deltas)
+        return summed(deltas, *others)
+
+    monkeypatch.setattr(preparing, "sum_deltas", looking)
+    editors = design_of(served_world)["editors"][:1]
+    checked = checked_sweep(served_world, tmp_path / "sweep", editors=editors, n_edits=[2], tasks=["toy_likely"])
+    (model,), room = checked.design.models, WaitingRoom(checked.folder)
+    rows = EditedRows(Preparer(checked, model, "cpu", room, None), lambda cell, status: pytest.fail(status))
+    (row,) = checked.rows
+    rows.edit(row, checked.edited(row))
+    assert len(given) == 1 and all(iter(deltas) is deltas for deltas in given), "never all of them in memory"
+
+
 def test_what_waits_and_cannot_be_served_now_is_told_as_what_it_will_be(vllm, served_world, tmp_path):
     editors = design_of(served_world)["editors"][:1]
     checked = checked_sweep(served_world, tmp_path / "sweep", editors=editors, n_edits=[1], tasks=["toy_likely"])
