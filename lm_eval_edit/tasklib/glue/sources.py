@@ -142,7 +142,7 @@ def _listed(task: str, placed: Sequence[Placed], docs: Sequence[Document]) -> li
     if published.is_list(task, docs):
         return list(range(len(docs)))
     spec = TASKS[task]
-    records = range(len(docs))
+    records: Sequence[int] = range(len(docs))
     if spec.listed is not None:  # a folder of one file a record
         named = [_name(record, f"{spec.listed}{number}") for number, (_, record) in enumerate(placed, 1)]
         records = order.as_listed([f"{name}.txt" for name in named])
