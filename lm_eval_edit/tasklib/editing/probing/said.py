@@ -30,6 +30,7 @@ _JOINED = regex.compile(
     r"[\p{scx=Han}\p{scx=Hiragana}\p{scx=Katakana}\p{scx=Bopomofo}\p{lb=SA}\p{Script=Tibetan}]", regex.V1
 )
 
+_HANGUL = regex.compile(r"\p{Script=Hangul}")
 _LETTERS = 2  # of a name that a word of a language may be
 _WORDS_IN_CAPITALS = ("A", "I")
 _SENTENCE = regex.compile(r"\W*\w+\s+\p{Ll}")
@@ -177,10 +178,16 @@ def _holds(text: str, words: str, ended: Callable[[str, str], bool], start: int 
     place = text.find(words, start) if words else -1
     while place >= 0:
         end = place + len(words)
-        if ended(text[place - 1 : place], words[0]) and ended(words[-1], text[end : end + 1]):
+        behind = text[end : end + 1]
+        if ended(text[place - 1 : place], words[0]) and (ended(words[-1], behind) or _goes_on_in_korean(words, behind)):
             return True
         place = text.find(words, place + 1)
     return False
+
+
+def _goes_on_in_korean(words: str, behind: str) -> bool:
+    """Whether a particle may follow: Korean writes it, or a form of "to be", without a space behind a name."""
+    return len(words) > 1 and bool(_HANGUL.match(behind))
 
 
 def _parted(left: str, right: str) -> bool:
