@@ -126,7 +126,22 @@ def questions(field: Field, *, strict: bool) -> list[Question]:
     if not field.is_list:
         field.wrong(f"{field.path} should be a list of {_SHAPE}, or such lists by kind; got {shown(field.value)}")
         return []
-    return [question for entry in field.entries() for question in _entry(entry, OTHER, strict)]
+    found = [question for entry in field.entries() for question in _entry(entry, OTHER, strict)]
+    _check_groups(field, found)
+    return found
+
+
+def _check_groups(field: Field, found: list[Question]) -> None:
+    """One item is of one kind and is answered in one way."""
+    for group in dict.fromkeys(question.group for question in found if question.group is not None):
+        of_group = [question for question in found if question.group == group]
+        for name in ("kind", "condition"):
+            values = list(dict.fromkeys(getattr(question, name) for question in of_group))
+            if len(values) > 1:
+                field.wrong(
+                    f"{field.path}: the questions of group {shown(group)} are one item, so they should have one "
+                    f"{name}; got {', '.join(values)}"
+                )
 
 
 def _category(field: Field, kind: str) -> list[Question]:

@@ -95,6 +95,11 @@ def test_a_case_of_mquake_keeps_its_questions_with_its_last_fact(tmp_path):
         ([{"kind": "alias", "prompt": "p"}], r'portability\[0\] should be {"kind"'),
         ([{"kind": "alias", "prompt": "p", "answers": ["a"], "group": "g", "condition": "one"}],
          r"portability\[0\].condition should be one of any, all; got 'one'"),
+        ([{"kind": "alias", "prompt": p, "answers": ["a"], "group": "g"} | more
+          for p, more in (("p", {"condition": "all"}), ("q", {}))],
+         r"portability: the questions of group 'g' are one item, so they should have one condition; got all, any"),
+        ([{"kind": kind, "prompt": kind, "answers": ["a"], "group": "g"} for kind in ("alias", "logical")],
+         r"portability: the questions of group 'g' are one item, so they should have one kind; got alias, logical"),
         ({"New Question": "Q?"}, r"field 'portability.New Answer' is missing"),
         ({"Reasoning": ["x"]}, r"portability.Reasoning\[0\] should be {"),
         ({"one_hop": {"prompt": ["p", "q"], "ground_truth": ["a"]}},

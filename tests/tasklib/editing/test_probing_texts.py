@@ -12,6 +12,7 @@ from lm_eval_edit import ConfigurationError
 from lm_eval_edit.facts.fact import Fact, Question
 from lm_eval_edit.tasklib.editing import documents as all_documents
 from lm_eval_edit.tasklib.editing.probing import documents, frames, said
+from tests.support.chat_models import SHAPES, UNUSABLE, chat_tokenizer
 
 NILS = Fact("Nils", "The mother tongue of {} is", "Zulu", "Danish", id="7", question="What does {} speak?")
 GRETA = Fact("Greta", "{} lives in", " Oslo", " Rome", id="8")
@@ -425,3 +426,17 @@ def test_a_tokenizer_without_a_chat_template_is_told_before_anything_loads(tmp_p
     all_documents.check_tasks(["edithurt_wild_chat"], {"n_edits": 2, "tokenizer": str(tmp_path / "chat")})
     unknown = {"n_edits": 2, "model": "an-api", "edit_dataset": "demo"}
     all_documents.check_tasks(["edithurt_wild_chat"], unknown)  # nobody knows before it is asked
+
+
+@pytest.mark.parametrize("name", UNUSABLE)
+def test_a_template_that_cannot_show_the_question_is_told_before_anything_loads(tmp_path, name):
+    template, told = UNUSABLE[name]
+    chat_tokenizer(template).save_pretrained(tmp_path)
+    with pytest.raises(ConfigurationError, match=f"edithurt_wild_chat: .*{told}.*; ask for edithurt_wild"):
+        all_documents.check_tasks(["edithurt_wild_chat"], {"n_edits": 2, "tokenizer": str(tmp_path)})
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_template_that_shows_the_question_is_fine(tmp_path, shape):
+    chat_tokenizer(SHAPES[shape][0]).save_pretrained(tmp_path)
+    all_documents.check_tasks(["edithurt_wild_chat"], {"n_edits": 2, "tokenizer": str(tmp_path)})
