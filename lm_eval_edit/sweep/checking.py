@@ -155,9 +155,10 @@ def check(design: Design, folder: SweepFolder, *, dry_run: bool = False) -> Chec
                     notices.append(f"{row.name}: {beyond} left out: {why}")
                 schedules[model.label, row.name] = _plans(design, folder, row, about_schedule, moments, lacking)
             rows.append(row)
+    # What is wrong with an option of every cell was told once, and is no further mistake of each row.
+    lacking = [line for line in dict.fromkeys(lacking) if line.partition(": ")[2] not in problems]
     if problems or (lacking and not dry_run):
         raise ConfigurationError(dict.fromkeys(problems + lacking))
-    lacking = list(dict.fromkeys(lacking))
     return Checked(design, folder, rows, schedules, general, about_schedule, configs, notices, lacking)
 
 

@@ -142,7 +142,7 @@ def _listed(task: str, placed: Sequence[Placed], docs: Sequence[Document]) -> li
     if published.is_list(task, docs):
         return list(range(len(docs)))
     spec = TASKS[task]
-    records: Sequence[int] = range(len(docs))
+    records = list(range(len(docs)))
     if spec.listed is not None:  # a folder of one file a record
         named = [_name(record, f"{spec.listed}{number}") for number, (_, record) in enumerate(placed, 1)]
         records = order.as_listed([f"{name}.txt" for name in named])
@@ -166,8 +166,7 @@ def _whose(task: str, docs: Sequence[Document], records: int, source: str) -> st
     if 2 * differ < len(docs):
         logger.info("edithurt_glue_%s: %d of %d items are another text than published", task, differ, len(docs))
         return f"as published, but {differ} of {len(docs)} items are another text"
-    sizes = sorted({*TASKS[task].sizes, published.length(task)})
-    if records not in sizes:
+    if records not in (*TASKS[task].sizes, published.length(task)):
         logger.warning(
             "edithurt_glue_%s: %d records where the published list is made of %s: the items are not the published ones",
             task, records, " or ".join(map(str, TASKS[task].sizes)),
