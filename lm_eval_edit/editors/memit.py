@@ -75,7 +75,7 @@ class Memit(Editor):
         return [given[0], given[-1]] if self.options.own_targets and len(given) > 2 else given
 
     def schedule_problems(self, n_facts: int) -> list[str]:
-        return too_few(n_facts, self.options)
+        return too_few(n_facts, self.options, self.fact_problem)
 
     def compute(
         self, context: EditContext, facts: Sequence[Fact], history: Sequence[Mapping[str, Tensor]] = ()
@@ -83,7 +83,8 @@ class Memit(Editor):
         scale = kept(history)
         origins: dict[str, str] = {}
         if not history:
-            measured, origins = anchors(context, facts, [layers[-1] for layers in self._groups()], self.options)
+            blocks = [layers[-1] for layers in self._groups()]
+            measured, origins = anchors(context, facts, blocks, self.options, self.fact_problem)
             scale = self._from_model(context, facts) | measured
         deltas: dict[str, Delta] = {}
         found: dict[str, dict[str, Any]] = {}
