@@ -16,6 +16,8 @@ from typing import Any
 from lm_eval_edit.cost.work import Pass, Shape, Work
 from lm_eval_edit.errors import UserError, nearest
 
+ANCHOR_FACTS = 50  # the default of `norm_anchor_facts`, which a class that needs torch has
+
 MOMENT_BATCH = 8192  # tokens of one pass of `collect`
 ANSWERED_AT_ONCE = 32  # prompts of one pass of `answers`
 ROWS_AT_ONCE = 512  # rows of one pass of `editors._shared.keys`
@@ -55,6 +57,8 @@ def editing(
     method = innermost(editor, options)
     fact = FactLength.of_zsre(characters_per_token)
     work = _once(shape, method, options)
+    if isinstance(options.get("norm_anchor"), str):  # measured on the unedited model, unless an earlier run has
+        work += _goals(shape, options, fact, options.get("norm_anchor_facts", ANCHOR_FACTS))
     for facts in sorted(set(operations)):
         one = operation(shape, method, options, fact, facts) + _answers(shape, fact, facts).times(2)
         work += one.times(operations.count(facts))
@@ -137,21 +141,28 @@ def _keeping_keys(shape: Shape, options: Mapping[str, Any], fact: FactLength, fa
 
 
 def _goals_and_passes(shape: Shape, options: Mapping[str, Any], fact: FactLength, facts: int) -> Work:
-    """The targets of the last layer, or of each (`own_targets`), and for each layer a pass up to its target's."""
+    """The targets, and for each layer a pass up to its target's."""
     layers, own = edited_layers(options), options.get("own_targets")
+    work = _goals(shape, options, fact, facts)
+    for goal, group in [(layer, [layer]) for layer in layers] if own else [(layers[-1], layers)]:
+        work += _key_pass(shape, options, fact, facts, goal + 1)
+        # On the weights edited so far, from the layer that was edited last; the last pass to see what is left.
+        for layer in group:
+            work += _key_pass(shape, options, fact, facts, goal - layer + 1)
+    return work
+
+
+def _goals(shape: Shape, options: Mapping[str, Any], fact: FactLength, facts: int) -> Work:
+    """The targets of the last layer, or of each (`own_targets`), some facts at a time."""
+    layers = edited_layers(options)
     longest, count = _templates(options, ((10, 5),))
     steps, chunk = options.get("v_num_grad_steps", 20), options.get("v_batch_size", 16)
     work = Work()
-    for goal, group in [(layer, [layer]) for layer in layers] if own else [(layers[-1], layers)]:
+    for goal in layers if options.get("own_targets") else layers[-1:]:
         above = shape.layers - goal - 1
         for size, chunks in ((chunk, facts // chunk), (facts % chunk, 1)):
             if size and chunks:
                 work += _target(shape, fact, size, count + 1, longest, steps, above, above).times(chunks)
-        work += _key_pass(shape, options, fact, facts, goal + 1)
-        for (
-            layer
-        ) in group:  # on the weights edited so far, from the layer that was edited last; the last to see what is left
-            work += _key_pass(shape, options, fact, facts, goal - layer + 1)
     return work
 
 

@@ -167,11 +167,7 @@ class Editor(ABC):
         return []
 
     def tokenizer_problems(self, tokenizer_of: Callable[[], Any]) -> list[str]:
-        """Why these options cannot edit with a tokenizer, as sentences; none by default.
-
-        Args:
-            tokenizer_of: Loads it, where a check needs it; may give None where it cannot be had yet.
-        """
+        """Why these options cannot edit with a tokenizer; `tokenizer_of` may give None where it cannot be had yet."""
         return []
 
     def finish(self, weights: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, Delta]:

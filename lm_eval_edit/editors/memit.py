@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from lm_eval_edit.editors._shared.anchors import anchor_name, anchors, too_few
@@ -74,7 +75,7 @@ class Memit(Editor):
         return [given[0], given[-1]] if self.options.own_targets and len(given) > 2 else given
 
     def schedule_problems(self, n_facts: int) -> list[str]:
-        return too_few(n_facts, self.options)
+        return too_few(n_facts, self.options, self.fact_problem)
 
     def compute(
         self, context: EditContext, facts: Sequence[Fact], history: Sequence[Mapping[str, Tensor]] = ()
@@ -82,7 +83,8 @@ class Memit(Editor):
         scale = kept(history)
         origins: dict[str, str] = {}
         if not history:
-            measured, origins = anchors(context, facts, [layers[-1] for layers in self._groups()], self.options)
+            blocks = [layers[-1] for layers in self._groups()]
+            measured, origins = anchors(context, facts, blocks, self.options, self.fact_problem)
             scale = self._from_model(context, facts) | measured
         deltas: dict[str, Delta] = {}
         found: dict[str, dict[str, Any]] = {}
@@ -136,7 +138,9 @@ class Memit(Editor):
             missing.append(rest.norm(dim=1).mean())
         left = _rest(goals, passes.states([]).outputs).norm(dim=1).mean()
         found = [float(each) for each in missing]  # mean ‖z − h‖ before each layer's update
-        return {"missing": found, "closed": 1 - float(left) / found[0] if found[0] else 1.0}
+        # Targets that are what the block gives already, up to how its outputs are rounded: there is nothing to close.
+        rounding = 4 * torch.finfo(context.model.dtype).eps * float(goals.init.norm(dim=1).mean())
+        return {"missing": found, "closed": 1 - float(left) / found[0] if found[0] > rounding else 1.0}
 
     def _from_model(self, context: EditContext, facts: Sequence[Fact]) -> dict[str, float]:
         """{option: value} of the options that are None: found on the weights before the schedule's first operation."""

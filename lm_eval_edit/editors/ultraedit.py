@@ -34,7 +34,7 @@ from lm_eval_edit.editors._shared.progress import steps
 from lm_eval_edit.editors._shared.scale import kept, to_keep
 from lm_eval_edit.editors.base import EditContext, Editor, EditResult, option
 from lm_eval_edit.editors.mend.batch import gradient_factors, rows_batch
-from lm_eval_edit.editors.mend.network import inner_module
+from lm_eval_edit.editors.mend.network import check_names, inner_module
 from lm_eval_edit.errors import UserError
 from lm_eval_edit.facts.fact import Fact
 from lm_eval_edit.facts.tokens import context_size, continuation
@@ -69,6 +69,7 @@ class UltraEditOptions:
         if self.token != "mask":
             raise ValueError(f"token={self.token!r}: only 'mask' is supported, which every published file has")
         names = tuple(name if name.endswith(".weight") else f"{name}.weight" for name in self.inner_params)
+        check_names(names)
         object.__setattr__(self, "inner_params", names)
 
 

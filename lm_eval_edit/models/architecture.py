@@ -202,9 +202,11 @@ def layer_problems(layers: Sequence[Any], n_layers: int) -> list[str]:
     strange = [layer for layer in layers if not isinstance(layer, int) or isinstance(layer, bool)]
     if strange:
         return [f"layers: {strange[0]!r} is no layer; want whole numbers, from 0 to {n_layers - 1}"]
-    return [
+    twice = [f"layers: {layer} is there twice; give each layer once" for layer in dict.fromkeys(layers)
+             if list(layers).count(layer) > 1]  # fmt: skip
+    return twice + [
         f"layer {layer} is out of range: the model has layers 0 to {n_layers - 1}; give edit_layers within it"
-        for layer in layers
+        for layer in dict.fromkeys(layers)
         if not 0 <= layer < n_layers
     ]
 
@@ -239,7 +241,7 @@ def _kept(model: PreTrainedModel) -> naming.Kept | None:
     """
     try:
         return naming.kept(model)
-    except (RuntimeError, NotImplementedError):
+    except Exception:  # a model's code may stumble over having no weights in any way
         if input_device(model).type == "meta":
             return None
         raise

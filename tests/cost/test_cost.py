@@ -17,6 +17,7 @@ from lm_eval_edit.cost.run import SIZES, Cost, estimate, evaluation, known_tasks
 from lm_eval_edit.cost.work import Device, Pass, Shape, Work
 from lm_eval_edit.editors._shared import left
 from lm_eval_edit.editors.base import find_editor
+from lm_eval_edit.editors.memit import MemitOptions
 from lm_eval_edit.tasklib.records import layouts
 from lm_eval_edit.tasklib.suite import documents, prompts
 from lm_eval_edit.tasklib.suite.catalogue import TASKS, record_set
@@ -218,6 +219,19 @@ def test_second_moments_are_collected_once_and_only_where_they_are_needed():
     common = {"tasks": {}, "evaluations": 0, "loads": 0, "editor": "memit", "options": {"layers": (13, 17)}}
     once, twice, thrice = (estimate(GPT2_XL, operations=[1] * n, **common).flop for n in (1, 2, 3))
     assert thrice - twice == pytest.approx(twice - once) and once > twice - once  # factors and templates are made once
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_an_anchor_is_measured_once_over_as_many_facts_as_are_asked_for(own):
+    common = {"tasks": {}, "evaluations": 0, "loads": 0, "editor": "memit", "operations": [10, 10]}
+
+    def flop(**options):
+        return estimate(GPT2_XL, options={"layers": (13, 17), "own_targets": own} | options, **common).flop
+
+    assert flop(norm_anchor=3.0) == flop()
+    one, two = flop(norm_anchor="auto", norm_anchor_facts=16) - flop(), flop(norm_anchor="a", norm_anchor_facts=32)
+    assert two - flop() == pytest.approx(2 * one) and one > 0
+    assert flop(norm_anchor="auto") == flop(norm_anchor="auto", norm_anchor_facts=MemitOptions().norm_anchor_facts)
 
 
 def test_estimating_needs_no_torch():

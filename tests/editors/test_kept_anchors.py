@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lm_eval_edit import UserError, edit_model
+from lm_eval_edit import ConfigurationError, Fact, UserError, edit_model
 from lm_eval_edit.editors._shared import anchors as module
 from lm_eval_edit.editors._shared.anchors import anchor_name, anchors
 from lm_eval_edit.editors.base import EditContext
@@ -115,6 +115,17 @@ def test_a_file_of_the_same_facts_is_the_same_anchor(measured, tmp_path):
     auto, _ = found()
     named, _ = found(norm_anchor=str(write_facts(tmp_path / "facts.jsonl")))
     assert named == auto and measured == [1]
+
+
+def test_facts_of_a_file_that_the_method_cannot_edit_are_passed_over(measured, tmp_path):
+    nameless = [Fact("", "the city of Prague is", "Berlin", id=f"n{i}") for i in range(2)]
+    long = replace(FACTS[0], id="long", target_new="Prague " * 200)
+    mixed = write_facts(tmp_path / "mixed.jsonl", [nameless[0], FACTS[0], long, FACTS[1], nameless[1], FACTS[2]])
+    first = edit("memit", norm_anchor=str(mixed)).operations[0].record["details"]["from_model"]
+    second = edit("memit", norm_anchor="auto").operations[0].record["details"]["from_model"]
+    assert first == second and measured == [1]
+    with pytest.raises(ConfigurationError, match=r"mean over 4 facts, and .*mixed.jsonl has 3"):
+        edit("memit", norm_anchor=str(mixed), norm_anchor_facts=4)
 
 
 def test_what_the_goals_do_not_depend_on_measures_nothing_anew(measured):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -176,6 +178,21 @@ def test_the_first_operation_is_memits_and_the_next_is_not(moments):
         assert effect[1] == pytest.approx(effect[2], rel=1e-6)
 
 
+@pytest.mark.parametrize("size", [1, 2])
+def test_without_weight_on_earlier_keys_a_whole_run_is_memits_and_with_it_it_is_not(moments, size):
+    memit, without, weighed = (tiny_model(torch.float64) for _ in range(3))
+    unedited = weights_of(memit)
+    edit(memit, moments, size=size, editor="memit")
+    edit(without, moments, size=size, lambda_prev=0)
+    edit(weighed, moments, size=size)
+
+    def away(model):
+        off = sum((p - q).norm() for p, q in zip(model.parameters(), memit.parameters(), strict=True))
+        return float(off / sum((p - unedited[name]).norm() for name, p in memit.named_parameters()))
+
+    assert away(without) <= 1e-12 < 1e-2 < away(weighed)
+
+
 class Killed(BaseException):
     """Stands for SIGKILL: nothing may be caught on its way."""
 
@@ -220,6 +237,20 @@ def test_a_target_stops_so_many_steps_after_it_is_right_in_all_contexts(moments)
         first = found[0]["steps"][fact]
         assert [found[after]["steps"][fact] for after in (1, 3)] == [first + 1, first + 3]
         assert found[None]["steps"][fact] > first + 3, "without it the target goes on"
+
+
+def test_a_target_that_is_right_from_the_start_asks_for_nothing(moments):
+    model, tokenizer = tiny_model(torch.float64), tiny_tokenizer()
+    with torch.no_grad():
+        said = int(model(input_ids=torch.tensor([tokenizer.encode(FACTS[0].text)])).logits[0, -1].argmax())
+    right = replace(FACTS[0], target_new=tokenizer.decode([said]))
+    context = replace(context_of(model, moments), context_templates=[["{}"]])
+    result = seq(stop_after_correct=0).compute(context, [right])
+    assert (result.details["steps"], result.details["stopped_after_correct"]) == ([0], 1)
+    assert result.details["closed"] == 1.0, "and not a share of what rounding leaves"
+    assert all(float(delta.norm()) < 1e-12 for delta in result.deltas.values())
+    both = seq(stop_after_correct=0).compute(context, [right, FACTS[1]])
+    assert both.details["steps"][0] == 0 < both.details["steps"][1]
 
 
 def test_the_norm_is_restrained_by_mu(moments):

@@ -9,15 +9,13 @@ import torch
 
 from lm_eval_edit import Facts, UserError, edit_model
 from lm_eval_edit.cli import main
-from lm_eval_edit.editors.base import EditContext
-from lm_eval_edit.editors.mend.batch import edited, exact_batch, gradient_factors
-from lm_eval_edit.editors.mend.editor import Mend, MendOptions
+from lm_eval_edit.editors.mend.batch import exact_batch, gradient_factors
 from lm_eval_edit.editors.mend.network import inner_module
-from lm_eval_edit.editors.mend.training import _Trainer, default_inner_params, train_mend
+from lm_eval_edit.editors.mend.training import default_inner_params, train_mend
 from lm_eval_edit.editors.mend.training_settings import MendTrainingSettings
 from lm_eval_edit.models.architecture import Architecture
-from lm_eval_edit.moments.second_moments import SecondMoments
 from lm_eval_edit.weights.edited import temporarily_applied
+from tests.support.mend_networks import both_ways
 from tests.support.mixtures import every_mixture, every_routed, every_shared, mixture_model
 from tests.support.tiny import FACTS, same_weights, save_tiny, tiny_tokenizer, weights_of, write_facts
 
@@ -73,24 +71,15 @@ def test_training_mend_on_a_mixture_makes_the_edits_that_the_editor_makes(tmp_pa
     """The low-rank forward equals the plain one with dense weights, also where the shared expert sees rows in one."""
     model, tokenizer, facts = mixture_model(name), tiny_tokenizer(), FACTS[:3]
     train_mend(model, tokenizer, Facts(MANY), tmp_path / "a", QUICK, progress=False, report=lambda line: None)
-    editor = Mend(MendOptions(archive=str(tmp_path / "a")))
-    assert editor.architecture_problems(Architecture.discover(model)) == []
-    context = EditContext(model, tokenizer, Architecture.discover(model), (), SecondMoments())
-    trainer = _Trainer(model, tokenizer, Facts(MANY), tmp_path / "other", QUICK)
-    trainer.network.load_state_dict(editor._network.to(torch.float64).state_dict())
-    with torch.no_grad():
-        factors = trainer._factors(facts, observe=False)
-        batch = exact_batch(tokenizer, [replace(fact, prompt="{} was born in") for fact in facts])
-        with edited(trainer.modules, factors):
-            together = batch.log_probs(model)
-        unedited = batch.log_probs(model)
+    both = both_ways(model, tmp_path / "a", facts, MANY, QUICK)
+    assert both.editor.architecture_problems(both.context.architecture) == []
     for row, fact in enumerate(facts):
-        deltas = editor.compute(context, [fact]).deltas
+        deltas = both.editor.compute(both.context, [fact]).deltas
         with temporarily_applied(model, deltas), torch.no_grad():
-            alone = batch.log_probs(model)
-        at = batch.label_rows == row
-        torch.testing.assert_close(together[at], alone[at], rtol=1e-6, atol=1e-8)
-        assert (together[at] - unedited[at]).abs().max() > 1e-6
+            alone = both.batch.log_probs(model)
+        at = both.batch.label_rows == row
+        torch.testing.assert_close(both.together[at], alone[at], rtol=1e-6, atol=1e-8)
+        assert (both.together[at] - both.unedited[at]).abs().max() > 1e-6
 
 
 @every_routed

@@ -57,6 +57,20 @@ def test_targets_of_their_own_need_two_layers(name):
     assert "own_targets=True: the first and the last layer" in told and "give edit_layers=FIRST-LAST" in told
 
 
+@pytest.mark.parametrize("editor", ["ft", "lora", "ultraedit", "rome"])
+def test_a_layer_or_a_linear_map_that_is_there_twice(editor):
+    config = {"layers": [1, 1]} if editor != "rome" else {"layers": [1, 1, 2, 2]}
+    with pytest.raises(ConfigurationError) as told:
+        plan(editor, {"edit_config": config})
+    assert "layers: 1 is there twice; give each layer once" in told.value.problems
+    with pytest.raises(UserError, match="layers: 1 is there twice"):
+        edit_model(tiny_model(), tiny_tokenizer(), FACTS[:1], editor, options=config)
+    names = ["transformer.h.1.mlp.c_fc", "transformer.h.1.mlp.c_fc.weight"]
+    assert problems("ultraedit", inner_params=names) == [
+        "inner_params: transformer.h.1.mlp.c_fc.weight is there twice; give each linear map once"
+    ]
+
+
 # ----------------------------------------------------------------------------------------------- the editor it is over
 
 

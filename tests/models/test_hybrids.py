@@ -11,11 +11,16 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from lm_eval_edit import UserError, edit_model
 from lm_eval_edit.editors._shared.forward import PartialForward
 from lm_eval_edit.editors._shared.rows import align, fact_rows
+from lm_eval_edit.editors.base import EditContext
+from lm_eval_edit.editors.memit import Memit, MemitOptions
 from lm_eval_edit.edits.opened import without_weights
 from lm_eval_edit.export import export
 from lm_eval_edit.export.adapter import unexpressible
 from lm_eval_edit.models import naming
 from lm_eval_edit.models.architecture import Architecture
+from lm_eval_edit.models.mixture import eager_experts
+from lm_eval_edit.moments.second_moments import SecondMoments
+from lm_eval_edit.weights.edited import temporarily_applied
 from tests.support.hybrids import HYBRIDS, REFUSED, WITH_EXPERTS, config_of, make
 from tests.support.tiny import (
     FACTS,
@@ -108,6 +113,43 @@ def test_it_is_edited_restored_to_the_bit_exported_and_loaded_again(kind, editor
             export(tmp_path / "ledger", "peft", tmp_path / "peft", device="cpu")  # compares its answers
     ledger.restore()
     assert same_weights(model, kept)
+
+
+@torch.no_grad()
+def outputs_at_the_subjects(model, block):
+    """(n, d) what a block gives at each fact's last subject token, every prompt in a pass of its own, unpadded."""
+    tokenizer, found = tiny_tokenizer(), []
+
+    def hook(module, args, output):
+        found.append((output[0] if isinstance(output, tuple) else output)[0, last])
+
+    handle = model.get_submodule(block).register_forward_hook(hook)
+    for fact in FACTS:
+        last = len(tokenizer.encode(fact.text[: fact.text.index(fact.subject) + len(fact.subject)])) - 1
+        model(input_ids=torch.tensor([tokenizer.encode(fact.text)]), use_cache=False)
+    handle.remove()
+    return torch.stack(found)
+
+
+@pytest.mark.parametrize("kind", [*HYBRIDS, *WITH_EXPERTS])
+def test_with_no_weight_on_text_a_layer_brings_its_block_to_the_targets_in_passes_over_single_rows(kind):
+    model = make(kind)
+    with eager_experts(model):
+        found = Architecture.discover(model)
+        mixture, eye = found.routed_mixture(2), torch.eye(found.key_sizes[2], dtype=torch.float64)
+        moments = {found.down_projections[2]: eye.repeat(mixture.n_experts, 1, 1) if mixture else eye}
+        context = EditContext(model, tiny_tokenizer(), found, (("{}",),), SecondMoments(moments))
+        options = ROME | {"layers": (2,), "clamp_norm_factor": 4.0}
+        before = outputs_at_the_subjects(model, found.blocks[2])
+        missed = {}
+        for weight in (1e-9, 1e3):
+            editor = Memit(MemitOptions(**options, mom2_update_weight=weight))
+            goals, deltas = editor._goals(context, FACTS, 2), editor.compute(context, FACTS).deltas
+            torch.testing.assert_close(goals.init, before, rtol=1e-5, atol=1e-5)
+            with temporarily_applied(model, deltas):
+                left = outputs_at_the_subjects(model, found.blocks[2]) - goals.values
+            missed[weight] = left.norm(dim=1) / (before - goals.values).norm(dim=1)
+    assert float(missed[1e-9].max()) < 1e-4 < 0.1 < float(missed[1e3].min())
 
 
 @pytest.mark.parametrize("kind", WITH_EXPERTS)

@@ -160,6 +160,19 @@ def test_a_model_without_weights_is_judged_by_its_structure_where_it_cannot_be_r
     assert Architecture.discover(model.to("meta")).n_layers == model.config.num_hidden_layers
 
 
+@pytest.mark.parametrize("error", [ValueError, KeyError, TypeError, IndexError])
+def test_a_model_that_stumbles_over_having_no_weights_is_judged_when_it_has_them(error):
+    def stumbles(module, args, output):
+        raise error("no weights")
+
+    model = Recurrent("nothing").to("meta")
+    handle = model.embed.register_forward_hook(stumbles)
+    assert Architecture.discover(model).n_layers == 2
+    handle.remove()
+    with pytest.raises(UserError, match="keeps no keys and values"):
+        Architecture.discover(model)
+
+
 def test_a_model_that_cannot_be_run_says_why():
     model = Recurrent("keys and values")
     model.blocks[0][0] = nn.Linear(9, 32)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,11 @@ _NOT_COMPUTED = ("transformers_version", "architectures", "torch_dtype", "dtype"
 
 
 def anchors(
-    context: EditContext, facts: Sequence[Fact], layers: Sequence[int], options: BatchOptions
+    context: EditContext,
+    facts: Sequence[Fact],
+    layers: Sequence[int],
+    options: BatchOptions,
+    problem_of: Callable[[Fact], str | None] = Fact.problem,
 ) -> tuple[dict[str, float], dict[str, str]]:
     """The anchor m of every block with goals, on the weights as they stand, those of no edit: measured, or read.
 
@@ -53,6 +57,7 @@ def anchors(
         facts: To take where the context has no schedule.
         layers: The blocks with goals.
         options: With `norm_anchor` and `norm_anchor_facts`.
+        problem_of: Why the method cannot edit a fact, or None: such facts of a file are passed over.
 
     Returns:
         ({name: m}, {name: where it comes from, in words}); empty where the anchor is given as a number, or none.
@@ -63,8 +68,8 @@ def anchors(
     given = options.norm_anchor
     if not isinstance(given, str):
         return {}, {}
-    some = list(context.schedule or facts) if given == "auto" else placed(list(load_facts(given)), context.chat)
-    if problems := too_few(len(some), options):
+    some = list(context.schedule or facts) if given == "auto" else placed(_of_file(given, problem_of), context.chat)
+    if problems := too_few(len(some), options, problem_of):
         raise UserError(problems[0])
     some = some[: options.norm_anchor_facts]
     same = _identity(context, some, options)
@@ -72,17 +77,18 @@ def anchors(
     return {name: value for name, (value, _) in found.items()}, {name: origin for name, (_, origin) in found.items()}
 
 
-def too_few(n_facts: int, options: BatchOptions) -> list[str]:
+def too_few(n_facts: int, options: BatchOptions, problem_of: Callable[[Fact], str | None] = Fact.problem) -> list[str]:
     """The problem of an anchor that would be taken over fewer facts than it should, as a list of sentences.
 
     A mean over whatever a run happens to edit would make a run of 20 facts another one than the first 20 of 100.
 
     Args:
         n_facts: Of the run, which are taken for `norm_anchor=auto`.
+        options, problem_of: As for `anchors`.
     """
     if isinstance(options.norm_anchor, str) and options.norm_anchor != "auto":
         try:
-            n_facts = len(load_facts(options.norm_anchor))
+            n_facts = len(_of_file(options.norm_anchor, problem_of))
         except UserError as error:
             return [f"norm_anchor={options.norm_anchor}: {problem}" for problem in problems_of(error)]
     if not isinstance(options.norm_anchor, str) or n_facts >= options.norm_anchor_facts:
@@ -93,6 +99,11 @@ def too_few(n_facts: int, options: BatchOptions) -> list[str]:
         f"{where} {n_facts}. "
         f"Give norm_anchor_facts={n_facts or 1}, norm_anchor=FILE with more facts, or the number itself"
     ]
+
+
+def _of_file(path: str, problem_of: Callable[[Fact], str | None]) -> list[Fact]:
+    """The facts of a file that the method can edit."""
+    return [fact for fact in load_facts(path) if problem_of(fact) is None]
 
 
 def mean_norm(wished: Tensor) -> float:

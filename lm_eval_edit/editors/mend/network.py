@@ -188,6 +188,7 @@ class MendNetwork(nn.Module):
         Raises:
             UserError: the model has no such weight, or one of another shape than the archive's (both are named).
         """
+        check_names(self.inner_params)
         shapes = [linear_shape(inner_module(model, name)) for name in self.inner_params]
         if len(self.edit_lrs) != len(shapes):
             raise UserError(
@@ -266,6 +267,16 @@ def inner_module(model: nn.Module, parameter: str) -> nn.Module:
             f"inner_params: {parameter} is no linear map's weight in this model.{nearest(parameter, weights)}"
         )
     return found
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Look at `inner_params` by themselves.
+
+    Raises:
+        UserError: one is there twice, whose gradient only one of the two would be given.
+    """
+    if twice := [name for name in dict.fromkeys(names) if list(names).count(name) > 1]:
+        raise UserError(f"inner_params: {twice[0]} is there twice; give each linear map once")
 
 
 @contextlib.contextmanager

@@ -29,7 +29,7 @@ from lm_eval_edit._support.files import load_tensors, read_json, save_tensors, w
 from lm_eval_edit.editors._shared.forward import without_parameter_gradients
 from lm_eval_edit.editors.mend.archive import save_archive
 from lm_eval_edit.editors.mend.batch import Batch, Factors, edited, exact_batch, gradient_factors, rows_batch
-from lm_eval_edit.editors.mend.network import MendNetwork, inner_module
+from lm_eval_edit.editors.mend.network import MendNetwork, check_names, inner_module
 from lm_eval_edit.editors.mend.training_settings import MendTrainingSettings
 from lm_eval_edit.errors import UserError
 from lm_eval_edit.facts.fact import Fact, Facts, Probe, in_clear
@@ -331,9 +331,10 @@ def inner_params_of(model: PreTrainedModel, settings: MendTrainingSettings) -> t
         settings: Of the training.
 
     Raises:
-        UserError: there are none, or one is no linear map's.
+        UserError: there are none, or one is no linear map's, or is there twice.
     """
     names = settings.inner_params or default_inner_params(model)
+    check_names(names)
     for name in names:
         inner_module(model, name)
     return names

@@ -276,7 +276,11 @@ def test_an_archive_of_another_shape_is_refused_naming_both(tmp_path):
     ("inner", "message"),
     [
         (INNER[:3], "step sizes for 4 weights; inner_params names 3"),
-        ((*INNER[:3], INNER[0]), r"trained for 2 weights of \(in, out\) shape \(32, 96\); inner_params names 1"),
+        ((*INNER[:3], INNER[0]), f"inner_params: {INNER[0]} is there twice; give each linear map once"),
+        (
+            (*INNER[:3], "transformer.h.0.mlp.c_proj.weight"),
+            r"trained for 2 weights of \(in, out\) shape \(32, 96\); inner_params names 1",
+        ),
         ((*INNER[:3], "transformer.h.2.mlp.c_f.weight"), "Did you mean 'transformer.h.2.mlp.c_fc.weight'"),
         ((), "does not say which weights it edits"),
     ],

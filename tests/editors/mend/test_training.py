@@ -14,7 +14,6 @@ from lm_eval_edit import Fact, Facts, Probe, UserError
 from lm_eval_edit.cli import main
 from lm_eval_edit.editors.base import EditContext
 from lm_eval_edit.editors.mend.archive import load_archive
-from lm_eval_edit.editors.mend.batch import edited, exact_batch
 from lm_eval_edit.editors.mend.editor import Mend, MendOptions
 from lm_eval_edit.editors.mend.network import inner_module
 from lm_eval_edit.editors.mend.training import Score, _Trainer, default_inner_params, train_mend
@@ -23,6 +22,7 @@ from lm_eval_edit.edits.answers import edit_answers
 from lm_eval_edit.models.architecture import Architecture
 from lm_eval_edit.moments.second_moments import SecondMoments
 from lm_eval_edit.weights.edited import temporarily_applied
+from tests.support.mend_networks import both_ways
 from tests.support.tiny import (
     same_weights,
     save_tiny,
@@ -57,27 +57,18 @@ def train(tmp_path, settings=QUICK, model=None, facts=FACTS, **extra):
 
 def test_every_row_of_a_batch_runs_through_its_own_edited_model(tmp_path):
     """The low-rank forward equals the plain one with dense weights, and training's factors are the editor's delta."""
-    model, tokenizer, facts = tiny_model(torch.float64), tiny_tokenizer(), FACTS[:3]
+    model, facts = tiny_model(torch.float64), FACTS[:3]
     train(tmp_path)
-    editor = Mend(MendOptions(archive=str(tmp_path / "mend.safetensors")))
-    context = EditContext(model, tokenizer, Architecture.discover(model), (), SecondMoments())
-    trainer = _Trainer(model, tokenizer, Facts(FACTS), tmp_path / "other", QUICK)
-    trainer.network.load_state_dict(load_archive(tmp_path / "mend.safetensors").tensors)
-    with torch.no_grad():
-        factors = trainer._factors(facts, observe=False)
-        batch = exact_batch(tokenizer, [replace(fact, prompt="{} was born in") for fact in facts])
-        with edited(trainer.modules, factors):
-            together = batch.log_probs(model)
-        unedited = batch.log_probs(model)
+    both = both_ways(model, tmp_path / "mend.safetensors", facts, FACTS, QUICK)
     for row, fact in enumerate(facts):
-        deltas = editor.compute(context, [fact]).deltas
-        for name, (keys, values) in zip(trainer.names, factors, strict=True):
+        deltas = both.editor.compute(both.context, [fact]).deltas
+        for name, (keys, values) in zip(both.trainer.names, both.factors, strict=True):
             mine = keys[row].T @ values[row]
             torch.testing.assert_close(deltas[name].dense(torch.float64), mine, rtol=1e-6, atol=1e-9)
         with temporarily_applied(model, deltas), torch.no_grad():
-            alone = batch.log_probs(model)[row]
-        torch.testing.assert_close(together[row], alone, rtol=1e-6, atol=1e-8)
-        assert (together[row] - unedited[row]).abs().max() > 1e-3
+            alone = both.batch.log_probs(model)[row]
+        torch.testing.assert_close(both.together[row], alone, rtol=1e-6, atol=1e-8)
+        assert (both.together[row] - both.unedited[row]).abs().max() > 1e-3
 
 
 def test_training_makes_edits_of_unseen_facts_succeed(tmp_path):
