@@ -65,6 +65,7 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "prune": ("prune", {}),
     "sphere": ("sphere", {}),
     "kn": ("kn", {}),
+    "kn, variant=paper": ("kn", {"variant": "paper"}),
     "random": ("random", {}),
 }  # fmt: skip
 N_EDITS, N_SINGLE = 20, 50

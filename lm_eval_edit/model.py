@@ -243,7 +243,7 @@ class EditedHFLM(ExactHFLM):
         if stated and self._processes is not None and self.batch_size == "auto":
             # The search for a size waits for all processes, which may ask for different states of the weights.
             raise UserError("batch_size=auto with tasks about earlier states of the weights: give batch_size a number")
-        n_edits = sum(len(o.facts) for o in self.ledger.applied_operations) if self.ledger else 0
+        n_edits = self.ledger.applied_totals()[0] if self.ledger else 0
         check_asked(requests, self.plan.settings, self.plan.facts, n_edits)
         return answer_by_state(
             requests,

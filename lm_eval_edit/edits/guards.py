@@ -61,9 +61,8 @@ def guard(ledger: Ledger) -> dict[str, Any]:
     Raises:
         EditError: no weight changed, or a weight is not finite.
     """
-    operations = ledger.applied_operations
-    n_edits = sum(len(operation.facts) for operation in operations)
-    if not operations:
+    n_edits, changed = ledger.applied_totals()
+    if not ledger.applied:
         return {"weights_changed": False, "weights_finite": True, "answers_changed": 0, "answers_changed_ok": True}
     problems = ledger.weights.problems()
     unchanged = [p for p in problems if p.endswith("did not change")]
@@ -72,7 +71,6 @@ def guard(ledger: Ledger) -> dict[str, Any]:
         raise NotFiniteError(f"after {n_edits} edits {'; '.join(broken)}. The model has been restored")
     if not ledger.weights.touched or len(unchanged) == len(ledger.weights.touched):
         raise EditError(f"{n_edits} edits changed no weight; the model is the unedited one")
-    changed = sum(operation.record["answers_changed"] for operation in operations)
     if not changed:
         logger.warning(
             "none of the %d edited prompts is answered differently after its edit: the edits did not take",

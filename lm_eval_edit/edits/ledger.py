@@ -26,7 +26,7 @@ from lm_eval_edit._support.differences import differences
 from lm_eval_edit._support.files import hash_json, write_json, writing
 from lm_eval_edit._support.locks import only_writer
 from lm_eval_edit.edits.header import FORMAT, mismatch, read_header
-from lm_eval_edit.edits.operations import Operation, count_operations, operation_file, read_operations
+from lm_eval_edit.edits.operations import Operation, Totals, count_operations, operation_file, read_operations
 from lm_eval_edit.errors import UserError
 from lm_eval_edit.facts.fact import Fact
 from lm_eval_edit.weights.delta import Delta
@@ -68,6 +68,7 @@ class Ledger:
     correction: dict[str, Delta] = field(default_factory=dict)
     edit_more: Callable[[Sequence[Fact], bool], None] | None = field(default=None, repr=False, compare=False)
     _uncorrected: dict[str, Copies] = field(default_factory=dict, repr=False, compare=False)
+    _totals: Totals = field(default_factory=Totals, repr=False, compare=False)
     _seen: int | None = field(default=None, repr=False, compare=False)  # when the folder of operations last changed
 
     def __post_init__(self) -> None:
@@ -156,7 +157,11 @@ class Ledger:
     @property
     def n_edits(self) -> int:
         """How many facts the operations edited."""
-        return sum(len(operation.facts) for operation in self.operations)
+        return self._totals.of(self.operations, len(self.operations))[0]
+
+    def applied_totals(self) -> tuple[int, int]:
+        """How many facts the operations that the model carries edited, and after how many an answer was another."""
+        return self._totals.of(self.operations, self.applied)
 
     @property
     def applied_operations(self) -> list[Operation]:

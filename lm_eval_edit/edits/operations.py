@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count, islice
 from pathlib import Path
@@ -134,6 +134,29 @@ class _StoredState(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._names)
+
+
+class Totals:
+    """Sums over the first n of a run's operations; each operation is looked at once, however often one asks."""
+
+    def __init__(self) -> None:
+        self._known: list[tuple[Operation, int, int]] = []
+
+    def of(self, operations: Sequence[Operation], n: int) -> tuple[int, int]:
+        """How many facts the first n operations edited, and after how many an answer was another than before.
+
+        Args:
+            operations: Those of the run as they are now; since the last call others may have come at the end, or have
+                taken the place of the last ones.
+            n: At most as many as there are.
+        """
+        known = self._known
+        while known and (len(known) > len(operations) or known[-1][0] is not operations[len(known) - 1]):
+            known.pop()
+        for operation in operations[len(known) : n]:
+            _, edits, changed = known[-1] if known else (None, 0, 0)
+            known.append((operation, edits + len(operation.facts), changed + operation.record["answers_changed"]))
+        return known[n - 1][1:] if n else (0, 0)
 
 
 def _stamp(file: Path) -> tuple[int, int] | None:

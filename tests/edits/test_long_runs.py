@@ -16,6 +16,7 @@ from benchmarks.lifelong import tensor_bytes
 from lm_eval_edit import Fact, UserError, edit_model
 from lm_eval_edit.editors import Editor, EditResult
 from lm_eval_edit.editors.betaedit import BetaEdit
+from lm_eval_edit.edits.operations import Operation, Totals
 from lm_eval_edit.edits.run import begin_editing
 from lm_eval_edit.export.edited import select
 from lm_eval_edit.weights.delta import DenseDelta
@@ -201,6 +202,50 @@ def test_more_edits_read_nothing_of_the_earlier_ones(tmp_path, counted):
     whole = tiny_model()
     edit(whole, FACTS)
     assert same_weights(model, weights_of(whole))
+
+
+class Looked(list):
+    """Facts that note when somebody looks how many they are, or at one of them."""
+
+    times = 0
+
+    def __len__(self):
+        self.times += 1
+        return super().__len__()
+
+    def __iter__(self):
+        self.times += 1
+        return super().__iter__()
+
+
+def test_more_edits_look_at_no_earlier_facts_or_figures(tmp_path):
+    class Record(dict):
+        def __getitem__(self, name):
+            looked.append(name)
+            return super().__getitem__(name)
+
+    looked: list[str] = []
+    ledger = wander(tiny_model(), FACTS[:3], tmp_path)
+    ledger.edit(FACTS[3:4], ask_all=False)
+    for operation in ledger.operations:
+        operation.facts, operation.record = Looked(operation.facts), Record(operation.record)
+    for fact in FACTS[4:7]:
+        ledger.edit([fact], ask_all=False)
+    assert sum(operation.facts.times for operation in ledger.operations[:4]) == 0
+    assert set(looked) <= {"fingerprint"}, "that of the last operation, which the weights are compared with"
+    assert ledger.n_edits == 7 and ledger.guards["retained"]["n"] == 1
+
+
+def test_totals_are_of_the_operations_that_there_are():
+    def operation(n_facts, changed):
+        return Operation(0, FACTS[:n_facts], {"answers_changed": changed})
+
+    totals, first, second, other = Totals(), operation(2, 1), operation(3, 3), operation(1, 0)
+    assert totals.of([], 0) == (0, 0)
+    assert [totals.of([first, second], n) for n in (2, 0, 1, 2)] == [(5, 4), (0, 0), (2, 1), (5, 4)]
+    assert totals.of([first, other], 2) == (3, 1), "another in the place of the last"
+    assert totals.of([first], 1) == (2, 1) and totals.of([first, second, other], 3) == (6, 4)
+    assert totals.of([other], 1) == (1, 0)
 
 
 def test_more_edits_ask_their_own_facts_or_all(tmp_path):
