@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -27,29 +26,20 @@ from lm_eval.tasks import TaskManager
 from lm_eval_edit import EditedHFLM, load_facts
 from lm_eval_edit._startup import hooks as _hooks
 from lm_eval_edit._support.files import write_json
-from lm_eval_edit.demo.corpus import tokenizer_texts
 from lm_eval_edit.editors.base import find_editor
 from lm_eval_edit.edits.answers import edit_answers
 from lm_eval_edit.edits.run import run_operations
-from lm_eval_edit.models.architecture import Architecture
-from lm_eval_edit.moments.collect import collect_second_moments, save_second_moments
-from lm_eval_edit.moments.corpus import load_corpus
 from lm_eval_edit.tasklib.suite.catalogue import TASKS
 
 ROOT = Path(__file__).resolve().parents[1]
 KEPT = ROOT / "docs" / "demo_methods.json"
-TWO_LAYERS = "second moments of two layers"  # a file that is made first: the package's holds those of one
-TOKENS = 100_000
-#: Row -> (method, its options where they are not the demo's). The demo's presets edit one layer, and targets of their
-#: own need two. The anchor is what `norm_anchor=auto` measures on 50 facts; single edits could not measure it.
+#: Row -> (method, its options where they are not the demo's). The anchor is what `norm_anchor=auto` measures on 50
+#: facts; single edits could not measure it.
 ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "rome": ("rome", {}),
     "r_rome": ("r_rome", {}),
     "memit": ("memit", {}),
-    "memit, own_targets": (
-        "memit",
-        {"own_targets": True, "edit_layers": "0-1", "mom2_update_weight": "auto", "edit_second_moments": TWO_LAYERS},
-    ),
+    "memit, own_targets": ("memit", {"own_targets": True}),
     "memit, norm_anchor": ("memit", {"norm_anchor": 53.55}),
     "memit_seq": ("memit_seq", {}),
     "encore": ("encore", {}),
@@ -97,21 +87,9 @@ def single_edits(lm: EditedHFLM, n: int) -> float:
     return taken / len(facts)
 
 
-def two_layers(folder: Path) -> Path:
-    """Second moments of the demo's first two layers, from the text its tokenizer was made from; the file."""
-    text, file = folder / "text.txt", folder / "second_moments.safetensors"
-    text.write_text("\n".join(tokenizer_texts(seed=0)))
-    lm = EditedHFLM(device="cpu")
-    moments = collect_second_moments(lm.model, lm.tokenizer, [0, 1], load_corpus(str(text)), TOKENS)
-    modules = Architecture.discover(lm.model).down_projections[:2]
-    save_second_moments(file, moments, modules, {})
-    return file
-
-
-def measure(label: str, manager: TaskManager, unedited: dict[str, float], moments: Path) -> dict[str, Any]:
-    """One row of the table; `moments` is the file that TWO_LAYERS stands for."""
-    editor, given = ROWS[label]
-    options = {name: str(moments) if value == TWO_LAYERS else value for name, value in given.items()}
+def measure(label: str, manager: TaskManager, unedited: dict[str, float]) -> dict[str, Any]:
+    """One row of the table."""
+    editor, options = ROWS[label]
     size = N_EDITS if find_editor(editor).edits_batches(options) else 1
     started = time.process_time()
     lm = EditedHFLM(editor=editor, n_edits=N_EDITS, edit_batch_size=size, device="cpu", **options)
@@ -149,13 +127,11 @@ def main() -> None:
     manager = TaskManager(include_path=str(_hooks.tasks_dir()), include_defaults=False, metadata={"pretrained": "demo"})
     unedited = kept.get("unedited") or scores(EditedHFLM(device="cpu"), manager)
     wanted = [label for label in ROWS if label not in rows] if arguments.rows is None else arguments.rows
-    with tempfile.TemporaryDirectory() as folder:
-        moments = two_layers(Path(folder))
-        for label in wanted:
-            rows[label] = measure(label, manager, unedited, moments)
-            print({name: value for name, value in rows[label].items() if name != "scores"}, flush=True)
-            kept = {"unedited": unedited, "methods": [rows[label] for label in ROWS if label in rows]}
-            write_json(KEPT, kept)
+    for label in wanted:
+        rows[label] = measure(label, manager, unedited)
+        print({name: value for name, value in rows[label].items() if name != "scores"}, flush=True)
+        kept = {"unedited": unedited, "methods": [rows[label] for label in ROWS if label in rows]}
+        write_json(KEPT, kept)
     replace_between(ROOT / "docs" / "method_table.md", BEGIN, END, table(kept["methods"], unedited))
 
 

@@ -156,6 +156,19 @@ def test_the_demo_world_is_edited_by_the_default_as_by_its_preset(demo_model):
     ledger.restore()
 
 
+@pytest.mark.parametrize("editor", ["memit", "memit_seq", "encore", "emmet", "alphaedit", "betaedit"])
+def test_the_demo_world_is_edited_in_two_layers_by_the_option_alone(editor, demo_model):
+    """Its second moments are of both; with the preset of one layer the option was refused."""
+    model, tokenizer = demo_model
+    ledger = edit_model(
+        model, tokenizer, list(load_facts("demo"))[:8], editor, 8, options={"own_targets": True},
+        second_moments=demo.SECOND_MOMENTS, min_success=1.0, progress=False,
+    )  # fmt: skip
+    (operation,) = ledger.operations
+    assert len(operation.deltas) == 2 and len(operation.record["details"]["by_layer"]) == 2
+    ledger.restore()
+
+
 @pytest.fixture
 def demo_model():
     from transformers import AutoModelForCausalLM, AutoTokenizer

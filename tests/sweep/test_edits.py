@@ -41,8 +41,8 @@ def test_before_its_edits_a_row_is_asked_about_the_facts_it_edits(tmp_path):
 
 def test_second_moments_that_are_not_there_are_told_before_a_model_loads(tmp_path):
     design = {"models": "demo", "editors": ["rome", "memit"], "n_edits": 1, "tasks": "edithurt_rte"}
-    design["model_args"] = {"edit_layers": "0-1"}
-    with pytest.raises(ConfigurationError, match=r"memit-demo-seed0: memit .* needs the second moments of layer 1"):
+    design["model_args"] = {"edit_layers": "1-2"}
+    with pytest.raises(ConfigurationError, match=r"memit-demo-seed0: memit .* needs the second moments of layer 2"):
         checking.check(parse_design(design, "the test"), folder.SweepFolder(tmp_path))
     design["model_args"]["edit_corpus"] = __file__
     checking.check(parse_design(design, "the test"), folder.SweepFolder(tmp_path))
