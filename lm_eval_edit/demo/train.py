@@ -214,7 +214,9 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=3e-3, help="peak learning rate")
     parser.add_argument("--weight-decay", type=float, default=0.05)
     parser.add_argument("--evaluate-every", type=int, default=200)
-    parser.add_argument("--moment-layers", type=int, nargs="+", default=[0, 1], help="layers of the second moments kept")
+    parser.add_argument(
+        "--moment-layers", type=int, nargs="+", default=[0, 1], help="layers of the second moments kept"
+    )
     parser.add_argument("--threads", type=int, default=2, help="CPU threads; another number rounds differently")
     parser.add_argument("--seed", type=int, default=SEED)
     train(parser.parse_args())
