@@ -53,7 +53,9 @@ def test_a_word_that_no_method_knows_is_still_an_option_of_nobodys():
 
 @pytest.mark.parametrize("name", FAMILY)
 def test_targets_of_their_own_need_two_layers(name):
-    [told] = problems(name, own_targets=True)  # the demo's presets have one
+    with pytest.raises(ConfigurationError) as error:
+        plan(name, {"edit_layers": 0}, own_targets=True)
+    [told] = error.value.problems
     assert "own_targets=True: the first and the last layer" in told and "give edit_layers=FIRST-LAST" in told
 
 
