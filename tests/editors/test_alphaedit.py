@@ -227,6 +227,7 @@ def test_a_threshold_above_every_eigenvalue_is_told(moments, caplog):
 def test_easyedits_unused_fields_are_passed_over_and_presets(moments):
     ledger = edit(tiny_model(), moments, P_loc="null_space_project.pt", mom2_update_weight=15000, alg_name="AlphaEdit")
     assert "P_loc" not in ledger.identity["options"]
-    assert [(p.name, p.options["L2"]) for p in presets("alphaedit")] == [
-        ("gpt2-xl with own_targets", 80), ("gpt2-xl", 10), ("gpt-j-6b", 10), ("llama-3-8b", 1), ("demo", 0.1)
+    assert [(p.name, p.options.get("L2")) for p in presets("alphaedit")] == [
+        ("gpt2-xl with own_targets", 80), ("gpt2-xl", 10), ("gpt-j-6b", 10), ("llama-3-8b", 1),
+        ("demo with own_targets", None), ("demo", 0.1),
     ]  # fmt: skip

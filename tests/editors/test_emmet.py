@@ -139,5 +139,6 @@ def test_one_layer_as_deep_as_romes_and_presets():
     assert [(p.name, p.options["layers"]) for p in presets("emmet")] == [
         ("gpt2-xl", [17]),
         ("llama-7b", [5]),
+        ("demo with own_targets", [0, 1]),
         ("demo", [0]),
     ]

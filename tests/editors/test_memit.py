@@ -359,6 +359,7 @@ def test_presets_are_complete():
         "gpt2-xl",
         "gpt-j-6b",
         "llama-7b",
+        "demo with own_targets",
         "demo",
     ]
     for preset in presets("memit"):
